@@ -1,0 +1,25 @@
+# The two commands of the README. Both create .venv from requirements.txt first, with nothing but Python 3.11+.
+PYTHON ?= python3
+RUNS   ?= runs/specs
+BIN    := .venv/bin
+LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
+
+specs: .venv/ready  ## the whole pipeline on the embedded world
+	@date +%s > .venv/started
+	$(LAUNCH) grpo.py --run_dir $(RUNS)/zero --overwrite
+	$(LAUNCH) build_prefs.py --zero $(RUNS)/zero/model --run_dir $(RUNS)/prefs --overwrite
+	$(LAUNCH) dpo_sft.py --pairs $(RUNS)/prefs --run_dir $(RUNS)/warmup --overwrite
+	$(LAUNCH) grpo.py --model $(RUNS)/warmup/model --steps 80 --seed 2 --run_dir $(RUNS)/final --overwrite
+	$(LAUNCH) evaluate.py --models base=toy/base,zero=$(RUNS)/zero/model,warm-up=$(RUNS)/warmup/model,final=$(RUNS)/final/model \
+	    --gf_runs warm-up=$(RUNS)/warmup --run_dir $(RUNS)/report --overwrite
+	@echo "make specs took $$(( $$(date +%s) - $$(cat .venv/started) )) s; the picture is $(RUNS)/report/report.png"
+
+test: .venv/ready  ## every test, and the pipeline in small
+	$(BIN)/python -m pytest
+
+.venv/ready: requirements.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch .venv/ready
+
+.PHONY: specs test

@@ -1,0 +1,464 @@
+"""What every stage shares: one record, one model, one way to score.
+
+A *group* is one prompt with its pictures and n continuations. GRPO samples G continuations of a
+prompt, DPO holds a chosen and a rejected one, pass@k wants k of them: all three are groups, and all
+three are scored by the one `token_logps` below. The prompt and its pictures are encoded once a group:
+
+    prefill    every prompt once, pictures included        -> a KV cache of N prompts
+    expand     each cache row to the rows of its group     -> a KV cache of B rows
+    continue   the B continuations against that cache      -> hidden states of completion tokens only
+    head       hidden -> log-probability, in chunks        -> logp (B, T)
+
+Sampling (`rollout.py`) takes the same path and only differs in that the continuation is not known
+yet. In training, gradients flow through the cache back into the prompt and the vision tower.
+
+Dimension key
+    N prompts (= groups) in a batch      B rows (= completions) in a batch, grouped: group 0's rows first
+    P longest prompt                     T longest completion, EOS included
+    K keys a query may look at           D hidden width      V vocabulary
+
+One alignment for every per-token tensor of the project: shape (B, T), entry (b, t) talks about token
+t of completion b. `mask` is 1 where such a token exists; the EOS that the model sampled is one.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoImageProcessor, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+
+HEAD_CHUNK = 128  # rows of hidden states that meet lm_head at once; 128 x 151,936 fp32 logits are 78 MB
+
+
+# --- 1. The record -------------------------------------------------------------------------------
+
+
+class RowError(ValueError):
+    """A row that cannot be used, and why. Loaders skip and count it; nothing is dropped silently."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One encoded prompt. Tensors live on the CPU until a batch needs them."""
+
+    row: dict  # the row of `data.py` it came from: question, answer, images, ...
+    ids: Tensor  # (P,) token ids, each picture already expanded to its placeholder tokens
+    positions: Tensor  # (3, P) M-RoPE positions: time, height, width
+    pixels: Tensor | None  # (patches, patch_dim) of all its pictures, in order
+    grids: Tensor | None  # (pictures, 3) patches in time, height, width
+
+
+@dataclass(frozen=True)
+class Group:
+    """One prompt, many continuations."""
+
+    prompt: Prompt
+    completions: list[Tensor]  # each (t,) ids as sampled; never decoded and tokenised again
+
+
+def completion_mask(groups: list[Group]) -> Tensor:
+    """(B, T) float: 1 where completion b has a token t, EOS included.
+
+    Trap: lengths come from the records, never from `ids != pad`: where pad and EOS share an id that
+    would cut the EOS out, and the model would never be taught to stop (test_mask_survives_pad_equals_eos).
+    """
+    lengths = torch.tensor([len(c) for group in groups for c in group.completions])
+    return (torch.arange(int(lengths.max()))[None] < lengths[:, None]).float()
+
+
+# --- 2. Rows to prompts --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Codec:
+    """Text and pictures to ids and pixels, and ids back to text: the tokenizer and image processor.
+
+    They are loaded apart, because the joint processor class wants a video reader (torchvision)."""
+
+    tokenizer: object
+    image_processor: object
+    image_token_id: int
+    merge: int  # a picture token stands for merge x merge patches
+
+    def encode(self, row: dict, max_prompt_tokens: int | None = None) -> Prompt:
+        """Build the prompt of a row: its question, then its instruction, in the model's chat template;
+        pictures where `<image>` stands, else in front.
+
+        Raises RowError where the row cannot be used: a prompt over the limit, a picture that cannot be
+        read, `<image>` marks that do not match the pictures.
+        Trap: an over-long prompt is refused, never cut: cutting it would lose placeholder tokens
+        while their pixels stay (test_prompt_over_the_limit_is_refused).
+        """
+        pictures = [load_picture(picture, row["id"]) for picture in row["images"]]
+        question = "\n".join(part for part in (row["question"], row["instruction"]) if part)
+        messages = chat_messages(question, len(pictures), row["id"])
+        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        pixels = grids = None
+        if pictures:
+            try:
+                pixel_batch = self.image_processor(images=pictures, return_tensors="pt")
+            except ValueError as error:  # an aspect ratio over 200, say
+                raise RowError(f"row {row['id']}: picture refused: {error}") from error
+            pixels, grids = pixel_batch["pixel_values"], pixel_batch["image_grid_thw"]
+        if ids.count(self.image_token_id) != len(pictures):
+            raise RowError(f"row {row['id']}: {ids.count(self.image_token_id)} picture tokens in its text, "
+                           f"{len(pictures)} pictures")
+        ids = expand_picture_tokens(ids, grids, self.image_token_id, self.merge)
+        if max_prompt_tokens is not None and len(ids) > max_prompt_tokens:
+            raise RowError(f"row {row['id']}: prompt of {len(ids)} tokens is over --max_prompt_tokens "
+                           f"{max_prompt_tokens}")
+        positions = mrope_positions(ids, grids, self.image_token_id, self.merge)
+        return Prompt(row, torch.tensor(ids), positions, pixels, grids)
+
+    def encode_completion(self, text: str, eos_id: int) -> Tensor:
+        """(t,) ids of a completion that was written, not sampled (a DPO pair), ending in EOS.
+
+        Trap: it is tokenised apart from the prompt: tokenised together, a merge across the border
+        could change the prompt, and chosen and rejected would not share it (test_prompt_ids_are_a_prefix)."""
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return torch.tensor([*ids, eos_id])
+
+    def decode(self, ids: Tensor) -> str:
+        return self.tokenizer.decode(ids.tolist(), skip_special_tokens=True)
+
+
+def load_picture(picture: Image.Image | str | Path, row_id: str) -> Image.Image:
+    """Return it as upright RGB, transparent parts white. Raises RowError if it cannot be read."""
+    try:
+        image = picture if isinstance(picture, Image.Image) else Image.open(picture)
+        image = ImageOps.exif_transpose(image)
+        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return image.convert("RGB")
+    except (OSError, SyntaxError, ValueError) as error:  # PIL raises SyntaxError on a broken PNG
+        raise RowError(f"row {row_id}: picture cannot be read: {error}") from error
+
+
+def chat_messages(question: str, picture_count: int, row_id: str) -> list[dict]:
+    """One user turn; the i-th `<image>` of the question becomes picture i, without marks all come first."""
+    if "<image>" not in question:
+        question = "<image>" * picture_count + question
+    pieces = question.split("<image>")
+    if len(pieces) - 1 != picture_count:
+        raise RowError(f"row {row_id}: {len(pieces) - 1} <image> marks, {picture_count} pictures")
+    content = [{"type": "text", "text": pieces[0]}] if pieces[0] else []
+    for piece in pieces[1:]:
+        content.append({"type": "image"})
+        if piece:
+            content.append({"type": "text", "text": piece})
+    return [{"role": "user", "content": content}]
+
+
+def expand_picture_tokens(ids: list[int], grids: Tensor | None, image_id: int, merge: int) -> list[int]:
+    """Repeat the k-th picture token as often as picture k has merged patches."""
+    counts = iter([] if grids is None else (grids.prod(-1) // merge**2).tolist())
+    return [i for token in ids for i in [token] * (next(counts) if token == image_id else 1)]
+
+
+def mrope_positions(ids: list[int], grids: Tensor | None, image_id: int, merge: int) -> Tensor:
+    """(3, P) positions (time, height, width) of Qwen2.5-VL's rotary embedding.
+
+    Text counts up on all three axes together. A picture of h x w merged patches that starts at s has
+    time s, height s + row, width s + column, and the text after it goes on at s + max(h, w).
+    Source: Qwen2-VL (arXiv 2409.12191) section 2.1; equal to HF's `get_rope_index` for still pictures.
+    """
+    columns, start, i, picture = [], 0, 0, 0
+    while i < len(ids):
+        if ids[i] != image_id:
+            columns.append(torch.full((3, 1), start))
+            start, i = start + 1, i + 1
+            continue
+        _, h, w = (grids[picture] // torch.tensor([1, merge, merge])).tolist()
+        row, column = torch.arange(h).repeat_interleave(w), torch.arange(w).repeat(h)
+        columns.append(start + torch.stack([torch.zeros_like(row), row, column]))  # (3, h*w)
+        start, i, picture = start + max(h, w), i + h * w, picture + 1
+    return torch.cat(columns, dim=1)
+
+
+# --- 3. The model: prefill, expand, continue -----------------------------------------------------
+
+
+class KVCache:
+    """Keys and values of every layer as plain tensors (rows, heads, K, head_dim).
+
+    `update` is the one method that HF's attention calls. It concatenates, so that gradients flow; the
+    sampler's cache (`rollout.py`) writes into preallocated memory instead."""
+
+    def __init__(self, keys: list[Tensor | None], values: list[Tensor | None]):
+        self.keys, self.values = keys, values
+
+    def update(self, k: Tensor, v: Tensor, layer: int, *_) -> tuple[Tensor, Tensor]:
+        if self.keys[layer] is not None:
+            k, v = torch.cat([self.keys[layer], k], dim=2), torch.cat([self.values[layer], v], dim=2)
+        self.keys[layer], self.values[layer] = k, v
+        return k, v
+
+    def expand(self, rows: Tensor) -> "KVCache":
+        """A cache whose row b is this one's row rows[b]. Backward sums what the copies send."""
+        return KVCache([k.index_select(0, rows) for k in self.keys], [v.index_select(0, rows) for v in self.values])
+
+
+class Policy(nn.Module):
+    """A Qwen2.5-VL in two verbs, `prefill` and `extend`, and their sum `forward` = token log-probs.
+
+    One `forward` a micro-batch is all that DDP or FSDP ever sees. Weights stay fp32: at a learning
+    rate of 1e-6, nearly every update of a bf16 weight rounds back to nothing
+    (test_small_steps_move_fp32_weights_only). On a GPU autocast computes in bf16.
+    """
+
+    def __init__(self, vlm: nn.Module, eos_ids: list[int], banned: Tensor, recompute: bool = False):
+        super().__init__()
+        self.vlm = vlm
+        self.eos_ids = eos_ids  # every id that ends a completion; Qwen2.5-VL has two
+        self.recompute = recompute  # gradient checkpointing: keep one hidden state a layer, redo the rest
+        self.register_buffer("banned", banned, persistent=False)  # (V,) ids that are no text
+
+    @property
+    def device(self) -> torch.device:
+        return self.banned.device
+
+    def prefill(self, prompts: list[Prompt]) -> tuple[Tensor, KVCache]:
+        """Encode each prompt once: last hidden state (N, D) and a cache of N rows, K = P.
+
+        Prompts are padded on the right: causal attention never looks there, so prefill needs no mask."""
+        ids = pad([p.ids for p in prompts]).to(self.device)  # (N, P)
+        positions = pad([p.positions for p in prompts]).transpose(0, 1).to(self.device)  # (3, N, P)
+        core = self.vlm.model
+        embeds = core.language_model.embed_tokens(ids)  # (N, P, D)
+        pixels = [p.pixels for p in prompts if p.pixels is not None]
+        if pixels:
+            grids = torch.cat([p.grids for p in prompts if p.grids is not None]).to(self.device)
+            flat = torch.cat(pixels).to(self.device, core.visual.dtype)  # all patches of all prompts, in order
+            features = core.visual(flat, grid_thw=grids).pooler_output.to(embeds.dtype)  # (picture tokens, D)
+            # Trap: pixels are one flat list over prompts and pictures; what keeps picture and prompt
+            # together is that both lists are in prompt order (test_pictures_follow_their_rows).
+            embeds = embeds.masked_scatter((ids == self.vlm.config.image_token_id)[..., None], features)
+        layers = len(core.language_model.layers)
+        hidden, cache = self.run_layers(embeds, positions, None, KVCache([None] * layers, [None] * layers))
+        last = torch.tensor([len(p.ids) - 1 for p in prompts], device=self.device)
+        return hidden[torch.arange(len(prompts), device=self.device), last], cache
+
+    def extend(self, ids: Tensor, positions: Tensor, mask: Tensor | None, cache) -> tuple[Tensor, KVCache]:
+        """Continue B rows by Q tokens: ids (B, Q), positions (B, Q), mask (B, 1, Q, K) bool or None.
+
+        Returns hidden states (B, Q, D) and the grown cache. After the prompt all is text, so the three
+        M-RoPE axes agree and one position a token says it all."""
+        embeds = self.vlm.model.language_model.embed_tokens(ids)
+        return self.run_layers(embeds, positions.expand(3, *positions.shape), mask, cache)
+
+    def run_layers(self, hidden: Tensor, positions: Tensor, mask: Tensor | None, cache) -> tuple[Tensor, KVCache]:
+        """HF's decoder layers in order, with the cache handed in and out.
+
+        Trap: HF's own gradient checkpointing drops the cache without a word. Here each layer is a
+        function of (hidden, its keys, its values), which can be run twice
+        (test_recompute_changes_nothing)."""
+        text = self.vlm.model.language_model
+        rope = text.rotary_emb(hidden, positions)
+
+        def run(layer, hidden, k, v):
+            one = KVCache([k] * len(text.layers), [v] * len(text.layers))
+            hidden = layer(hidden, attention_mask=mask, position_embeddings=rope, past_key_values=one)
+            return hidden, one.keys[layer.self_attn.layer_idx], one.values[layer.self_attn.layer_idx]
+
+        if not (self.recompute and torch.is_grad_enabled()):
+            for layer in text.layers:
+                hidden = layer(hidden, attention_mask=mask, position_embeddings=rope, past_key_values=cache)
+        else:
+            for i, layer in enumerate(text.layers):
+                hidden, cache.keys[i], cache.values[i] = checkpoint(
+                    run, layer, hidden, cache.keys[i], cache.values[i], use_reentrant=False)
+        return text.norm(hidden), cache
+
+    def logits(self, hidden: Tensor, temperature: float) -> Tensor:
+        """(..., V) float32 logits of the distribution that is sampled *and* scored.
+
+        Trap: temperature and banned ids belong to both. Left out of one, the ratio would compare two
+        different distributions (test_sampled_equals_scored)."""
+        logits = self.vlm.lm_head(hidden).float() / temperature
+        return logits.masked_fill(self.banned, float("-inf"))
+
+    def forward(self, groups: list[Group], temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+        """See `token_logps`, whose body this is (DDP and FSDP wrap `forward` and nothing else)."""
+        prompts = [g.prompt for g in groups]
+        rows = torch.tensor([n for n, g in enumerate(groups) for _ in g.completions], device=self.device)  # (B,)
+        completions = [c for g in groups for c in g.completions]
+        ids = pad(completions).to(self.device)  # (B, T)
+        mask = completion_mask(groups).to(self.device)  # (B, T)
+
+        last, cache = self.prefill(prompts)
+        # Trap: which hidden state predicts which token? Token 0 is predicted by the last *prompt* token,
+        # token t by token t-1; so the last token is never an input (test_perfect_predictor_has_logp_zero).
+        hidden = last.index_select(0, rows)[:, None]  # (B, 1, D) predicts token 0
+        if ids.shape[1] > 1:
+            more, _ = self.extend(ids[:, :-1], self.next_positions(prompts, rows, ids.shape[1] - 1),
+                                  self.extend_mask(prompts, rows, ids.shape[1] - 1), cache.expand(rows))
+            hidden = torch.cat([hidden, more], dim=1)  # (B, T, D)
+
+        real = mask.bool()
+        logp, entropy = chunked_logps(self, hidden[real], ids[real], temperature)  # (tokens,) each
+        filled = torch.zeros_like(mask)
+        return filled.masked_scatter(real, logp), filled.masked_scatter(real, entropy)
+
+    def next_positions(self, prompts: list[Prompt], rows: Tensor, count: int) -> Tensor:
+        """(B, count) positions after each row's prompt.
+
+        Trap: they go on from the largest of the three axes, not from each axis' own end nor from the
+        number of tokens: a picture takes h*w tokens but only max(h, w) positions
+        (test_completion_positions_after_a_picture)."""
+        start = torch.tensor([int(p.positions.max()) + 1 for p in prompts], device=self.device)[rows]
+        return start[:, None] + torch.arange(count, device=self.device)
+
+    def extend_mask(self, prompts: list[Prompt], rows: Tensor, count: int) -> Tensor:
+        """(B, 1, Q, K) bool, Q = count, K = P + count: own prompt without its padding, own earlier tokens."""
+        lengths = torch.tensor([len(p.ids) for p in prompts], device=self.device)
+        prompt_keys = torch.arange(int(lengths.max()), device=self.device) < lengths[rows, None]  # (B, P)
+        causal = torch.ones(count, count, dtype=torch.bool, device=self.device).tril()  # (Q, Q)
+        return torch.cat([prompt_keys[:, None].expand(-1, count, -1), causal.expand(len(rows), -1, -1)], -1)[:, None]
+
+
+def pad(tensors: list[Tensor]) -> Tensor:
+    """Stack tensors (..., t) of unequal t, zeros on the right. The zeros are never read (see `mask`)."""
+    longest = max(t.shape[-1] for t in tensors)
+    return torch.stack([nn.functional.pad(t, (0, longest - t.shape[-1])) for t in tensors])
+
+
+# --- 4. Log-probabilities, the one function that both losses share --------------------------------
+
+
+def token_logps(policy: nn.Module, groups: list[Group], temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Score every token of every completion: logp (B, T) and entropy (B, T), nats, 0 where no token is.
+
+    Entry (b, t) of logp is log pi(token t | prompt, tokens < t) of completion b, rows in group order,
+    under the distribution that the sampler draws from: logits / temperature, no picture or special id.
+    Entropy is that distribution's, without gradient. A group of 3 completions "a b EOS", "c EOS", "EOS":
+
+        logp = [[a, b, EOS],      mask = [[1, 1, 1],
+                [c, EOS, 0],              [1, 1, 0],
+                [EOS, 0, 0]]              [1, 0, 0]]
+
+    Cost: each prompt and its pictures once a *group*, not once a row. Memory: the logits of at most
+    HEAD_CHUNK tokens at a time, recomputed in backward; no (tokens, V) tensor is ever kept.
+    `policy` is a Policy, or one that accelerate has wrapped.
+    """
+    return policy(groups, temperature)
+
+
+def chunked_logps(policy: Policy, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """hidden (tokens, D), targets (tokens,) -> logp, entropy (tokens,), HEAD_CHUNK tokens at a time."""
+
+    def head(h: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        logits = policy.logits(h, temperature)  # (chunk, V)
+        log_z = logits.logsumexp(-1)  # (chunk,)
+        with torch.no_grad():
+            p = (logits - log_z[:, None]).exp()
+            # banned ids have logit -inf and p 0; 0 * -inf would be nan
+            entropy = log_z - (p * logits.masked_fill(policy.banned, 0.0)).sum(-1)
+        return logits.gather(-1, target[:, None])[:, 0] - log_z, entropy
+
+    chunks = zip(hidden.split(HEAD_CHUNK), targets.split(HEAD_CHUNK))
+    if torch.is_grad_enabled():
+        parts = [checkpoint(head, h, target, use_reentrant=False) for h, target in chunks]
+    else:
+        parts = [head(h, target) for h, target in chunks]
+    return torch.cat([logp for logp, _ in parts]), torch.cat([entropy for _, entropy in parts])
+
+
+def micro_batches(groups: list[Group], max_tokens: int) -> list[list[Group]]:
+    """Cut groups into micro-batches whose padded size, N*P + B*T tokens, stays under `max_tokens`.
+
+    Groups keep their order. One too large alone is split into parts that share its prompt, down to one
+    row: a group never has to fit whole. Every completion lands in exactly one part."""
+
+    def size(batch: list[Group]) -> int:
+        rows = [len(c) for g in batch for c in g.completions]
+        return len(batch) * max(len(g.prompt.ids) for g in batch) + len(rows) * max(rows)
+
+    parts, queue = [], list(groups)
+    while queue:
+        group = queue.pop(0)
+        if size([group]) > max_tokens and len(group.completions) > 1:
+            half = len(group.completions) // 2
+            queue[:0] = [Group(group.prompt, group.completions[:half]), Group(group.prompt, group.completions[half:])]
+        elif parts and size([*parts[-1], group]) <= max_tokens:
+            parts[-1].append(group)
+        else:
+            parts.append([group])
+    return parts
+
+
+# --- 5. Loading and saving -----------------------------------------------------------------------
+
+
+def load_model(name: str, *, flag: str = "--model", freeze_vision: bool = False, recompute: bool = False,
+               max_pixels: int | None = None) -> tuple[Policy, Codec]:
+    """Load a Qwen2.5-VL folder (or hub name): fp32 weights, tokenizer and image processor.
+
+    Raises ValueError naming `flag` when it is missing, half written or of another architecture.
+    Trap: from_pretrained fills missing weights with random ones and only warns
+    (test_half_written_model_folder_is_refused). Dropout stays off for good: `eval` here, and no
+    `train()` anywhere, so that logp, logp_old and logp_ref are the same function.
+    """
+    folder = Path(name)
+    if folder.exists() or name.startswith((".", "/")):
+        for needed in ("config.json", "tokenizer_config.json", "preprocessor_config.json"):
+            if not (folder / needed).is_file():
+                raise ValueError(f"{flag} {name}: not a model folder, {needed} is missing")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        # Stages sample and train on stills, so only the picture half of Qwen's processor is loaded.
+        image_processor = AutoImageProcessor.from_pretrained(name, backend="pil")
+        vlm, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+            name, dtype=torch.float32, attn_implementation="sdpa", output_loading_info=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{flag} {name}: cannot be loaded: {error}") from error
+    if info["missing_keys"] or info["mismatched_keys"]:
+        raise ValueError(f"{flag} {name}: weights are incomplete, first missing: "
+                         f"{sorted(map(str, [*info['missing_keys'], *info['mismatched_keys']]))[0]}")
+    if max_pixels is not None:
+        image_processor.size = {**dict(image_processor.size), "longest_edge": max_pixels}
+    vlm.eval()
+    vlm.model.visual.requires_grad_(not freeze_vision)
+    eos_ids = end_ids(vlm, tokenizer)
+    policy = Policy(vlm, eos_ids, banned_ids(vlm, tokenizer, eos_ids), recompute)
+    return policy, Codec(tokenizer, image_processor, vlm.config.image_token_id, image_processor.merge_size)
+
+
+def end_ids(vlm, tokenizer) -> list[int]:
+    """Every id that ends a completion, the tokenizer's own first (it is the one we append to pairs).
+
+    Trap: Qwen stops on two ids; with the tokenizer's alone, half of the completions would run on past
+    their end into junk that is then trained on (test_every_eos_id_ends_a_completion)."""
+    listed = vlm.generation_config.eos_token_id
+    listed = listed if isinstance(listed, list) else [listed]
+    return list(dict.fromkeys(i for i in [tokenizer.eos_token_id, *listed] if i is not None))
+
+
+def banned_ids(vlm, tokenizer, eos_ids: list[int]) -> Tensor:
+    """(V,) bool: special ids other than EOS, and vocabulary rows beyond the tokenizer (Qwen pads them).
+
+    Trap: a sampled picture token makes the next forward look for a picture that is not there
+    (test_picture_tokens_are_never_sampled_nor_scored)."""
+    banned = torch.zeros(vlm.config.text_config.vocab_size, dtype=torch.bool)
+    banned[len(tokenizer):] = True
+    special = [i for i, token in tokenizer.added_tokens_decoder.items() if token.special]
+    banned[[i for i in {*special, *tokenizer.all_special_ids} if i < len(banned)]] = True
+    banned[eos_ids] = False
+    return banned
+
+
+def save_model(policy: Policy, codec: Codec, folder: Path) -> None:
+    """Write a plain Hugging Face folder that `from_pretrained` opens, complete or not at all."""
+    partial = folder.with_name(folder.name + ".partial")
+    policy.vlm.save_pretrained(partial)
+    codec.tokenizer.save_pretrained(partial)
+    codec.image_processor.save_pretrained(partial)
+    if folder.exists():
+        for old in folder.iterdir():
+            old.unlink()
+        folder.rmdir()
+    partial.rename(folder)

@@ -1,0 +1,124 @@
+"""Sampling: prefill each prompt once, expand it to its G rows, decode, drop rows as they finish.
+
+The sampler is the scorer of `common.py` with the tokens not yet known. It draws from exactly the
+distribution that `token_logps` scores (logits / temperature, picture and special ids masked out; no
+top-p, no top-k), and returns the sampled ids themselves, which is what training uses.
+
+    last, cache = prefill(N prompts)                 each prompt and its pictures once
+    cache       = cache of B = N * G rows, with room for max_new_tokens
+    repeat      token ~ softmax(logits(hidden) / temperature)
+                hidden = extend(token) against the cache
+    until every row has ended on one of the model's EOS ids, or max_new_tokens is reached
+
+Greedy output equals `model.generate` token for token (test_greedy_equals_generate).
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from common import Group, KVCache, Policy, Prompt
+
+DROP_EVERY = 4  # tokens between two looks for finished rows: on a GPU each look waits for the device
+
+
+class DecodeCache(KVCache):
+    """A cache with room for the whole completion, written in place: no copy of it is made a token."""
+
+    def __init__(self, prompts: KVCache, rows: Tensor, room: int):
+        self.length = prompts.keys[0].shape[2]  # keys that every layer holds already, padding included
+
+        def widen(x: Tensor) -> Tensor:  # (N, heads, P, d) -> (B, heads, P + room, d)
+            wide = x.new_zeros(len(rows), x.shape[1], self.length + room, x.shape[3])
+            wide[:, :, : self.length] = x.index_select(0, rows)
+            return wide
+
+        super().__init__([widen(k) for k in prompts.keys], [widen(v) for v in prompts.values])
+
+    def update(self, k: Tensor, v: Tensor, layer: int, *_) -> tuple[Tensor, Tensor]:
+        end = self.length + k.shape[2]
+        self.keys[layer][:, :, self.length : end] = k
+        self.values[layer][:, :, self.length : end] = v
+        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
+
+    def keep(self, rows: Tensor) -> None:
+        self.keys = [k.index_select(0, rows) for k in self.keys]
+        self.values = [v.index_select(0, rows) for v in self.values]
+
+
+@torch.no_grad()
+def sample_groups(policy: Policy, prompts: list[Prompt], group_size: int, *, max_new_tokens: int,
+                  temperature: float, generator: torch.Generator | None = None, max_rows: int = 512,
+                  observe: Callable[[Tensor], Tensor] | None = None) -> tuple[list[Group], list[list[float]]]:
+    """Sample `group_size` completions of each prompt; temperature 0 takes the likeliest token.
+
+    Returns the groups in the order of `prompts`, and per completion the values of `observe`, a function
+    of the logits (rows, V) that gives one number a row and is called once a token (empty without it).
+    At most `max_rows` rows are decoded at a time. `policy` is the bare Policy, not a wrapped one: no
+    collective runs while tokens are drawn, so ranks need not sample equally long.
+    """
+    groups, seen = [], []
+    prompts_at_a_time = max(1, max_rows // group_size)
+    for i in range(0, len(prompts), prompts_at_a_time):
+        batch = prompts[i : i + prompts_at_a_time]
+        completions, values = decode(policy, batch, group_size, max_new_tokens, temperature, generator, observe)
+        # Rows n*G .. n*G+G-1 share prompt n. Trap: with `repeat` instead of `repeat_interleave` they would
+        # be dealt out in turn, and rewards land on other prompts' rows (test_groups_are_contiguous).
+        groups += [Group(p, completions[n * group_size : (n + 1) * group_size]) for n, p in enumerate(batch)]
+        seen += values
+    return groups, seen
+
+
+def decode(policy: Policy, prompts: list[Prompt], group_size: int, room: int, temperature: float,
+           generator: torch.Generator | None, observe) -> tuple[list[Tensor], list[list[float]]]:
+    """One batch of `sample_groups`: B completions (EOS included, if it came) and what was observed."""
+    device = policy.device
+    rows = torch.arange(len(prompts), device=device).repeat_interleave(group_size)  # (B,) prompt of each row
+    last, prompt_cache = policy.prefill(prompts)
+    hidden, cache = last[rows], DecodeCache(prompt_cache, rows, room)  # (B, D)
+    positions = policy.next_positions(prompts, rows, room)  # (B, room)
+    lengths = torch.tensor([len(p.ids) for p in prompts], device=device)[rows]  # (B,)
+    keys = torch.arange(cache.length + room, device=device)
+    visible = (keys < lengths[:, None]) | (keys >= cache.length)  # (B, P + room): not the prompt's padding
+    eos = torch.tensor(policy.eos_ids, device=device)
+
+    tokens = torch.zeros(len(rows), room, dtype=torch.long, device=device)  # (B, room)
+    ends = torch.full((len(rows),), room, device=device)  # (B,) tokens of each completion
+    observed = torch.zeros(len(rows), room, device=device)  # (B, room)
+    live = torch.arange(len(rows), device=device)  # rows still decoded: hidden, cache, ... have these rows only
+    done = torch.zeros_like(live, dtype=torch.bool)
+    for t in range(room):
+        logits = policy.logits(hidden, temperature or 1.0)  # (live, V)
+        token = draw(logits, temperature, generator)  # (live,)
+        tokens[live, t] = token
+        if observe is not None:
+            observed[live, t] = observe(logits).to(observed.dtype)
+        ended = torch.isin(token, eos) & ~done
+        ends[live[ended]] = t + 1
+        done = done | ended
+        if t + 1 == room or (t % DROP_EVERY == 0 and done.all()):
+            break
+        if t % DROP_EVERY == 0 and done.float().mean() > 0.25:  # worth a copy of the cache
+            kept = (~done).nonzero()[:, 0]
+            cache.keep(kept)
+            live, done, token = live[kept], done[kept], token[kept]
+            positions, visible = positions[kept], visible[kept]
+        mask = visible[:, None, None, : cache.length + 1]  # (live, 1, 1, K)
+        hidden = policy.extend(token[:, None], positions[:, t : t + 1], mask, cache)[0][:, 0]  # (live, D)
+        cache.length += 1
+    tokens, observed, ends = tokens.cpu(), observed.cpu(), ends.tolist()
+    return ([row[:end].clone() for row, end in zip(tokens, ends)],
+            [row[:end].tolist() if observe else [] for row, end in zip(observed, ends)])
+
+
+def draw(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
+    """(rows, V) -> (rows,) one token a row."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
+
+
+def is_truncated(completion: Tensor, eos_ids: list[int]) -> bool:
+    """True if the completion ran into max_new_tokens instead of ending by itself."""
+    return int(completion[-1]) not in eos_ids
