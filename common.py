@@ -238,10 +238,22 @@ class Policy(nn.Module):
             # Trap: pixels are one flat list over prompts and pictures; what keeps picture and prompt
             # together is that both lists are in prompt order (test_pictures_follow_their_rows).
             embeds = embeds.masked_scatter((ids == self.vlm.config.image_token_id)[..., None], features)
+        elif torch.is_grad_enabled() and core.visual.patch_embed.proj.weight.requires_grad:
+            embeds = embeds + 0.0 * self.blank_picture().to(embeds.dtype).sum()
         layers = len(core.language_model.layers)
         hidden, cache = self.run_layers(embeds, positions, None, KVCache([None] * layers, [None] * layers))
         last = torch.tensor([len(p.ids) - 1 for p in prompts], device=self.device)
         return hidden[torch.arange(len(prompts), device=self.device), last], cache
+
+    def blank_picture(self) -> Tensor:
+        """(1, D) the tower's view of one blank picture, for batches without any.
+
+        Trap: DDP waits for a gradient of every trained weight; a rank with text-only rows would leave the
+        vision tower out and desynchronise the others (test_text_only_rows_still_reach_the_vision_tower)."""
+        visual = self.vlm.model.visual
+        merge, patch = visual.spatial_merge_size, visual.patch_embed
+        pixels = torch.zeros(merge**2, patch.in_channels * patch.temporal_patch_size * patch.patch_size**2)
+        return visual(pixels.to(self.device, visual.dtype), grid_thw=torch.tensor([[1, merge, merge]], device=self.device)).pooler_output
 
     def extend(self, ids: Tensor, positions: Tensor, mask: Tensor | None, cache) -> tuple[Tensor, KVCache]:
         """Continue B rows by Q tokens: ids (B, Q), positions (B, Q), mask (B, 1, Q, K) bool or None.
@@ -275,11 +287,12 @@ class Policy(nn.Module):
         return text.norm(hidden), cache
 
     def logits(self, hidden: Tensor, temperature: float) -> Tensor:
-        """(..., V) float32 logits of the distribution that is sampled *and* scored.
+        """(..., V) logits, at least float32, of the distribution that is sampled *and* scored.
 
         Trap: temperature and banned ids belong to both. Left out of one, the ratio would compare two
         different distributions (test_sampled_equals_scored)."""
-        logits = self.vlm.lm_head(hidden).float() / temperature
+        logits = self.vlm.lm_head(hidden)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
         return logits.masked_fill(self.banned, float("-inf"))
 
     def forward(self, groups: list[Group], temperature: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -301,7 +314,7 @@ class Policy(nn.Module):
 
         real = mask.bool()
         logp, entropy = chunked_logps(self, hidden[real], ids[real], temperature)  # (tokens,) each
-        filled = torch.zeros_like(mask)
+        filled = logp.new_zeros(mask.shape)
         return filled.masked_scatter(real, logp), filled.masked_scatter(real, entropy)
 
     def next_positions(self, prompts: list[Prompt], rows: Tensor, count: int) -> Tensor:
