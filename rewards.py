@@ -278,8 +278,10 @@ class Judge:
     cached on disk, so that a run repeated asks nothing twice; failures are retried, then None."""
 
     def __init__(self, url: str, model: str, cache: Path, retries: int = 3, timeout_s: float = 30.0):
-        from huggingface_hub import InferenceClient
+        from huggingface_hub import InferenceClient, constants
 
+        if constants.HF_HUB_OFFLINE:
+            raise ValueError("--judge_url: HF_HUB_OFFLINE is set, which keeps the judge from being asked; unset it")
         self.client = InferenceClient(base_url=url, api_key=os.environ.get("JUDGE_API_KEY"), timeout=timeout_s)
         self.model, self.cache, self.retries = model, cache, retries
         cache.mkdir(parents=True, exist_ok=True)
