@@ -95,7 +95,7 @@ def supplement(response: str) -> str | None:
         response = re.sub(r"\s*<answer>", " </think> <answer>", response, count=1)
     if "</answer>" not in response and "<answer>" in response:
         response = response.rstrip() + " </answer>"
-    return response if format_reward(response) else None
+    return response.strip() if format_reward(response) else None
 
 
 CONSISTENCY_QUESTION = ("Does the reasoning below lead to the stated answer? Reply yes or no.\n"

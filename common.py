@@ -26,9 +26,13 @@ from pathlib import Path
 
 import torch
 from PIL import Image, ImageOps
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoImageProcessor, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+from transformers.utils import logging as transformers_logging
+
+transformers_logging.disable_progress_bar()  # a bar a saved file would cut the table of steps in two
 
 HEAD_CHUNK = 128  # rows of hidden states that meet lm_head at once; 128 x 151,936 fp32 logits are 78 MB
 
@@ -427,7 +431,7 @@ def load_model(name: str, *, flag: str = "--model", freeze_vision: bool = False,
         image_processor = AutoImageProcessor.from_pretrained(name, backend="pil")
         vlm, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(
             name, dtype=torch.float32, attn_implementation="sdpa", output_loading_info=True)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ValueError(f"{flag} {name}: cannot be loaded: {error}") from error
     if info["missing_keys"] or info["mismatched_keys"]:
         raise ValueError(f"{flag} {name}: weights are incomplete, first missing: "

@@ -81,6 +81,8 @@ def open_table(source: str, split: str) -> datasets.Dataset:
                 raise ValueError(f"unknown file type {path.suffix!r}, wanted one of {', '.join(builders)}")
             return datasets.load_dataset(builders[path.suffix], data_files=str(path), split="train")
         return datasets.load_dataset(source, split=split)
+    except StopIteration as error:  # what `datasets` makes of a jsonl file without a line
+        raise ValueError(f"--data {source}: holds no rows") from error
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise ValueError(f"--data {source}: cannot be opened: {error}") from error
 
