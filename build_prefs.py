@@ -20,10 +20,10 @@ Where the paper is silent:
     accelerate launch build_prefs.py --zero runs/grpo/model       ~20 seconds on two cores
     accelerate launch build_prefs.py --source base ...            ablation: chosen by the base model too
 
-Writes a folder that `datasets.load_dataset(folder)` opens, pictures included (pairs.parquet), laid out as
+Writes a folder that `datasets.load_dataset(folder)` opens, pictures included, with the columns of
     TRL             prompt, chosen, rejected (lists of messages), images
     LLaMA-Factory   conversations, chosen_message, rejected_message, images   (see its dataset_info.json)
-and beside it funnel.json, which counts every response that was dropped and says why.
+and in it funnel.json, which counts every response that was dropped and says why.
 """
 
 import json
@@ -51,7 +51,7 @@ class Config:
     source: str = flag("zero", "who writes chosen: `zero` (paper), `base`, or a folder or hub name of a teacher")
     # data and sampling
     data: str = flag("toy", "`toy`, a folder, a file or a hub name; paper: ~9k pairs, which questions is not stated")
-    rows: int = flag(1024, "questions to ask; ours")
+    rows: int = flag(2048, "questions to ask; ours")
     instruction: str | None = flag(None, "format instruction after each question, None for the built-in; ours")
     samples: int = flag(4, "responses a question of each model; paper: not stated")
     temperature: float = flag(1.0, "of both models; paper: not stated")
@@ -207,18 +207,17 @@ def pair_record(row: dict, chosen: str, rejected: str, how: str) -> dict:
             "answer_type": row["answer_type"], "corruption": how}
 
 
+# The hub's own layout: `load_dataset` takes this file alone, whatever else lies in the folder. A card that
+# named the file would do as well, but then two folders of one name share an entry of the `datasets` cache.
+TABLE = "data/train-00000-of-00001.parquet"
+
 LLAMA_FACTORY_INFO = {"specs_pairs": {
-    "file_name": "pairs.parquet", "formatting": "sharegpt", "ranking": True,
+    "file_name": TABLE, "formatting": "sharegpt", "ranking": True,
     "columns": {"messages": "conversations", "chosen": "chosen_message", "rejected": "rejected_message", "images": "images"},
     "tags": {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}}}
 
 
-CARD = """---
-configs:
-- config_name: default
-  data_files: pairs.parquet
----
-{count} preference pairs. `datasets.load_dataset` opens this folder. TRL reads `prompt`, `chosen`, `rejected`, `images`;
+CARD = """{count} preference pairs. `datasets.load_dataset` opens this folder. TRL reads `prompt`, `chosen`, `rejected`, `images`;
 LLaMA-Factory reads `conversations`, `chosen_message`, `rejected_message`, `images` (see dataset_info.json);
 `corruption` says what was done to the rejected response, funnel.json what was dropped on the way.
 """
@@ -276,14 +275,14 @@ def main(cfg: Config) -> None:
         raise ValueError(f"no pair came out of {len(rows)} questions: {dict(funnel)}; is --zero a trained model?")
     if run.writes:
         write_pairs(pairs, funnel, run)
-    accelerator.end_training()
+    run.finish()
 
 
 def write_pairs(pairs: list[dict], funnel: Counter, run: Run) -> None:
     """The data set, its dataset_info.json, the funnel, and one pair on the terminal."""
     table = datasets.Dataset.from_list(pairs).cast_column("images", datasets.List(datasets.Image()))
-    table.to_parquet(run.folder / "pairs.parquet")
-    # The folder holds json files as well; the card tells `load_dataset` which file is the data.
+    (run.folder / TABLE).parent.mkdir(exist_ok=True)
+    table.to_parquet(run.folder / TABLE)
     (run.folder / "README.md").write_text(CARD.format(count=len(pairs)))
     (run.folder / "dataset_info.json").write_text(json.dumps(LLAMA_FACTORY_INFO, indent=2) + "\n")
     (run.folder / "funnel.json").write_text(json.dumps(funnel, indent=2) + "\n")
@@ -292,7 +291,7 @@ def write_pairs(pairs: list[dict], funnel: Counter, run: Run) -> None:
     print(f"  chosen    {pair['chosen'][0]['content']}\n  rejected  {pair['rejected'][0]['content']}\n")
     for name in sorted(funnel):
         print(f"  {funnel[name]:>6}  {name}")
-    print(f"wrote {len(pairs)} pairs to {run.folder}/pairs.parquet")
+    print(f"wrote {len(pairs)} pairs to {run.folder}/{TABLE}")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ Sources: `toy` (the embedded world), or anything `datasets.load_dataset` opens: 
 (parquet, jsonl, json, csv) with at least `question` and `answer`, or a hub name.
 """
 
+import hashlib
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -80,11 +81,21 @@ def open_table(source: str, split: str) -> datasets.Dataset:
             if path.suffix not in builders:
                 raise ValueError(f"unknown file type {path.suffix!r}, wanted one of {', '.join(builders)}")
             return datasets.load_dataset(builders[path.suffix], data_files=str(path), split="train")
-        return datasets.load_dataset(source, split=split)
+        return datasets.load_dataset(source, split=split, cache_dir=own_cache(path) if path.is_dir() else None)
     except StopIteration as error:  # what `datasets` makes of a jsonl file without a line
         raise ValueError(f"--data {source}: holds no rows") from error
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise ValueError(f"--data {source}: cannot be opened: {error}") from error
+
+
+def own_cache(folder: Path) -> str:
+    """A cache folder for this data folder as it is now.
+
+    Trap: where a card names the data files, `datasets` keys its cache by the folder's last name and the
+    card; another folder of that name, or this one written anew, would silently give the old rows
+    (test_folders_of_one_name_are_not_confused)."""
+    files = sorted((str(f), f.stat().st_mtime_ns) for f in folder.resolve().rglob("*") if f.is_file())
+    return str(Path(datasets.config.HF_DATASETS_CACHE) / "local" / hashlib.sha256(repr(files).encode()).hexdigest()[:16])
 
 
 def to_row(record: dict, index: int, instruction: str, source: str) -> dict:

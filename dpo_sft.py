@@ -309,7 +309,7 @@ def main(cfg: Config) -> None:
         save_model(accelerator.unwrap_model(policy), codec, run.folder / "model")
         plot_curves(run.records(), PANELS, run.folder / "curves.png", f"{cfg.loss} from {cfg.model}")
     run.say(f"wrote {run.folder}/model, metrics.jsonl, curves.png")
-    accelerator.end_training()
+    run.finish()
 
 
 if __name__ == "__main__":

@@ -386,7 +386,7 @@ def main(cfg: Config) -> None:
             for e in curve:
                 print(f"  {name:<18}step {e['step']:>4}  " + "  ".join(f"{k} {100 * v:5.1f}" for k, v in e.items() if k != "step"))
         print(f"wrote {run.folder}/report.json, completions.jsonl, report.png")
-    accelerator.end_training()
+    run.finish()
 
 
 if __name__ == "__main__":

@@ -388,7 +388,7 @@ def main(cfg: Config) -> None:
         save_model(bare, codec, run.folder / "model")
         plot_curves(run.records(), PANELS, run.folder / "curves.png", f"GRPO from {cfg.model}")
     run.say(f"wrote {run.folder}/model, metrics.jsonl, samples.jsonl, curves.png")
-    accelerator.end_training()
+    run.finish()
 
 
 def record_samples(run: Run, step: int, scored: Scored, codec) -> None:

@@ -32,10 +32,9 @@ def tiny():
     return fresh_policy()
 
 
-@pytest.fixture
-def tiny64(monkeypatch):
-    """The same in fp64. HF's norm and the tower's rotary embedding go through fp32 inside, which would
-    bury differences below 1e-7; here they stay in fp64."""
+def keep_fp64(setattr=setattr):
+    """HF's norm and the tower's rotary embedding go through fp32 inside, which would bury differences below
+    1e-7; with this they stay in fp64."""
 
     def norm(self, x):
         return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon))
@@ -44,8 +43,14 @@ def tiny64(monkeypatch):
         cos, sin = cos.unsqueeze(-2).double(), sin.unsqueeze(-2).double()
         return q * cos + hf.rotate_half(q) * sin, k * cos + hf.rotate_half(k) * sin
 
-    monkeypatch.setattr(hf.Qwen2_5_VLRMSNorm, "forward", norm)
-    monkeypatch.setattr(hf, "apply_rotary_pos_emb_vision", rotate)
+    setattr(hf.Qwen2_5_VLRMSNorm, "forward", norm)
+    setattr(hf, "apply_rotary_pos_emb_vision", rotate)
+
+
+@pytest.fixture
+def tiny64(monkeypatch):
+    """The same in fp64."""
+    keep_fp64(monkeypatch.setattr)
     policy, codec = fresh_policy()
     return policy.double(), codec
 

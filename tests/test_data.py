@@ -114,6 +114,17 @@ def test_rows_are_read_when_asked_for(tmp_path):
     assert not isinstance(rows, list) and isinstance(rows[1]["images"][0], Image.Image)
 
 
+@pytest.mark.parametrize("card", ["", "---\nconfigs:\n- config_name: default\n  data_files: rows.parquet\n---\n"])
+def test_folders_of_one_name_are_not_confused(tmp_path, card):
+    """Another folder of the same name, and a folder written anew, give their own rows, with and without a card."""
+    for count, parent in ((3, "a"), (4, "b"), (5, "a")):
+        folder = tmp_path / parent / "rows"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "README.md").write_text(card + "rows\n")
+        datasets.Dataset.from_list([{"question": "q", "answer": "1"}] * count).to_parquet(folder / "rows.parquet")
+        assert len(load_rows(str(folder))) == count
+
+
 def test_bad_sources_name_the_flag(tmp_path):
     """Missing, empty, of an unknown kind."""
     (tmp_path / "rows.txt").write_text("x")
