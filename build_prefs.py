@@ -36,8 +36,9 @@ import datasets
 import torch
 from tqdm import tqdm
 
-from common import chat_messages, load_model, load_picture
+from common import load_model
 from data import encode_all, load_rows
+from prompts import chat_messages, load_picture
 from rewards import Judge, extract_answer, format_reward, grade, last_boxed
 from rollout import is_truncated, sample_groups
 from runs import Run, flag, gather_objects, make_accelerator, parse_cli, run_stage

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import datasets
 
-from common import Codec, Prompt, RowError
+from prompts import Codec, Prompt, RowError
 from toy import world
 
 ANSWER_TYPES = ("number", "choice", "math", "text")

@@ -39,8 +39,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from common import Group, Policy, RowError, completion_mask, load_model, micro_batches, save_model, token_logps
+from common import Group, Policy, completion_mask, load_model, micro_batches, save_model, token_logps
 from data import open_table
+from prompts import RowError
 from runs import (Run, flag, gather_objects, learning_rate, make_accelerator, parse_cli, plot_curves, run_stage,
                   sum_over_ranks)
 

@@ -31,8 +31,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from common import Codec, Policy, Prompt, load_model
+from common import Policy, load_model
 from data import encode_all, load_rows
+from prompts import Codec, Prompt
 from rewards import Judge, format_reward, grade
 from rollout import is_truncated, sample_groups
 from runs import Run, flag, gather_objects, make_accelerator, parse_cli, run_stage

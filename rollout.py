@@ -18,7 +18,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from common import Group, KVCache, Policy, Prompt
+from common import Group, KVCache, Policy
+from prompts import Prompt
 
 DROP_EVERY = 4  # tokens between two looks for finished rows: on a GPU each look waits for the device
 
@@ -95,7 +96,7 @@ def decode(policy: Policy, prompts: list[Prompt], group_size: int, room: int, te
         if observe is not None:
             observed[live, t] = observe(logits).to(observed.dtype)
         ended = torch.isin(token, eos) & ~done
-        ends[live[ended]] = t + 1
+        ends[live] = torch.where(ended, t + 1, ends[live])  # no boolean index: that would wait for the device
         done = done | ended
         if t + 1 == room or (t % DROP_EVERY == 0 and done.all()):
             break

@@ -8,8 +8,7 @@ import pytest
 from conftest import blank, make_row
 from PIL import Image
 
-import common
-from common import RowError, chat_messages, load_picture
+from prompts import RowError, chat_messages, load_picture
 from data import PromptStream, encode_all, load_rows
 from toy import world
 
@@ -204,4 +203,4 @@ def test_world_is_right():
 
 
 def test_row_error_is_a_value_error():
-    assert issubclass(common.RowError, ValueError)
+    assert issubclass(RowError, ValueError)

@@ -8,7 +8,8 @@ from conftest import fresh_policy, make_groups, make_row
 from torch import nn
 
 import common
-from common import Group, completion_mask, load_model, micro_batches, mrope_positions, save_model, token_logps
+from common import Group, completion_mask, load_model, micro_batches, save_model, token_logps
+from prompts import Prompt, mrope_positions
 
 
 def hf_logits(policy, prompt, completion):
@@ -165,7 +166,7 @@ def test_pictures_follow_their_rows(tiny):
         permuted = token_logps(policy, [groups[i] for i in order])[0]
         assert torch.allclose(straight[order], permuted, atol=1e-5)
         other = make_groups(codec, seed=5, sizes=(1,), pictures=(1,))[0].prompt.pixels
-        wrong = Group(common.Prompt(**{**vars(groups[0].prompt), "pixels": other}), groups[0].completions)
+        wrong = Group(Prompt(**{**vars(groups[0].prompt), "pixels": other}), groups[0].completions)
         assert not torch.allclose(token_logps(policy, [wrong])[0], token_logps(policy, groups[:1])[0], atol=1e-3)
 
 
@@ -204,7 +205,7 @@ def test_completion_positions_after_a_picture(tiny):
     policy, codec = tiny
     prompt = codec.encode(make_row(1))
     ends = len(prompt.ids) - prompt.ids.tolist()[::-1].index(codec.image_token_id)
-    cut = common.Prompt(prompt.row, prompt.ids[:ends], prompt.positions[:, :ends], prompt.pixels, prompt.grids)
+    cut = Prompt(prompt.row, prompt.ids[:ends], prompt.positions[:, :ends], prompt.pixels, prompt.grids)
     first = policy.next_positions([cut], torch.tensor([0]), 2)
     assert first.tolist() == [[int(cut.positions.max()) + 1, int(cut.positions.max()) + 2]]
     assert first[0, 0] != len(cut.ids), "the token count would be a classic mistake"

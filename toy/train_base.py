@@ -27,7 +27,8 @@ from transformers import (GenerationConfig, PreTrainedTokenizerFast, Qwen2_5_VLC
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from common import Codec, Group, Policy, banned_ids, completion_mask, end_ids, save_model, token_logps  # noqa: E402
+from common import Group, Policy, banned_ids, completion_mask, end_ids, save_model, token_logps  # noqa: E402
+from prompts import Codec  # noqa: E402
 from toy import world  # noqa: E402
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",
