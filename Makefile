@@ -9,9 +9,12 @@ specs: .venv/ready  ## the whole pipeline on the embedded world
 	$(LAUNCH) grpo.py --run_dir $(RUNS)/zero --overwrite
 	$(LAUNCH) build_prefs.py --zero $(RUNS)/zero/model --run_dir $(RUNS)/prefs --overwrite
 	$(LAUNCH) dpo_sft.py --pairs $(RUNS)/prefs --run_dir $(RUNS)/warmup --overwrite
-	$(LAUNCH) grpo.py --model $(RUNS)/warmup/model --steps 80 --seed 2 --run_dir $(RUNS)/final --overwrite
-	$(LAUNCH) evaluate.py --models base=toy/base,zero=$(RUNS)/zero/model,warm-up=$(RUNS)/warmup/model,final=$(RUNS)/final/model \
-	    --gf_runs warm-up=$(RUNS)/warmup --run_dir $(RUNS)/report --overwrite
+	$(LAUNCH) dpo_sft.py --pairs $(RUNS)/prefs --loss sft --run_dir $(RUNS)/sft --overwrite
+	$(LAUNCH) grpo.py --model $(RUNS)/warmup/model --steps 100 --lr 4e-4 --schedule cosine --seed 2 \
+	    --run_dir $(RUNS)/final --overwrite
+	$(LAUNCH) evaluate.py --run_dir $(RUNS)/report --overwrite \
+	    --models base=toy/base,zero=$(RUNS)/zero/model,warm-up=$(RUNS)/warmup/model,final=$(RUNS)/final/model \
+	    --gf_runs DPO+SFT=$(RUNS)/warmup,SFT=$(RUNS)/sft
 	@echo "make specs took $$(( $$(date +%s) - $$(cat .venv/started) )) s; the picture is $(RUNS)/report/report.png"
 
 test: .venv/ready  ## every test, and the pipeline in small

@@ -76,7 +76,7 @@ class Config:
     run_dir: str = flag("", "folder of the run; empty: runs/dpo_sft_DATE_TIME")
     resume: bool = flag(False, "go on with the run in --run_dir, bit-exactly on a CPU")
     overwrite: bool = flag(False, "empty --run_dir first")
-    save_every: int = flag(5, "steps between checkpoints (models for `evaluate.py --run_dir`, and --resume)")
+    save_every: int = flag(8, "steps between checkpoints (models for `evaluate.py --run_dir`, and --resume)")
     log_with: str = flag("", "a tracker that accelerate knows, `tensorboard` or `wandb`; empty: none")
 
     def __post_init__(self):
