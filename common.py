@@ -23,6 +23,7 @@ t of completion b. `mask` is 1 where such a token exists; the EOS that the model
 
 from dataclasses import dataclass
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import torch
 from safetensors import SafetensorError
@@ -95,6 +96,7 @@ class Policy(nn.Module):
         self.vlm = vlm
         self.eos_ids = eos_ids  # every id that ends a completion; Qwen2.5-VL has two
         self.recompute = recompute  # gradient checkpointing: keep one hidden state a layer, redo the rest
+        self.seen: WeakKeyDictionary[Prompt, Tensor] = WeakKeyDictionary()  # what a frozen tower saw, see `look`
         self.register_buffer("banned", banned, persistent=False)  # (V,) ids that are no text
 
     @property
@@ -109,20 +111,40 @@ class Policy(nn.Module):
         positions = pad([p.positions for p in prompts]).transpose(0, 1).to(self.device)  # (3, N, P)
         core = self.vlm.model
         embeds = core.language_model.embed_tokens(ids)  # (N, P, D)
-        pixels = [p.pixels for p in prompts if p.pixels is not None]
-        if pixels:
-            grids = torch.cat([p.grids for p in prompts if p.grids is not None]).to(self.device)
-            flat = torch.cat(pixels).to(self.device, core.visual.dtype)  # all patches of all prompts, in order
-            features = core.visual(flat, grid_thw=grids).pooler_output.to(embeds.dtype)  # (picture tokens, D)
-            # Trap: pixels are one flat list over prompts and pictures; what keeps picture and prompt
-            # together is that both lists are in prompt order (test_pictures_follow_their_rows).
+        if any(p.pixels is not None for p in prompts):
+            features = self.look(prompts).to(embeds.device, embeds.dtype)  # (picture tokens, D)
             embeds = embeds.masked_scatter((ids == self.vlm.config.image_token_id)[..., None], features)
-        elif torch.is_grad_enabled() and core.visual.patch_embed.proj.weight.requires_grad:
+        elif torch.is_grad_enabled() and not self.tower_is_frozen():
             embeds = embeds + 0.0 * self.blank_picture().to(embeds.dtype).sum()
         layers = len(core.language_model.layers)
         hidden, cache = self.run_layers(embeds, positions, None, KVCache([None] * layers, [None] * layers))
         last = torch.tensor([len(p.ids) - 1 for p in prompts], device=self.device)
         return hidden[torch.arange(len(prompts), device=self.device), last], cache
+
+    def look(self, prompts: list[Prompt]) -> Tensor:
+        """(picture tokens, D) what the vision tower makes of the pictures of all prompts, in order.
+
+        A frozen tower sees the same whenever it looks, so it looks once: sampling, scoring and every update
+        of a prompt share it (test_frozen_tower_looks_once). `seen` is on the CPU and forgets prompts that nobody
+        holds."""
+        prompts = [p for p in prompts if p.pixels is not None]
+        if not self.tower_is_frozen():
+            return self.run_tower(prompts)
+        new = [p for p in prompts if p not in self.seen]
+        if new:
+            merge = self.vlm.model.visual.spatial_merge_size
+            self.seen.update(zip(new, self.run_tower(new).cpu().split([len(p.pixels) // merge**2 for p in new])))
+        return torch.cat([self.seen[p] for p in prompts])
+
+    def run_tower(self, prompts: list[Prompt]) -> Tensor:
+        # Trap: pixels are one flat list over prompts and pictures; what keeps picture and prompt together is
+        # that both lists are in prompt order (test_pictures_follow_their_rows).
+        visual = self.vlm.model.visual
+        pixels = torch.cat([p.pixels for p in prompts]).to(self.device, visual.dtype)  # (patches, patch_dim)
+        return visual(pixels, grid_thw=torch.cat([p.grids for p in prompts]).to(self.device)).pooler_output
+
+    def tower_is_frozen(self) -> bool:
+        return not self.vlm.model.visual.patch_embed.proj.weight.requires_grad
 
     def blank_picture(self) -> Tensor:
         """(1, D) the tower's view of one blank picture, for batches without any.

@@ -20,7 +20,7 @@ class RowError(ValueError):
     """A row that cannot be used, and why. Loaders skip and count it; nothing is dropped silently."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # compared by identity, so that what was computed for it can be kept
 class Prompt:
     """One encoded prompt. Tensors live on the CPU until a batch needs them."""
 

@@ -268,3 +268,22 @@ def test_weights_load_as_fp32_in_eval_mode(tmp_path):
     save_model(half, codec, tmp_path / "half")
     loaded, _ = load_model(str(tmp_path / "half"))
     assert {p.dtype for p in loaded.parameters()} == {torch.float32} and not loaded.vlm.training
+
+
+def test_frozen_tower_looks_once(tiny, monkeypatch):
+    """Frozen: one pass a picture however often it is scored, the same values, forgotten with its prompt.
+    Trained: a pass each time, or gradients and later steps would see what an older tower saw."""
+    policy, codec = tiny
+    groups, passes = make_groups(codec), []
+    run_tower = policy.run_tower
+    monkeypatch.setattr(policy, "run_tower", lambda prompts: passes.append(len(prompts)) or run_tower(prompts))
+    fresh = token_logps(policy, groups)[0]
+    policy.vlm.model.visual.requires_grad_(False)
+    first, again = token_logps(policy, groups)[0], token_logps(policy, groups[::-1])[0]
+    assert passes == [2, 2] and torch.equal(fresh, first)  # two of the three prompts have pictures
+    assert torch.allclose(again[:2, : first.shape[1]], first[4:6, : again.shape[1]], atol=1e-5)
+    del groups
+    assert len(policy.seen) == 0
+    policy.vlm.model.visual.requires_grad_(True)
+    token_logps(policy, make_groups(codec))
+    assert passes == [2, 2, 2] and len(policy.seen) == 0
