@@ -282,11 +282,11 @@ def chunked_logps(policy: Policy, hidden: Tensor, targets: Tensor, temperature: 
     return torch.cat([logp for logp, _ in parts]), torch.cat([entropy for _, entropy in parts])
 
 
-def micro_batches(groups: list[Group], max_tokens: int) -> list[list[Group]]:
+def micro_batches(groups: list[Group], max_tokens: int, split: bool = True) -> list[list[Group]]:
     """Cut groups into micro-batches whose padded size, N*P + B*T tokens, stays under `max_tokens`.
 
     Groups keep their order. One too large alone is split into parts that share its prompt, down to one
-    row: a group never has to fit whole. Every completion lands in exactly one part."""
+    row: a group never has to fit whole, unless `split` is False. Every completion lands in exactly one part."""
 
     def size(batch: list[Group]) -> int:
         rows = [len(c) for g in batch for c in g.completions]
@@ -295,7 +295,7 @@ def micro_batches(groups: list[Group], max_tokens: int) -> list[list[Group]]:
     parts, queue = [], list(groups)
     while queue:
         group = queue.pop(0)
-        if size([group]) > max_tokens and len(group.completions) > 1:
+        if split and size([group]) > max_tokens and len(group.completions) > 1:
             half = len(group.completions) // 2
             queue[:0] = [Group(group.prompt, group.completions[:half]), Group(group.prompt, group.completions[half:])]
         elif parts and size([*parts[-1], group]) <= max_tokens:
@@ -303,6 +303,16 @@ def micro_batches(groups: list[Group], max_tokens: int) -> list[list[Group]]:
         else:
             parts.append([group])
     return parts
+
+
+def with_rows(parts: list[list[Group]]) -> list[tuple[list[Group], slice]]:
+    """Micro-batches, each with the rows of the step's (B, ...) tensors that it holds."""
+    placed, start = [], 0
+    for part in parts:
+        end = start + sum(len(g.completions) for g in part)
+        placed.append((part, slice(start, end)))
+        start = end
+    return placed
 
 
 # --- 4. Loading and saving -----------------------------------------------------------------------

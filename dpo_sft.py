@@ -39,7 +39,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from common import Group, Policy, completion_mask, load_model, micro_batches, save_model, token_logps
+from common import Group, Policy, completion_mask, load_model, micro_batches, save_model, token_logps, with_rows
 from data import open_table
 from prompts import RowError
 from runs import (Run, flag, gather_objects, learning_rate, make_accelerator, parse_cli, plot_curves, run_stage,
@@ -85,11 +85,6 @@ class Config:
         if self.schedule not in ("constant", "cosine"):
             raise ValueError(f"--schedule {self.schedule}: wanted constant or cosine")
 
-    @property
-    def weights(self) -> tuple[float, float]:
-        """(weight of DPO, weight of SFT)"""
-        return {"hybrid": (1.0, self.sft_weight), "dpo": (1.0, 0.0), "sft": (0.0, 1.0)}[self.loss]
-
 
 COLUMNS = ["loss", "dpo", "sft", "chosen_reward", "rejected_reward", "margin", "accuracy", "chosen_logp", "grad_norm", "step_s"]
 PANELS = {"loss": ["loss", "dpo", "sft"], "reward: beta (logp - logp_ref)": ["chosen_reward", "rejected_reward", "margin"],
@@ -100,7 +95,9 @@ PANELS = {"loss": ["loss", "dpo", "sft"], "reward: beta (logp - logp_ref)": ["ch
 
 
 def load_pairs(cfg: Config, codec, policy: Policy, warn) -> list[Group]:
-    """Each pair as a Group [chosen, rejected]. Pairs that cannot be used are named to `warn` and skipped."""
+    """Each pair as a Group [chosen, rejected]; SFT alone has no use for the second, so there it is [chosen].
+
+    Pairs that cannot be used are named to `warn` and skipped, the same ones whatever the loss."""
     table, groups = open_table(cfg.pairs, "train"), []
     missing = {"images", "question", "instruction", "chosen", "rejected"} - set(table.column_names)
     if missing:
@@ -120,7 +117,7 @@ def load_pairs(cfg: Config, codec, policy: Policy, warn) -> list[Group]:
                 raise RowError(f"row {row['id']}: empty response")
             if any(policy.banned.cpu()[c].any() for c in completions):  # its log-probability would be -inf
                 raise RowError(f"row {row['id']}: response holds a picture, special or unknown token")
-            groups.append(Group(prompt, completions))
+            groups.append(Group(prompt, completions[:1] if cfg.loss == "sft" else completions))
         except RowError as error:
             warn(f"skipped: {error}")
     if not groups:
@@ -152,16 +149,18 @@ def sft_loss(logp: Tensor, mask: Tensor) -> Tensor:
     return -(logp * mask).sum(-1) / mask.sum(-1)
 
 
-def hybrid_loss(logp: Tensor, logp_ref: Tensor, mask: Tensor, cfg: Config) -> dict[str, Tensor]:
+def hybrid_loss(logp: Tensor, logp_ref: Tensor | None, mask: Tensor, cfg: Config) -> dict[str, Tensor]:
     """One entry a pair, (N,) each: `loss` to be averaged over the step's pairs, and what is logged.
 
     logp, mask (2N, T), rows chosen, rejected, chosen, ...; logp_ref (2N,) summed. SPECS: L_DPO + lambda * L_SFT.
+    SFT alone: logp, mask (N, T), chosen only.
     """
     sums = (logp * mask).sum(-1)  # (2N,)
+    if cfg.loss == "sft":
+        return {"loss": (sft := sft_loss(logp, mask)), "sft": sft, "chosen_logp": sums}
     dpo, rewards = dpo_loss(sums[0::2], sums[1::2], logp_ref[0::2], logp_ref[1::2], cfg.beta)
     sft = sft_loss(logp[0::2], mask[0::2])
-    dpo_weight, sft_weight = cfg.weights
-    return {"loss": dpo_weight * dpo + sft_weight * sft, "dpo": dpo, "sft": sft, "chosen_reward": rewards[0],
+    return {"loss": dpo + (cfg.sft_weight if cfg.loss == "hybrid" else 0.0) * sft, "dpo": dpo, "sft": sft, "chosen_reward": rewards[0],
             "rejected_reward": rewards[1], "margin": rewards[0] - rewards[1],
             "accuracy": (rewards[0] > rewards[1]).float(), "chosen_logp": sums[0::2]}
 
@@ -212,25 +211,25 @@ def cached_reference(policy: Policy, groups: list[Group], cfg: Config, accelerat
 # --- 4. Update -----------------------------------------------------------------------------------
 
 
-def update(policy, optimizer, accelerator, groups: list[Group], logp_ref: Tensor, own: int, cfg: Config) -> dict[str, float]:
-    """One optimizer step over this rank's first `own` groups; returns sums over them. logp_ref (2N,).
+def update(policy, optimizer, accelerator, groups: list[Group], logp_ref: Tensor | None, own: int,
+           cfg: Config) -> dict[str, float]:
+    """One optimizer step over this rank's first `own` groups; returns sums over them. logp_ref (2N,), None for SFT.
 
     A rank without a pair in the last, small step passes some group all the same, and own = 0."""
     pairs = sum_over_ranks({"pairs": own}, accelerator)["pairs"]  # of the whole step
     # A pair is never split: the sigmoid needs both of its log-probs at once.
-    parts, start = [], 0
-    for part in pair_batches(groups[:own], cfg.max_tokens_per_micro_batch):
-        parts.append((part, slice(2 * start, 2 * (start + len(part))), 1.0))
-        start += len(part)
+    whole = micro_batches(groups[:own], cfg.max_tokens_per_micro_batch, split=False)
+    parts = [(part, rows, 1.0) for part, rows in with_rows(whole)]
     # Every rank runs the same number of passes (a dead wait otherwise): short ones add some of weight 0.
-    idle = (groups[:1], slice(0, 2), 0.0)
+    idle = (groups[:1], slice(0, len(groups[0].completions)), 0.0)
     parts += [idle] * (max(gather_objects(len(parts), accelerator)) - len(parts))
 
     sums: dict[str, float] = {}
     for i, (part, rows, weight) in enumerate(parts):
         with nullcontext() if i == len(parts) - 1 else accelerator.no_sync(policy):
             logp, _ = token_logps(policy, part)  # (2n, T)
-            terms = hybrid_loss(logp, logp_ref[rows].to(logp.device), completion_mask(part).to(logp.device), cfg)
+            ref = None if logp_ref is None else logp_ref[rows].to(logp.device)
+            terms = hybrid_loss(logp, ref, completion_mask(part).to(logp.device), cfg)
             # Divided by the pairs of the step, not of the micro-batch; times ranks, since DDP averages.
             accelerator.backward(weight * terms["loss"].sum() / pairs * accelerator.num_processes)
         for name, values in terms.items():
@@ -241,20 +240,6 @@ def update(policy, optimizer, accelerator, groups: list[Group], logp_ref: Tensor
         optimizer.step()
     optimizer.zero_grad()
     return {**sums, "pairs": float(own), "grad_norm": grad_norm if finite else 0.0, "skipped_updates": float(not finite)}
-
-
-def pair_batches(groups: list[Group], max_tokens: int) -> list[list[Group]]:
-    """Micro-batches of whole pairs, in order, as large as `max_tokens` padded tokens allow."""
-    parts: list[list[Group]] = []
-    for group in groups:
-        candidate = [*parts[-1], group] if parts else [group]
-        size = len(candidate) * (max(len(g.prompt.ids) for g in candidate) +
-                                 2 * max(len(c) for g in candidate for c in g.completions))
-        if parts and size <= max_tokens:
-            parts[-1].append(group)
-        else:
-            parts.append([group])
-    return parts
 
 
 # --- 5. The loop ---------------------------------------------------------------------------------
@@ -275,7 +260,9 @@ def main(cfg: Config) -> None:
     ranks, rank = accelerator.num_processes, accelerator.process_index
     if len(groups) < ranks:
         raise ValueError(f"--pairs {cfg.pairs}: {len(groups)} pairs for {ranks} processes, each needs one")
-    logp_ref = cached_reference(start.to(accelerator.device), groups, cfg, accelerator, run)  # (2 * all pairs,)
+    logp_ref = None  # (2 * all pairs,), SFT alone needs none
+    if cfg.loss != "sft":
+        logp_ref = cached_reference(start.to(accelerator.device), groups, cfg, accelerator, run)
 
     policy = start if run.latest_model() is None else load_model(run.latest_model(), freeze_vision=cfg.freeze_vision)[0]
     policy.recompute = cfg.gradient_checkpointing
@@ -295,7 +282,8 @@ def main(cfg: Config) -> None:
         mine.sort(key=lambda i: max(len(c) for c in groups[i].completions))
         taken = mine or [0]
         rows = torch.tensor([2 * i + side for i in taken for side in (0, 1)])
-        totals = update(policy, optimizer, accelerator, [groups[i] for i in taken], logp_ref[rows], len(mine), cfg)
+        totals = update(policy, optimizer, accelerator, [groups[i] for i in taken],
+                        None if logp_ref is None else logp_ref[rows], len(mine), cfg)
         sums = sum_over_ranks({k: v for k, v in totals.items() if k not in ("grad_norm", "skipped_updates")}, accelerator)
         metrics = {k: v / sums["pairs"] for k, v in sums.items() if k != "pairs"}
         run.log(step, len(schedule), {**metrics, "grad_norm": totals["grad_norm"], "skipped_updates": totals["skipped_updates"],

@@ -36,7 +36,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from common import Group, Policy, completion_mask, load_model, micro_batches, save_model, token_logps
+from common import Group, Policy, completion_mask, load_model, micro_batches, save_model, token_logps, with_rows
 from data import PromptStream, load_rows
 from rewards import Grade, Judge, format_reward, grade
 from rollout import is_truncated, sample_groups
@@ -239,13 +239,7 @@ def score_tokens(policy, groups: list[Group], cfg: Config) -> Tensor:
 
 
 def in_micro_batches(groups: list[Group], cfg: Config) -> list[tuple[list[Group], slice]]:
-    """Micro-batches, each with the rows of (B, ...) tensors that it holds."""
-    parts, start = [], 0
-    for part in micro_batches(groups, cfg.max_tokens_per_micro_batch):
-        end = start + sum(len(g.completions) for g in part)
-        parts.append((part, slice(start, end)))
-        start = end
-    return parts
+    return with_rows(micro_batches(groups, cfg.max_tokens_per_micro_batch))
 
 
 def update(policy, reference: Policy | None, optimizer, accelerator, groups: list[Group], advantages: Tensor,

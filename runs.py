@@ -112,12 +112,13 @@ class Run:
             return
         with open(self.folder / "metrics.jsonl", "a") as file:
             file.write(json.dumps({"step": step, **metrics}) + "\n")
+        columns = [name for name in self.columns if name in metrics]
         if step == self.start + 1:
-            print("  ".join(f"{name:>{max(7, len(name))}}" for name in ["step", *self.columns, "left"]))
+            print("  ".join(f"{name:>{max(7, len(name))}}" for name in ["step", *columns, "left"]))
         done = (step - self.start) / (steps - self.start)
         left = (time.perf_counter() - self.started_at) * (1 - done) / done
         bar = f"{left // 60:.0f}:{left % 60:02.0f} {'#' * round(10 * step / steps):.<10}"
-        cells = [f"{metrics[name]:>{max(7, len(name))}.4g}" for name in self.columns]
+        cells = [f"{metrics[name]:>{max(7, len(name))}.4g}" for name in columns]
         print("  ".join([f"{step:>7}", *cells, bar]), flush=True)
 
     def sample(self, record: dict, pictures: list) -> None:
@@ -241,8 +242,10 @@ def plot_curves(records: list[dict], panels: dict[str, list[str]], file: Path, t
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, len(panels), figsize=(3.6 * len(panels), 3.0), layout="constrained")
-    for axis, (name, metrics) in zip(axes, panels.items()):
+    panels = {title: [m for m in metrics if any(m in r for r in records)] for title, metrics in panels.items()}
+    panels = {title: metrics for title, metrics in panels.items() if metrics}
+    figure, axes = plt.subplots(1, len(panels), figsize=(3.6 * len(panels), 3.0), layout="constrained", squeeze=False)
+    for axis, (name, metrics) in zip(axes[0], panels.items()):
         for metric in metrics:
             points = [(r["step"], r[metric]) for r in records if r.get(metric) is not None]
             axis.plot(*zip(*points) if points else ([], []), label=metric)

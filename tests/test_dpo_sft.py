@@ -9,8 +9,8 @@ from accelerate import Accelerator
 from conftest import fresh_policy, make_groups, make_row
 
 import dpo_sft
-from common import Group, completion_mask, load_model, save_model, token_logps
-from dpo_sft import Config, dpo_loss, hybrid_loss, pair_batches, reference_key, reference_logps, sft_loss
+from common import Group, completion_mask, load_model, micro_batches, save_model, token_logps
+from dpo_sft import Config, dpo_loss, hybrid_loss, reference_key, reference_logps, sft_loss
 
 CFG = Config(grad_clip=1e9)
 
@@ -75,12 +75,13 @@ def test_sft_term_equals_hf_loss(tiny):
 
 
 def test_hybrid_is_the_sum_and_its_parts_alone():
-    """lambda weighs SFT beside DPO; `dpo` and `sft` are the two ends."""
+    """lambda weighs SFT beside DPO; `dpo` is without it, and `sft` alone is given the chosen rows alone."""
     g = torch.Generator().manual_seed(0)
     logp, mask, ref = -torch.rand(6, 4, generator=g), torch.ones(6, 4), -4 * torch.rand(6, generator=g)
-    by = {loss: hybrid_loss(logp, ref, mask, replace(CFG, loss=loss, sft_weight=0.5)) for loss in ("hybrid", "dpo", "sft")}
+    by = {loss: hybrid_loss(logp, ref, mask, replace(CFG, loss=loss, sft_weight=0.5)) for loss in ("hybrid", "dpo")}
+    by["sft"] = hybrid_loss(logp[0::2], None, mask[0::2], replace(CFG, loss="sft", sft_weight=0.5))
     assert torch.allclose(by["hybrid"]["loss"], by["dpo"]["loss"] + 0.5 * by["sft"]["loss"])
-    assert torch.allclose(by["sft"]["loss"], by["sft"]["sft"]) and torch.allclose(by["dpo"]["loss"], by["dpo"]["dpo"])
+    assert torch.allclose(by["hybrid"]["chosen_logp"], by["sft"]["chosen_logp"]) and torch.allclose(by["dpo"]["loss"], by["dpo"]["dpo"])
 
 
 def train(policy, groups, cfg, steps=25, lr=3e-3):
@@ -123,7 +124,7 @@ def test_micro_batches_of_pairs_give_the_same_gradient(tiny64, budget):
         dpo_sft.update(policy, NoStep(policy.parameters(), lr=0.0), Accelerator(cpu=True), groups, ref, 4, cfg)
         grads.append(seen)
     assert all(torch.allclose(grads[0][n], grads[1][n], atol=1e-10) for n in grads[0])
-    assert all(len(g.completions) == 2 for part in pair_batches(groups, budget) for g in part)
+    assert all(len(g.completions) == 2 for part in micro_batches(groups, budget, split=False) for g in part)
 
 
 def test_reference_cache_key(tiny):
