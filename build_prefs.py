@@ -60,6 +60,7 @@ class Config:
     max_prompt_tokens: int = flag(3000, "longer prompts are skipped and counted, tokens; MM-EUREKA")
     max_pixels: int | None = flag(None, "pictures are scaled down to this many pixels, None: as the model says")
     sample_rows: int = flag(512, "rows decoded at a time in each process; ours")
+    compile_decode: bool = flag(False, "static cache and a compiled decoding step: for a GPU and many tokens; ours")
     # pairing
     coupled: bool = flag(False, "rejected is a wrong response; ablation, its recipe is not published")
     verify: bool = flag(True, "keep chosen only if its reasoning agrees with its answer; --no_verify: ablation")
@@ -230,7 +231,8 @@ def sample_texts(policy, codec, prompts, cfg: Config, seed: int, title: str, sho
     result, at_a_time = [], max(1, cfg.sample_rows // cfg.samples)
     for i in tqdm(range(0, len(prompts), at_a_time), desc=title, disable=not show):
         groups, _ = sample_groups(policy, prompts[i : i + at_a_time], cfg.samples, max_new_tokens=cfg.max_new_tokens,
-                                  temperature=cfg.temperature, generator=generator, max_rows=cfg.sample_rows)
+                                  temperature=cfg.temperature, generator=generator, max_rows=cfg.sample_rows,
+                                  static=cfg.compile_decode)
         result += [([codec.decode(c) for c in g.completions], [is_truncated(c, policy.eos_ids) for c in g.completions])
                    for g in groups]
     return result

@@ -56,6 +56,7 @@ class Config:
     max_prompt_tokens: int = flag(3000, "longer prompts are skipped and counted, tokens")
     max_pixels: int | None = flag(None, "pictures are scaled down to this many pixels, None: as the model says")
     sample_rows: int = flag(512, "rows decoded at a time in each process; ours")
+    compile_decode: bool = flag(False, "static cache and a compiled decoding step: for a GPU and many tokens; ours")
     gf_beta: float = flag(2.0, "weight of OOD against ID in GF; paper")
     judge_url: str = flag("", "OpenAI-compatible endpoint that grades `text` answers; paper: GPT-4o")
     judge_model: str = flag("", "model name at --judge_url")
@@ -154,7 +155,8 @@ def respond(policy: Policy, codec: Codec, prompts: list[Prompt], cfg: Config, ju
     for i in tqdm(range(0, len(prompts), at_a_time), desc=title, leave=False, disable=not title):
         groups, observed = sample_groups(
             policy, prompts[i : i + at_a_time], samples, max_new_tokens=cfg.max_new_tokens, temperature=temperature,
-            generator=generator, max_rows=cfg.sample_rows, observe=nucleus_size if branching else None)
+            generator=generator, max_rows=cfg.sample_rows, observe=nucleus_size if branching else None,
+            static=cfg.compile_decode)
         rows = [(g.prompt.row, c) for g in groups for c in g.completions]
         for (row, completion), sizes in zip(rows, observed):
             text = codec.decode(completion)

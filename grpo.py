@@ -60,6 +60,7 @@ class Config:
     max_new_tokens: int = flag(64, "completion limit, tokens; paper: 10240")
     temperature: float = flag(1.0, "of sampling and of scoring alike; MM-EUREKA")
     sample_rows: int = flag(512, "rows decoded at a time in each process; ours")
+    compile_decode: bool = flag(False, "static cache and a compiled decoding step: for a GPU and many tokens; ours")
     dynamic_sampling: bool = flag(False, "drop groups that are all right or all wrong, draw others; DAPO, paper: silent")
     max_draws: int = flag(10, "rollouts that dynamic sampling may draw to fill one step; verl")
     # reward and advantage
@@ -153,7 +154,8 @@ def rollout(policy: Policy, stream: PromptStream, count: int, cfg: Config, codec
     kept: list[Scored] = []
     for _ in range(cfg.max_draws if cfg.dynamic_sampling else 1):
         groups, _ = sample_groups(policy, stream.take(count), cfg.group_size, max_new_tokens=cfg.max_new_tokens,
-                                  temperature=cfg.temperature, generator=generator, max_rows=cfg.sample_rows)
+                                  temperature=cfg.temperature, generator=generator, max_rows=cfg.sample_rows,
+                                  static=cfg.compile_decode)
         scored = [score(group, codec, policy.eos_ids, cfg, judge) for group in groups]
         kept += [s for s in scored if is_informative(s)] if cfg.dynamic_sampling else scored
         if len(kept) >= count:

@@ -11,6 +11,9 @@ top-p, no top-k), and returns the sampled ids themselves, which is what training
     until every row has ended on one of the model's EOS ids, or max_new_tokens is reached
 
 Greedy output equals `model.generate` token for token (test_greedy_equals_generate).
+
+With `static` every step has the same shapes, so that the step can be compiled and, on a GPU, replayed as a
+CUDA graph: attention then always spans the whole cache, and finished rows stay until all are done.
 """
 
 from collections.abc import Callable
@@ -22,26 +25,42 @@ from common import Group, KVCache, Policy
 from prompts import Prompt
 
 DROP_EVERY = 4  # tokens between two looks for finished rows: on a GPU each look waits for the device
+STATIC_MULTIPLE = 256  # a static cache is as wide as the next multiple, so that few widths are ever compiled
+COMPILE = {"mode": "reduce-overhead", "fullgraph": True, "dynamic": False}
 
 
 class DecodeCache(KVCache):
     """A cache with room for the whole completion, written in place: no copy of it is made a token."""
 
-    def __init__(self, prompts: KVCache, rows: Tensor, room: int):
+    def __init__(self, prompts: KVCache, rows: Tensor, room: int, static: bool):
         self.length = prompts.keys[0].shape[2]  # keys that every layer holds already, padding included
+        self.width = self.length + room
+        self.at = torch.tensor([self.length], device=rows.device) if static else None  # (1,) where the next key goes
+        if static:
+            self.width = -(-self.width // STATIC_MULTIPLE) * STATIC_MULTIPLE
 
-        def widen(x: Tensor) -> Tensor:  # (N, heads, P, d) -> (B, heads, P + room, d)
-            wide = x.new_zeros(len(rows), x.shape[1], self.length + room, x.shape[3])
+        def widen(x: Tensor) -> Tensor:  # (N, heads, P, d) -> (B, heads, width, d)
+            wide = x.new_zeros(len(rows), x.shape[1], self.width, x.shape[3])
             wide[:, :, : self.length] = x.index_select(0, rows)
+            if static:
+                torch._dynamo.mark_static_address(wide)  # else a CUDA graph would copy it in and out
             return wide
 
         super().__init__([widen(k) for k in prompts.keys], [widen(v) for v in prompts.values])
 
     def update(self, k: Tensor, v: Tensor, layer: int, *_) -> tuple[Tensor, Tensor]:
+        if self.at is not None:
+            return self.keys[layer].index_copy_(2, self.at, k), self.values[layer].index_copy_(2, self.at, v)
         end = self.length + k.shape[2]
         self.keys[layer][:, :, self.length : end] = k
         self.values[layer][:, :, self.length : end] = v
         return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
+
+    def grow(self) -> None:
+        """One more token is in."""
+        self.length += 1
+        if self.at is not None:
+            self.at += 1
 
     def keep(self, rows: Tensor) -> None:
         self.keys = [k.index_select(0, rows) for k in self.keys]
@@ -51,19 +70,19 @@ class DecodeCache(KVCache):
 @torch.no_grad()
 def sample_groups(policy: Policy, prompts: list[Prompt], group_size: int, *, max_new_tokens: int,
                   temperature: float, generator: torch.Generator | None = None, max_rows: int = 512,
-                  observe: Callable[[Tensor], Tensor] | None = None) -> tuple[list[Group], list[list[float]]]:
+                  observe: Callable[[Tensor], Tensor] | None = None, static: bool = False) -> tuple[list[Group], list[list[float]]]:
     """Sample `group_size` completions of each prompt; temperature 0 takes the likeliest token.
 
     Returns the groups in the order of `prompts`, and per completion the values of `observe`, a function
     of the logits (rows, V) that gives one number a row and is called once a token (empty without it).
-    At most `max_rows` rows are decoded at a time. `policy` is the bare Policy, not a wrapped one: no
+    At most `max_rows` rows are decoded at a time, with `static` by a compiled step. `policy` is the bare Policy, not a wrapped one: no
     collective runs while tokens are drawn, so ranks need not sample equally long.
     """
     groups, seen = [], []
     prompts_at_a_time = max(1, max_rows // group_size)
     for i in range(0, len(prompts), prompts_at_a_time):
         batch = prompts[i : i + prompts_at_a_time]
-        completions, values = decode(policy, batch, group_size, max_new_tokens, temperature, generator, observe)
+        completions, values = decode(policy, batch, group_size, max_new_tokens, temperature, generator, observe, static)
         # Rows n*G .. n*G+G-1 share prompt n. Trap: with `repeat` instead of `repeat_interleave` they would
         # be dealt out in turn, and rewards land on other prompts' rows (test_groups_are_contiguous).
         groups += [Group(p, completions[n * group_size : (n + 1) * group_size]) for n, p in enumerate(batch)]
@@ -72,16 +91,17 @@ def sample_groups(policy: Policy, prompts: list[Prompt], group_size: int, *, max
 
 
 def decode(policy: Policy, prompts: list[Prompt], group_size: int, room: int, temperature: float,
-           generator: torch.Generator | None, observe) -> tuple[list[Tensor], list[list[float]]]:
+           generator: torch.Generator | None, observe, static: bool) -> tuple[list[Tensor], list[list[float]]]:
     """One batch of `sample_groups`: B completions (EOS included, if it came) and what was observed."""
     device = policy.device
     rows = torch.arange(len(prompts), device=device).repeat_interleave(group_size)  # (B,) prompt of each row
     last, prompt_cache = policy.prefill(prompts)
-    hidden, cache = last[rows], DecodeCache(prompt_cache, rows, room)  # (B, D)
+    hidden, cache = last[rows], DecodeCache(prompt_cache, rows, room, static)  # (B, D)
     positions = policy.next_positions(prompts, rows, room)  # (B, room)
     lengths = torch.tensor([len(p.ids) for p in prompts], device=device)[rows]  # (B,)
-    keys = torch.arange(cache.length + room, device=device)
-    visible = (keys < lengths[:, None]) | (keys >= cache.length)  # (B, P + room): not the prompt's padding
+    keys = torch.arange(cache.width, device=device)
+    visible = (keys < lengths[:, None]) | (keys >= cache.length)  # (B, width): not the prompt's padding
+    extend = compiled_extend(policy) if static else policy.extend
     eos = torch.tensor(policy.eos_ids, device=device)
 
     tokens = torch.zeros(len(rows), room, dtype=torch.long, device=device)  # (B, room)
@@ -100,17 +120,29 @@ def decode(policy: Policy, prompts: list[Prompt], group_size: int, room: int, te
         done = done | ended
         if t + 1 == room or (t % DROP_EVERY == 0 and done.all()):
             break
-        if t % DROP_EVERY == 0 and done.float().mean() > 0.25:  # worth a copy of the cache
+        if not static and t % DROP_EVERY == 0 and done.float().mean() > 0.25:  # worth a copy of the cache
             kept = (~done).nonzero()[:, 0]
             cache.keep(kept)
             live, done, token = live[kept], done[kept], token[kept]
             positions, visible = positions[kept], visible[kept]
-        mask = visible[:, None, None, : cache.length + 1]  # (live, 1, 1, K)
-        hidden = policy.extend(token[:, None], positions[:, t : t + 1], mask, cache)[0][:, 0]  # (live, D)
-        cache.length += 1
+        mask = visible & (keys <= cache.length) if static else visible[:, : cache.length + 1]  # (live, K)
+        hidden = extend(token[:, None], positions[:, t : t + 1], mask[:, None, None], cache)[0][:, 0]  # (live, D)
+        cache.grow()
     tokens, observed, ends = tokens.cpu(), observed.cpu(), ends.tolist()
     return ([row[:end].clone() for row, end in zip(tokens, ends)],
             [row[:end].tolist() if observe else [] for row, end in zip(observed, ends)])
+
+
+def compiled_extend(policy: Policy):
+    """`policy.extend`, compiled once a policy (and again for another number of rows or width)."""
+    if not hasattr(policy, "compiled_extend"):
+        policy.compiled_extend = torch.compile(policy.extend, **COMPILE)
+
+    def step(*args):
+        torch.compiler.cudagraph_mark_step_begin()  # the last step's output has been used by now
+        return policy.compiled_extend(*args)
+
+    return step
 
 
 def draw(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
