@@ -175,7 +175,8 @@ def choose(texts: list[str], truncated: list[bool], row: dict, judge, cfg: Confi
     return kept
 
 
-def reject(texts: list[str], truncated: list[bool], row: dict, rng, cfg: Config, funnel: Counter) -> list[tuple[str, str]]:
+def reject(texts: list[str], truncated: list[bool], row: dict, rng, cfg: Config,
+           funnel: Counter) -> list[tuple[str, str]]:
     """Rejected candidates (text, corruption) among a question's responses, each counted."""
     wanted, kept = (0.0 if cfg.coupled else 1.0), []
     for text, cut in zip(texts, truncated):
@@ -201,7 +202,8 @@ def pair_record(row: dict, chosen: str, rejected: str, how: str) -> dict:
     marked = "".join("<image>" if piece["type"] == "image" else piece["text"] for piece in pieces)
     return {"id": row["id"], "images": [load_picture(p, row["id"]) for p in row["images"]],
             "prompt": [{"role": "user", "content": marked.replace("<image>", "").strip()}],
-            "chosen": [{"role": "assistant", "content": chosen}], "rejected": [{"role": "assistant", "content": rejected}],
+            "chosen": [{"role": "assistant", "content": chosen}],
+            "rejected": [{"role": "assistant", "content": rejected}],
             "conversations": [{"role": "user", "content": marked}],
             "chosen_message": {"role": "assistant", "content": chosen},
             "rejected_message": {"role": "assistant", "content": rejected},
@@ -215,17 +217,20 @@ TABLE = "data/train-00000-of-00001.parquet"
 
 LLAMA_FACTORY_INFO = {"specs_pairs": {
     "file_name": TABLE, "formatting": "sharegpt", "ranking": True,
-    "columns": {"messages": "conversations", "chosen": "chosen_message", "rejected": "rejected_message", "images": "images"},
+    "columns": {"messages": "conversations", "chosen": "chosen_message", "rejected": "rejected_message",
+                "images": "images"},
     "tags": {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}}}
 
 
-CARD = """{count} preference pairs. `datasets.load_dataset` opens this folder. TRL reads `prompt`, `chosen`, `rejected`, `images`;
-LLaMA-Factory reads `conversations`, `chosen_message`, `rejected_message`, `images` (see dataset_info.json);
+CARD = """{count} preference pairs. `datasets.load_dataset` opens this folder.
+TRL reads `prompt`, `chosen`, `rejected`, `images`; LLaMA-Factory reads `conversations`, `chosen_message`,
+`rejected_message`, `images` (see dataset_info.json);
 `corruption` says what was done to the rejected response, funnel.json what was dropped on the way.
 """
 
 
-def sample_texts(policy, codec, prompts, cfg: Config, seed: int, title: str, show: bool) -> list[tuple[list[str], list[bool]]]:
+def sample_texts(policy, codec, prompts, cfg: Config, seed: int, title: str,
+                 show: bool) -> list[tuple[list[str], list[bool]]]:
     """Per prompt: the texts of its samples, and which of them were cut off."""
     generator = torch.Generator(policy.device).manual_seed(seed)
     result, at_a_time = [], max(1, cfg.sample_rows // cfg.samples)
@@ -238,7 +243,8 @@ def sample_texts(policy, codec, prompts, cfg: Config, seed: int, title: str, sho
     return result
 
 
-def make_pairs(prompts, chosen_texts, rejected_texts, cfg: Config, judge, rng: random.Random, funnel: Counter) -> list[dict]:
+def make_pairs(prompts, chosen_texts, rejected_texts, cfg: Config, judge, rng: random.Random,
+               funnel: Counter) -> list[dict]:
     """Pair the i-th chosen with the i-th rejected of each question, at most --pairs_per_question."""
     pairs = []
     for prompt, right, wrong in zip(prompts, chosen_texts, rejected_texts):

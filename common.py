@@ -154,7 +154,8 @@ class Policy(nn.Module):
         visual = self.vlm.model.visual
         merge, patch = visual.spatial_merge_size, visual.patch_embed
         pixels = torch.zeros(merge**2, patch.in_channels * patch.temporal_patch_size * patch.patch_size**2)
-        return visual(pixels.to(self.device, visual.dtype), grid_thw=torch.tensor([[1, merge, merge]], device=self.device)).pooler_output
+        grid = torch.tensor([[1, merge, merge]], device=self.device)
+        return visual(pixels.to(self.device, visual.dtype), grid_thw=grid).pooler_output
 
     def extend(self, ids: Tensor, positions: Tensor, mask: Tensor | None, cache) -> tuple[Tensor, KVCache]:
         """Continue B rows by Q tokens: ids (B, Q), positions (B, Q), mask (B, 1, Q, K) bool or None.

@@ -95,7 +95,8 @@ def own_cache(folder: Path) -> str:
     card; another folder of that name, or this one written anew, would silently give the old rows
     (test_folders_of_one_name_are_not_confused)."""
     files = sorted((str(f), f.stat().st_mtime_ns) for f in folder.resolve().rglob("*") if f.is_file())
-    return str(Path(datasets.config.HF_DATASETS_CACHE) / "local" / hashlib.sha256(repr(files).encode()).hexdigest()[:16])
+    digest = hashlib.sha256(repr(files).encode()).hexdigest()
+    return str(Path(datasets.config.HF_DATASETS_CACHE) / "local" / digest[:16])
 
 
 def to_row(record: dict, index: int, instruction: str, source: str) -> dict:

@@ -31,7 +31,6 @@ import random
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -86,8 +85,10 @@ class Config:
             raise ValueError(f"--schedule {self.schedule}: wanted constant or cosine")
 
 
-COLUMNS = ["loss", "dpo", "sft", "chosen_reward", "rejected_reward", "margin", "accuracy", "chosen_logp", "grad_norm", "step_s"]
-PANELS = {"loss": ["loss", "dpo", "sft"], "reward: beta (logp - logp_ref)": ["chosen_reward", "rejected_reward", "margin"],
+COLUMNS = ["loss", "dpo", "sft", "chosen_reward", "rejected_reward", "margin", "accuracy", "chosen_logp", "grad_norm",
+           "step_s"]
+PANELS = {"loss": ["loss", "dpo", "sft"],
+          "reward: beta (logp - logp_ref)": ["chosen_reward", "rejected_reward", "margin"],
           "chosen logp, nats a response": ["chosen_logp"], "share of pairs with margin > 0": ["accuracy"]}
 
 
@@ -128,7 +129,8 @@ def load_pairs(cfg: Config, codec, policy: Policy, warn) -> list[Group]:
 # --- 2. Loss -------------------------------------------------------------------------------------
 
 
-def dpo_loss(chosen: Tensor, rejected: Tensor, chosen_ref: Tensor, rejected_ref: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+def dpo_loss(chosen: Tensor, rejected: Tensor, chosen_ref: Tensor, rejected_ref: Tensor,
+             beta: float) -> tuple[Tensor, Tensor]:
     """-log sigmoid of the margin, and the two rewards stacked: (N,) and (2, N).
 
     All inputs (N,): summed log-probabilities of a response, nats. At the start policy and reference are
@@ -160,7 +162,8 @@ def hybrid_loss(logp: Tensor, logp_ref: Tensor | None, mask: Tensor, cfg: Config
         return {"loss": (sft := sft_loss(logp, mask)), "sft": sft, "chosen_logp": sums}
     dpo, rewards = dpo_loss(sums[0::2], sums[1::2], logp_ref[0::2], logp_ref[1::2], cfg.beta)
     sft = sft_loss(logp[0::2], mask[0::2])
-    return {"loss": dpo + (cfg.sft_weight if cfg.loss == "hybrid" else 0.0) * sft, "dpo": dpo, "sft": sft, "chosen_reward": rewards[0],
+    weight = cfg.sft_weight if cfg.loss == "hybrid" else 0.0  # lambda
+    return {"loss": dpo + weight * sft, "dpo": dpo, "sft": sft, "chosen_reward": rewards[0],
             "rejected_reward": rewards[1], "margin": rewards[0] - rewards[1],
             "accuracy": (rewards[0] > rewards[1]).float(), "chosen_logp": sums[0::2]}
 
@@ -239,7 +242,8 @@ def update(policy, optimizer, accelerator, groups: list[Group], logp_ref: Tensor
     if finite:
         optimizer.step()
     optimizer.zero_grad()
-    return {**sums, "pairs": float(own), "grad_norm": grad_norm if finite else 0.0, "skipped_updates": float(not finite)}
+    return {**sums, "pairs": float(own), "grad_norm": grad_norm if finite else 0.0,
+            "skipped_updates": float(not finite)}
 
 
 # --- 5. The loop ---------------------------------------------------------------------------------
@@ -272,7 +276,8 @@ def main(cfg: Config) -> None:
     run.load_state(optimizer)
     schedule = [batch for epoch in range(cfg.epochs) for batch in step_order(len(groups), epoch, cfg)]
     schedule = schedule[: cfg.max_steps or None]
-    run.say(f"{len(groups)} pairs in {len(schedule)} steps of {cfg.batch_pairs}, loss {cfg.loss}, {ranks} process(es), {run.folder}")
+    run.say(f"{len(groups)} pairs in {len(schedule)} steps of {cfg.batch_pairs}, loss {cfg.loss}, "
+            f"{ranks} process(es), {run.folder}")
 
     for step in range(run.start + 1, len(schedule) + 1):
         began = time.perf_counter()
@@ -284,12 +289,14 @@ def main(cfg: Config) -> None:
         rows = torch.tensor([2 * i + side for i in taken for side in (0, 1)])
         totals = update(policy, optimizer, accelerator, [groups[i] for i in taken],
                         None if logp_ref is None else logp_ref[rows], len(mine), cfg)
-        sums = sum_over_ranks({k: v for k, v in totals.items() if k not in ("grad_norm", "skipped_updates")}, accelerator)
+        same = {k: totals.pop(k) for k in ("grad_norm", "skipped_updates")}  # the same on every rank: not summed
+        sums = sum_over_ranks(totals, accelerator)
         metrics = {k: v / sums["pairs"] for k, v in sums.items() if k != "pairs"}
-        run.log(step, len(schedule), {**metrics, "grad_norm": totals["grad_norm"], "skipped_updates": totals["skipped_updates"],
-                                      "lr": learning_rate(step - 1, cfg, len(schedule)), "step_s": time.perf_counter() - began})
+        run.log(step, len(schedule), {**metrics, **same, "lr": learning_rate(step - 1, cfg, len(schedule)),
+                                      "step_s": time.perf_counter() - began})
         if step == 1 and cfg.loss == "hybrid":
-            run.say(f"        lambda * SFT : DPO is {cfg.sft_weight * metrics['sft'] / metrics['dpo']:.2f} : 1 at the start")
+            weighed = cfg.sft_weight * metrics["sft"] / metrics["dpo"]
+            run.say(f"        lambda * SFT : DPO is {weighed:.2f} : 1 at the start")
         if step % cfg.save_every == 0 or step == len(schedule):
             if run.writes:
                 save_model(accelerator.unwrap_model(policy), codec, run.model_folder(step))

@@ -215,7 +215,8 @@ def summarise(records: list[dict]) -> dict:
         if mode != "pass":
             report[f"{name} {mode}"] = {
                 "format": share(rows, "in_format"), "accuracy": share(rows, "score"),
-                "length": sum(r["tokens"] for r in rows) / len(rows), "truncated": sum(r["truncated"] for r in rows) / len(rows)}
+                "length": sum(r["tokens"] for r in rows) / len(rows),
+                "truncated": sum(r["truncated"] for r in rows) / len(rows)}
     sampled = by["id", "sampled"]
     if sampled and any(r["nucleus_sum"] for r in sampled):
         report["branching"] = sum(r["nucleus_sum"] for r in sampled) / sum(r["tokens"] for r in sampled)
@@ -236,9 +237,9 @@ def format_table(reports: dict[str, dict]) -> str:
 
     def cell(report: dict, key: str, field: str) -> str:
         if key not in report:
-            return f"{'-':>16}"
+            return "-"
         s = report[key][field]
-        return f"{100 * s['mean']:>5.1f} [{100 * s['low']:>4.1f},{100 * s['high']:>5.1f}]"
+        return f"{100 * s['mean']:.1f} [{100 * s['low']:.0f},{100 * s['high']:.0f}]"
 
     columns = [("format", "id sampled", "format"), ("accuracy", "id sampled", "accuracy"),
                ("greedy acc.", "id greedy", "accuracy"), ("shuffled acc.", "shuffled sampled", "accuracy"),
@@ -248,11 +249,11 @@ def format_table(reports: dict[str, dict]) -> str:
     for title, chosen in (("", columns), ("format obeyed, OOD", ood)):
         chosen = [c for c in chosen if any(c[1] in r for r in reports.values())]
         if chosen:
-            lines.append(f"{title:<20}" + "  ".join(f"{c[0]:>19}" for c in chosen) + ("    length" if not title else ""))
+            lines.append(f"{title:<20}" + "".join(f"{c[0]:>15}" for c in chosen) + ("" if title else f"{'length':>8}"))
         for name, report in reports.items():
             if chosen:
-                length = f"{report['id sampled']['length']:>10.1f}" if not title and "id sampled" in report else ""
-                lines.append(f"  {name:<18}" + "  ".join(f"{cell(report, *c[1:]):>19}" for c in chosen) + length)
+                length = f"{report['id sampled']['length']:>8.1f}" if not title and "id sampled" in report else ""
+                lines.append(f"  {name:<18}" + "".join(f"{cell(report, *c[1:]):>15}" for c in chosen) + length)
     for name, report in reports.items():
         if "pass@k" in report:
             passes = "  ".join(f"@{k} {100 * v:.1f}" for k, v in report["pass@k"].items())
@@ -275,10 +276,14 @@ def measure_gf(run_folder: Path, cfg: Config, sets_of, show: bool, device) -> li
     curve = []
     for step, folder in enumerate(tqdm(folders, desc=f"GF of {run_folder.name}", leave=False, disable=not show)):
         policy, codec = load_model(str(folder), flag="--gf_runs")
-        scores = {name: sum(r["in_format"] for r in respond(policy.to(device), codec, prompts, cfg, None, {}, temperature=cfg.temperature))
-                  / len(prompts) for name, prompts in sets_of(codec).items()}
+        policy.to(device)
+        scores = {}
+        for name, prompts in sets_of(codec).items():
+            records = respond(policy, codec, prompts, cfg, None, {}, temperature=cfg.temperature)
+            scores[name] = share(records, "in_format")["mean"]
         ood = [v for k, v in scores.items() if k != "id"]
-        entry = {"step": 0 if step == 0 else int(folder.name.split("_")[1]), **scores, "ood": sum(ood) / max(1, len(ood))}
+        entry = {"step": 0 if step == 0 else int(folder.name.split("_")[1]), **scores,
+                 "ood": sum(ood) / max(1, len(ood))}
         first = curve[0] if curve else entry
         entry["gf"] = generalization_factor(entry["id"] - first["id"], entry["ood"] - first["ood"], cfg.gf_beta)
         curve.append(entry)
@@ -296,8 +301,9 @@ def plot_report(reports: dict[str, dict], curves: dict[str, list[dict]], file: P
     import matplotlib.pyplot as plt
 
     bars = [("format", "id sampled", "format"), ("accuracy", "id sampled", "accuracy"),
-            ("accuracy,\nshuffled pictures", "shuffled sampled", "accuracy"), ("other tags\n(format)", "tags sampled", "format"),
-            ("brackets\n(format)", "brackets sampled", "format"), ("last line\n(format)", "last_line sampled", "format"),
+            ("accuracy,\nshuffled pictures", "shuffled sampled", "accuracy"),
+            ("other tags\n(format)", "tags sampled", "format"), ("brackets\n(format)", "brackets sampled", "format"),
+            ("last line\n(format)", "last_line sampled", "format"),
             ("other task\n(accuracy)", "task sampled", "accuracy")]
     bars = [b for b in bars if any(b[1] in r for r in reports.values())]
     panels = 1 + any("pass@k" in r for r in reports.values()) + bool(curves)
@@ -317,13 +323,16 @@ def plot_report(reports: dict[str, dict], curves: dict[str, list[dict]], file: P
         for name, report in reports.items():
             ks = report.get("pass@k", {})
             axes[1].plot([int(k) for k in ks], [100 * v for v in ks.values()], marker="o", ms=3, label=name)
-        axes[1].set(title="pass@k", xlabel="k", ylabel="%", xscale="log")
+        axes[1].set(title="pass@k", xlabel="k", ylabel="%")
+        axes[1].set_xscale("log", base=2)
+        axes[1].xaxis.set_major_formatter(lambda k, _: f"{k:g}")
         axes[1].legend(fontsize=8)
     if curves:
         for name, curve in curves.items():
-            line = axes[-1].plot([e["step"] for e in curve], [100 * e["gf"] for e in curve], marker="o", ms=3, label=f"{name}: GF")
-            axes[-1].plot([e["step"] for e in curve], [100 * e["ood"] for e in curve], ls=":", color=line[0].get_color(), label="OOD format")
-        axes[-1].set(title="generalisation over a run", xlabel="step", ylabel="%")
+            steps = [e["step"] for e in curve]
+            line = axes[-1].plot(steps, [100 * e["gf"] for e in curve], marker="o", ms=3, label=f"{name}: GF")
+            axes[-1].plot(steps, [100 * e["ood"] for e in curve], ls=":", color=line[0].get_color(), label="OOD format")
+        axes[-1].set(title="generalisation factor", xlabel="step of the cold start", ylabel="%")
         axes[-1].legend(fontsize=8)
     figure.savefig(file, dpi=120)
     plt.close(figure)
@@ -363,23 +372,26 @@ def main(cfg: Config) -> None:
 
     def prompts_of(codec: Codec, sets: dict[str, list[dict]], part: slice) -> dict[str, list[Prompt]]:
         """Encoded once for all models that share tokenizer and image processor."""
-        key = f"{id(sets)} {codec.tokenizer.backend_tokenizer.to_str()} {codec.tokenizer.chat_template} {codec.image_processor}"
+        tokenizer = codec.tokenizer
+        key = f"{id(sets)} {tokenizer.backend_tokenizer.to_str()} {tokenizer.chat_template} {codec.image_processor}"
         if key not in encoded:
-            encoded[key] = {name: encode_all(rows[part], codec, cfg.max_prompt_tokens, run.warn) for name, rows in sets.items()}
+            encoded[key] = {name: encode_all(rows[part], codec, cfg.max_prompt_tokens, run.warn)
+                            for name, rows in sets.items()}
         return encoded[key]
 
     with open(run.folder / "completions.jsonl", "w") if run.writes else open("/dev/null", "w") as file:
         for name, folder in named(cfg.models).items():
             policy, codec = load_model(folder, flag="--models", max_pixels=cfg.max_pixels)
             with accelerator.autocast():
-                records = measure(name, policy.to(accelerator.device), codec, prompts_of(codec, rows, slice(rank, None, ranks)),
-                                  cfg, judge, run.writes)
+                prompts = prompts_of(codec, rows, slice(rank, None, ranks))
+                records = measure(name, policy.to(accelerator.device), codec, prompts, cfg, judge, run.writes)
             for record in [r for part in gather_objects(records, accelerator) for r in part]:
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
     curves = {}
     if run.writes:  # small: one process does it
         for name, folder in named(cfg.gf_runs).items():
-            curves[name] = measure_gf(Path(folder), cfg, lambda codec: prompts_of(codec, gf_rows, slice(None)), True, accelerator.device)
+            curves[name] = measure_gf(Path(folder), cfg, lambda codec: prompts_of(codec, gf_rows, slice(None)), True,
+                                      accelerator.device)
         # Scored from the file, so that the file is known to suffice.
         reports = {name: summarise(records) for name, records in read_records(run.folder / "completions.jsonl").items()}
         (run.folder / "report.json").write_text(json.dumps({"models": reports, "gf": curves}, indent=2) + "\n")
@@ -387,7 +399,8 @@ def main(cfg: Config) -> None:
         print(format_table(reports))
         for name, curve in curves.items():
             for e in curve:
-                print(f"  {name:<18}step {e['step']:>4}  " + "  ".join(f"{k} {100 * v:5.1f}" for k, v in e.items() if k != "step"))
+                shares = "  ".join(f"{k} {100 * v:5.1f}" for k, v in e.items() if k != "step")
+                print(f"  {name:<18}step {e['step']:>4}  {shares}")
         print(f"wrote {run.folder}/report.json, completions.jsonl, report.png")
     run.finish()
 

@@ -61,7 +61,7 @@ class Config:
     temperature: float = flag(1.0, "of sampling and of scoring alike; MM-EUREKA")
     sample_rows: int = flag(512, "rows decoded at a time in each process; ours")
     compile_decode: bool = flag(False, "static cache and a compiled decoding step: for a GPU and many tokens; ours")
-    dynamic_sampling: bool = flag(False, "drop groups that are all right or all wrong, draw others; DAPO, paper: silent")
+    dynamic_sampling: bool = flag(False, "draw again for groups all right or all wrong; DAPO, paper: silent")
     max_draws: int = flag(10, "rollouts that dynamic sampling may draw to fill one step; verl")
     # reward and advantage
     overlong_buffer: int = flag(0, "soft penalty in the last so many tokens before the limit, 0: off; DAPO: 4096")
@@ -107,7 +107,8 @@ class Config:
 
 COLUMNS = ["reward", "format", "accuracy", "length", "trunc%", "dead%", "loss", "ratio", "clip%", "entropy",
            "grad_norm", "gen%", "step_s"]
-PANELS = {"reward": ["reward", "format", "accuracy"], "length, tokens": ["length"], "ratio and clip": ["ratio", "clip%"],
+PANELS = {"reward": ["reward", "format", "accuracy"], "length, tokens": ["length"],
+          "ratio and clip": ["ratio", "clip%"],
           "entropy, nats": ["entropy"]}
 
 
@@ -195,7 +196,8 @@ def group_advantages(rewards: Tensor, divide_by_std: bool = True, eps: float = 1
 # --- 3. Loss -------------------------------------------------------------------------------------
 
 
-def policy_loss(logp: Tensor, logp_old: Tensor, advantages: Tensor, clip_low: float, clip_high: float) -> dict[str, Tensor]:
+def policy_loss(logp: Tensor, logp_old: Tensor, advantages: Tensor, clip_low: float,
+                clip_high: float) -> dict[str, Tensor]:
     """Clipped surrogate of each token: logp, logp_old (B, T) and advantages (B,) -> `loss`, `ratio`, `clipped` (B, T).
 
     Unmasked and unreduced; the caller sums over the mask and divides by the step's tokens. Which side
@@ -284,7 +286,8 @@ def update(policy, reference: Policy | None, optimizer, accelerator, groups: lis
     if finite:  # a nan would spread to every weight and never leave
         optimizer.step()
     optimizer.zero_grad()
-    return {**sums, "tokens": float(mask.sum()), "grad_norm": grad_norm if finite else 0.0, "skipped_updates": float(not finite)}
+    return {**sums, "tokens": float(mask.sum()), "grad_norm": grad_norm if finite else 0.0,
+            "skipped_updates": float(not finite)}
 
 
 # --- 5. The loop ---------------------------------------------------------------------------------
@@ -308,28 +311,33 @@ def train_on(scored: list[Scored], policy, reference, optimizer, accelerator, cf
         batches.append((groups, advantages, mask, None if u == 0 else score_tokens(policy, groups, cfg)))
     totals: dict[str, float] = {}
     for groups, advantages, mask, logp_old in batches:
-        for name, value in update(policy, reference, optimizer, accelerator, groups, advantages, mask, logp_old, cfg).items():
+        sums = update(policy, reference, optimizer, accelerator, groups, advantages, mask, logp_old, cfg)
+        for name, value in sums.items():
             totals[name] = totals.get(name, 0.0) + value
     return totals
 
 
-def summarise(scored: list[Scored], totals: dict[str, float], seconds: dict[str, float], accelerator, cfg: Config) -> dict:
+def summarise(scored: list[Scored], totals: dict[str, float], seconds: dict[str, float], accelerator,
+              cfg: Config) -> dict:
     """Metrics of a step: sums and counts over all ranks, divided once."""
     rows = [(s.rewards[i], s.formats[i], s.grades[i].score, len(s.group.completions[i]), s.truncated[i])
             for s in scored for i in range(len(s.texts))]
     known = [r for r in rows if r[2] is not None]
     s = sum_over_ranks({
         **{k: v for k, v in totals.items() if k not in ("grad_norm", "skipped_updates")},
-        "rows": len(rows), "known": len(known), "reward": sum(r[0] for r in known), "accuracy": sum(r[2] for r in known),
+        "rows": len(rows), "known": len(known),
+        "reward": sum(r[0] for r in known), "accuracy": sum(r[2] for r in known),
         "format": sum(r[1] > 0 for r in rows), "length": sum(r[3] for r in rows), "trunc": sum(r[4] for r in rows),
         "groups": len(scored), "dead": sum(len({r for r in g.rewards if r == r}) < 2 for g in scored)}, accelerator)
     tokens, known_count = max(1.0, s["tokens"]), max(1.0, s["known"])
-    return {"reward": s["reward"] / known_count, "format": s["format"] / s["rows"], "accuracy": s["accuracy"] / known_count,
-            "length": s["length"] / s["rows"], "trunc%": 100 * s["trunc"] / s["rows"],
-            "dead%": 100 * s["dead"] / s["groups"], "loss": s["loss"] / tokens, "ratio": s["ratio"] / tokens,
-            "clip%": 100 * s["clipped"] / tokens, "entropy": s["entropy"] / tokens, "kl_ref": s["kl_ref"] / tokens,
+    return {"reward": s["reward"] / known_count, "format": s["format"] / s["rows"],
+            "accuracy": s["accuracy"] / known_count, "length": s["length"] / s["rows"],
+            "trunc%": 100 * s["trunc"] / s["rows"], "dead%": 100 * s["dead"] / s["groups"],
+            "loss": s["loss"] / tokens, "ratio": s["ratio"] / tokens, "clip%": 100 * s["clipped"] / tokens,
+            "entropy": s["entropy"] / tokens, "kl_ref": s["kl_ref"] / tokens,
             "grad_norm": totals["grad_norm"] / cfg.updates_per_rollout, "skipped_updates": totals["skipped_updates"],
-            "unscored": s["rows"] - s["known"], "gen%": 100 * seconds["generate"] / seconds["step"], "step_s": seconds["step"]}
+            "unscored": s["rows"] - s["known"], "gen%": 100 * seconds["generate"] / seconds["step"],
+            "step_s": seconds["step"]}
 
 
 def main(cfg: Config) -> None:
@@ -339,7 +347,8 @@ def main(cfg: Config) -> None:
                                recompute=cfg.gradient_checkpointing, max_pixels=cfg.max_pixels)
     reference = None
     if cfg.kl_beta > 0:
-        reference = (copy.deepcopy(policy) if run.latest_model() is None else load_model(cfg.model)[0]).to(accelerator.device)
+        reference = copy.deepcopy(policy) if run.latest_model() is None else load_model(cfg.model)[0]
+        reference = reference.to(accelerator.device)
     optimizer = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=cfg.lr, betas=(0.9, 0.95),
                                   weight_decay=cfg.weight_decay)
     policy, optimizer = accelerator.prepare(policy, optimizer)
@@ -351,7 +360,8 @@ def main(cfg: Config) -> None:
                          f"--updates_per_rollout ({cfg.updates_per_rollout})")
     share = cfg.prompts_per_step // ranks
     stream = PromptStream(load_rows(cfg.data, count=cfg.rows, seed=cfg.seed, instruction=cfg.instruction), codec,
-                          seed=cfg.seed, max_prompt_tokens=cfg.max_prompt_tokens, rank=rank, world_size=ranks, warn=run.warn)
+                          seed=cfg.seed, max_prompt_tokens=cfg.max_prompt_tokens, rank=rank, world_size=ranks,
+                          warn=run.warn)
     judge = Judge(cfg.judge_url, cfg.judge_model, run.folder / "judge") if cfg.judge_url else None
     # Each rank draws from a stream of its own, or all ranks would sample the same completions.
     generator = torch.Generator(bare.device).manual_seed(cfg.seed * 1000 + rank)
@@ -359,8 +369,9 @@ def main(cfg: Config) -> None:
     if state is not None:
         stream.position, stream.skipped = state["position"], state["skipped"]
         generator.set_state(state["generator"])
-    run.say(f"{cfg.prompts_per_step} prompts x {cfg.group_size} samples = {cfg.prompts_per_step * cfg.group_size} completions a "
-            f"rollout -> {cfg.updates_per_rollout} optimizer steps, {ranks} process(es), {run.folder}")
+    rows = cfg.prompts_per_step * cfg.group_size
+    run.say(f"{cfg.prompts_per_step} prompts x {cfg.group_size} samples = {rows} completions a rollout -> "
+            f"{cfg.updates_per_rollout} optimizer steps, {ranks} process(es), {run.folder}")
 
     for step in range(run.start + 1, cfg.steps + 1):
         began = time.perf_counter()
@@ -372,7 +383,8 @@ def main(cfg: Config) -> None:
         totals = train_on(scored, policy, reference, optimizer, accelerator, cfg)  # 2-4. advantages, loss, update
         seconds = {"generate": generated, "step": time.perf_counter() - began}
         metrics = summarise(scored, totals, seconds, accelerator, cfg)
-        run.log(step, cfg.steps, {**metrics, "lr": learning_rate(step - 1, cfg, cfg.steps), "skipped_rows": stream.skipped})
+        run.log(step, cfg.steps, {**metrics, "lr": learning_rate(step - 1, cfg, cfg.steps),
+                                  "skipped_rows": stream.skipped})
         if step % cfg.sample_every == 0 or step == 1:
             record_samples(run, step, scored[0], codec)
         if step % cfg.save_every == 0 or step == cfg.steps:

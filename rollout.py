@@ -70,13 +70,14 @@ class DecodeCache(KVCache):
 @torch.no_grad()
 def sample_groups(policy: Policy, prompts: list[Prompt], group_size: int, *, max_new_tokens: int,
                   temperature: float, generator: torch.Generator | None = None, max_rows: int = 512,
-                  observe: Callable[[Tensor], Tensor] | None = None, static: bool = False) -> tuple[list[Group], list[list[float]]]:
+                  observe: Callable[[Tensor], Tensor] | None = None,
+                  static: bool = False) -> tuple[list[Group], list[list[float]]]:
     """Sample `group_size` completions of each prompt; temperature 0 takes the likeliest token.
 
     Returns the groups in the order of `prompts`, and per completion the values of `observe`, a function
     of the logits (rows, V) that gives one number a row and is called once a token (empty without it).
-    At most `max_rows` rows are decoded at a time, with `static` by a compiled step. `policy` is the bare Policy, not a wrapped one: no
-    collective runs while tokens are drawn, so ranks need not sample equally long.
+    At most `max_rows` rows are decoded at a time, with `static` by a compiled step. `policy` is the bare
+    Policy, not a wrapped one: no collective runs while tokens are drawn, so ranks may sample unequally long.
     """
     groups, seen = [], []
     prompts_at_a_time = max(1, max_rows // group_size)

@@ -217,7 +217,8 @@ def make_accelerator(config) -> Accelerator:
     precision = config.precision
     if precision == "auto":
         precision = "bf16" if torch.cuda.is_available() else "no"
-    accelerator = Accelerator(mixed_precision=precision, log_with=config.log_with or None, project_dir=config.run_dir or "runs")
+    accelerator = Accelerator(mixed_precision=precision, log_with=config.log_with or None,
+                              project_dir=config.run_dir or "runs")
     if config.log_with:
         accelerator.init_trackers("specs", config=dataclasses.asdict(config))
     return accelerator

@@ -55,7 +55,7 @@ def main() -> None:
             for name in took:
                 began = time.perf_counter()
                 if name == "reference":
-                    reference = dpo_sft.reference_logps(policy, pairs, cfg, accelerator, show=False)
+                    dpo_sft.reference_logps(policy, pairs, cfg, accelerator, show=False)
                 elif name == "hybrid":
                     dpo_sft.update(policy, optimizer, accelerator, pairs, torch.full((128,), -20.0), 64, cfg)
                 else:

@@ -287,3 +287,31 @@ def test_frozen_tower_looks_once(tiny, monkeypatch):
     policy.vlm.model.visual.requires_grad_(True)
     token_logps(policy, make_groups(codec))
     assert passes == [2, 2, 2] and len(policy.seen) == 0
+
+
+def test_no_tensor_of_all_tokens_by_vocabulary(tiny, monkeypatch):
+    """Log-probs without logits: forward and backward, no tensor has more than HEAD_CHUNK rows of the vocabulary.
+    Scored in one piece, there is one of all tokens."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    policy, codec = tiny
+    vocabulary, groups = len(policy.banned), make_groups(codec, sizes=(4, 4), pictures=(1, 0), longest=30)
+    tokens = sum(len(c) for g in groups for c in g.completions)
+
+    class Widest(TorchDispatchMode):
+        rows = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            for x in out if isinstance(out, (tuple, list)) else [out]:
+                if isinstance(x, torch.Tensor) and x.ndim == 2 and x.shape[1] == vocabulary:
+                    self.rows = max(self.rows, len(x))
+            return out
+
+    seen = []
+    for chunk in (16, 10_000):
+        monkeypatch.setattr(common, "HEAD_CHUNK", chunk)
+        with Widest() as widest:
+            token_logps(policy, groups)[0].sum().backward()
+        seen.append(widest.rows)
+    assert seen == [16, tokens] and tokens > 32

@@ -107,7 +107,8 @@ def draw(scene: Scene) -> Image.Image:
         else:
             middle, right, bottom = CELL // 2, left + CELL - 4, top + CELL - 4
             corners = [(left + middle, top + 3), (right, bottom), (left + 3, bottom)] if shape == "triangle" else \
-                [(left + middle, top + 2), (right + 1, top + middle), (left + middle, bottom + 1), (left + 2, top + middle)]
+                [(left + middle, top + 2), (right + 1, top + middle), (left + middle, bottom + 1),
+                 (left + 2, top + middle)]
             pen.polygon(corners, fill=COLOURS[colour])
     return image
 
@@ -177,7 +178,7 @@ def listing(scene: Scene, title: str, wanted) -> tuple[str, int]:
 
 
 def rows(count: int, seed: int, *, held_out: bool = False, kinds: tuple[str, ...] = KINDS,
-         formats: list[Format] = [THINK], unseen_wording: bool = False) -> list[dict]:
+         formats: tuple[Format, ...] | list[Format] = (THINK,), unseen_wording: bool = False) -> list[dict]:
     """Questions in the row format of `data.py`, one in turn of each kind, pictures as PIL images."""
     rng = random.Random(f"{seed} {held_out}")
     result = []
