@@ -295,7 +295,8 @@ def test_no_tensor_of_all_tokens_by_vocabulary(tiny, monkeypatch):
     from torch.utils._python_dispatch import TorchDispatchMode
 
     policy, codec = tiny
-    vocabulary, groups = len(policy.banned), make_groups(codec, sizes=(4, 4), pictures=(1, 0), longest=30)
+    vocabulary, width = policy.vlm.lm_head.weight.shape  # the head itself, transposed, is (width, vocabulary)
+    groups = make_groups(codec, sizes=(4, 4), pictures=(1, 0), longest=30)
     tokens = sum(len(c) for g in groups for c in g.completions)
 
     class Widest(TorchDispatchMode):
@@ -304,7 +305,7 @@ def test_no_tensor_of_all_tokens_by_vocabulary(tiny, monkeypatch):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
             out = function(*args, **(kwargs or {}))
             for x in out if isinstance(out, (tuple, list)) else [out]:
-                if isinstance(x, torch.Tensor) and x.ndim == 2 and x.shape[1] == vocabulary:
+                if isinstance(x, torch.Tensor) and x.ndim == 2 and x.shape[1] == vocabulary and len(x) != width:
                     self.rows = max(self.rows, len(x))
             return out
 
