@@ -262,9 +262,9 @@ def main(cfg: Config) -> None:
     accelerator = make_accelerator(cfg)
     run = Run(cfg, "prefs", accelerator, [])
     ranks, rank = accelerator.num_processes, accelerator.process_index
-    base, codec = load_model(cfg.base, flag="--base", max_pixels=cfg.max_pixels)
+    base, codec = load_model(cfg.base, flag="--base", freeze_vision=True, max_pixels=cfg.max_pixels)
     writer = {"zero": cfg.zero, "base": cfg.base}.get(cfg.source, cfg.source)
-    better, _ = load_model(writer, flag="--zero" if cfg.source == "zero" else "--source")
+    better, _ = load_model(writer, flag="--zero" if cfg.source == "zero" else "--source", freeze_vision=True)
     rows = load_rows(cfg.data, count=cfg.rows, seed=cfg.seed, instruction=cfg.instruction)
     mine = [rows[i] for i in range(rank, len(rows), ranks)]
     prompts = encode_all(mine, codec, cfg.max_prompt_tokens, run.warn)

@@ -275,7 +275,7 @@ def measure_gf(run_folder: Path, cfg: Config, sets_of, show: bool, device) -> li
     folders = [Path(json.loads(config.read_text())["model"]), *sorted(run_folder.glob("step_*"))]
     curve = []
     for step, folder in enumerate(tqdm(folders, desc=f"GF of {run_folder.name}", leave=False, disable=not show)):
-        policy, codec = load_model(str(folder), flag="--gf_runs")
+        policy, codec = load_model(str(folder), flag="--gf_runs", freeze_vision=True)
         policy.to(device)
         scores = {}
         for name, prompts in sets_of(codec).items():
@@ -381,7 +381,7 @@ def main(cfg: Config) -> None:
 
     with open(run.folder / "completions.jsonl", "w") if run.writes else open("/dev/null", "w") as file:
         for name, folder in named(cfg.models).items():
-            policy, codec = load_model(folder, flag="--models", max_pixels=cfg.max_pixels)
+            policy, codec = load_model(folder, flag="--models", freeze_vision=True, max_pixels=cfg.max_pixels)
             with accelerator.autocast():
                 prompts = prompts_of(codec, rows, slice(rank, None, ranks))
                 records = measure(name, policy.to(accelerator.device), codec, prompts, cfg, judge, run.writes)

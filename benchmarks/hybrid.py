@@ -48,8 +48,9 @@ def main() -> None:
         policy, codec = load_model(BASE, freeze_vision=True)
         optimizer, accelerator = torch.optim.SGD(policy.parameters(), lr=0.0), Accelerator(cpu=True)
         pairs = pairs_at(codec, policy.eos_ids[0], side, 64)
+        pairs.sort(key=lambda g: max(map(len, g.completions)))  # as dpo_sft.py does within a step
         chosen = [Group(g.prompt, g.completions[:1]) for g in pairs]
-        cfg = replace(dpo_sft.Config(), precision="no")
+        cfg = replace(dpo_sft.Config(), precision="no", max_tokens_per_micro_batch=4096)
         took = {"hybrid": [], "sft": [], "reference": []}
         for _ in range(args.steps + 1):
             for name in took:
