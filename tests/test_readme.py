@@ -28,7 +28,7 @@ def test_every_trap_names_its_test():
 
 def test_line_counts_of_the_file_table():
     """Within 15 lines of the truth; and no file is too long to read in one sitting."""
-    rows = re.findall(r"^\| `(\w+\.py)` \|.*\| (\d+) \|$", README, re.M)
+    rows = re.findall(r"^\| \[`(\w+\.py)`\]\(\1\) \|.*\| (\d+) \|$", README, re.M)
     assert {name for name, _ in rows} == {path.name for path in ROOT.glob("*.py")}
     for name, stated in rows:
         actual = SOURCES[name].count("\n")
@@ -37,7 +37,7 @@ def test_line_counts_of_the_file_table():
 
 
 def test_functions_in_the_recipe_exist():
-    for file, names in re.findall(r"`(\w+\.py)` ((?:`\w+`(?:, )?)+)", README):
+    for file, names in re.findall(r"\[`(\w+\.py)`\]\(\1\) ((?:`\w+`(?:, )?)+)", README):
         for name in re.findall(r"`(\w+)`", names):
             assert re.search(rf"^\s*(def|class) {name}\b", SOURCES[file], re.M), f"{file} has no {name}"
 
