@@ -17,7 +17,7 @@ Where the paper is silent:
      answer. --judge_url asks a judge instead, as the paper asks Gemini; --no_verify leaves it out.
   3. The five corruptions are drawn evenly.
 
-    accelerate launch build_prefs.py --zero runs/grpo/model       ~20 seconds on two cores
+    accelerate launch build_prefs.py --zero runs/zero/model       ~25 seconds on two cores
     accelerate launch build_prefs.py --source base ...            ablation: chosen by the base model too
 
 Writes a folder that `datasets.load_dataset(folder)` opens, pictures included, with the columns of
@@ -48,7 +48,7 @@ from runs import Run, flag, gather_objects, make_accelerator, parse_cli, run_sta
 class Config:
     # models
     base: str = flag("toy/base", "folder or hub name of the base model; paper: Qwen2.5-VL-7B-Instruct")
-    zero: str = flag("runs/grpo/model", "model folder of stage 1")
+    zero: str = flag("runs/zero/model", "model folder of stage 1")
     source: str = flag("zero", "who writes chosen: `zero` (paper), `base`, or a folder or hub name of a teacher")
     # data and sampling
     data: str = flag("toy", "`toy`, a folder, a file or a hub name; paper: ~9k pairs, which questions is not stated")

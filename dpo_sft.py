@@ -22,7 +22,7 @@ Where this departs from the paper, or fills in what it leaves open:
 
 Dimension key: N pairs in a step, B = 2N rows, chosen before rejected in each pair, T longest response.
 
-    accelerate launch dpo_sft.py --pairs runs/prefs           ~15 seconds on two cores
+    accelerate launch dpo_sft.py --pairs runs/prefs           ~20 seconds on two cores
     accelerate launch dpo_sft.py --loss sft ...               ablation: sft or dpo alone
 """
 
@@ -75,7 +75,7 @@ class Config:
     run_dir: str = flag("", "folder of the run; empty: runs/dpo_sft_DATE_TIME")
     resume: bool = flag(False, "go on with the run in --run_dir, bit-exactly on a CPU")
     overwrite: bool = flag(False, "empty --run_dir first")
-    save_every: int = flag(8, "steps between checkpoints (models for `evaluate.py --run_dir`, and --resume)")
+    save_every: int = flag(8, "steps between checkpoints (for --resume, and `evaluate.py --gf_runs`)")
     log_with: str = flag("", "a tracker that accelerate knows, `tensorboard` or `wandb`; empty: none")
 
     def __post_init__(self):

@@ -17,8 +17,8 @@ Where this departs from the paper, or fills in what it leaves open:
      beside their mean, since a format that was *rejected* in training can be lost behind a good mean.
   2. Intervals are Wilson's, 95 %, over items.
 
-    accelerate launch evaluate.py --models base=toy/base,zero=runs/grpo/model
-    accelerate launch evaluate.py --gf_runs hybrid=runs/dpo_sft,sft=runs/sft
+    accelerate launch evaluate.py --models base=toy/base,zero=runs/zero/model
+    accelerate launch evaluate.py --gf_runs hybrid=runs/warmup,sft=runs/sft
 """
 
 import json

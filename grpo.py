@@ -23,8 +23,8 @@ Where this departs from the paper, or fills in what it leaves open (each is a fl
 Dimension key: P prompts, G completions a prompt, B = P*G rows, T longest completion. Per-token tensors
 are (B, T), entry (b, t) about token t of completion b (see `common.token_logps`).
 
-    accelerate launch grpo.py                                     the embedded world, 40 steps, ~1 minute
-    accelerate launch grpo.py --model runs/dpo_sft/model          stage 3: the same file, another start
+    accelerate launch grpo.py                                     the embedded world, 40 steps, 20 seconds
+    accelerate launch grpo.py --model runs/warmup/model           stage 3: the same file, another start
     accelerate launch --num_processes 8 grpo.py @configs/grpo_7b.args
 """
 
@@ -89,7 +89,7 @@ class Config:
     run_dir: str = flag("", "folder of the run; empty: runs/grpo_DATE_TIME")
     resume: bool = flag(False, "go on with the run in --run_dir, bit-exactly on a CPU")
     overwrite: bool = flag(False, "empty --run_dir first")
-    save_every: int = flag(20, "rollouts between checkpoints (models for `evaluate.py --run_dir`, and --resume)")
+    save_every: int = flag(20, "rollouts between checkpoints (for --resume, and `evaluate.py --gf_runs`)")
     sample_every: int = flag(10, "rollouts between records in samples.jsonl")
     log_with: str = flag("", "a tracker that accelerate knows, `tensorboard` or `wandb`; empty: none")
 

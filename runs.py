@@ -28,6 +28,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 
 # --- 1. The command line -------------------------------------------------------------------------
 
@@ -84,15 +85,17 @@ class Run:
         self.config, self.stage, self.accelerator, self.columns = config, stage, accelerator, columns
         self.writes = accelerator.is_main_process
         name = config.run_dir or f"runs/{stage}_{time.strftime('%Y%m%d_%H%M%S')}"
-        self.folder = Path(name)
-        self.start, self.started_at = 0, time.perf_counter()
+        self.folder = Path(gather_objects(name, accelerator)[0])  # ranks may start in different seconds
+        self.start, self.worked_s = 0, 0.0
         taken = self.folder.exists() and any(self.folder.iterdir())
         if taken and not (config.resume or config.overwrite):
             raise FileExistsError(f"--run_dir {name} is not empty: --resume goes on with it, --overwrite empties it")
+        if taken and not (self.folder / "config.json").is_file():
+            raise FileExistsError(f"--run_dir {name} holds other things than a run (no config.json): it is left alone")
         accelerator.wait_for_everyone()
         if self.writes:
             if taken and not config.resume:
-                shutil.rmtree(self.folder)
+                shutil.rmtree(self.folder)  # only ever a run's own folder, see above
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
         accelerator.wait_for_everyone()
@@ -115,8 +118,8 @@ class Run:
         columns = [name for name in self.columns if name in metrics]
         if step == self.start + 1:
             print("  ".join(f"{name:>{max(7, len(name))}}" for name in ["step", *columns, "left"]))
-        done = (step - self.start) / (steps - self.start)
-        left = (time.perf_counter() - self.started_at) * (1 - done) / done
+        self.worked_s += metrics["step_s"]
+        left = self.worked_s / (step - self.start) * (steps - step)
         bar = f"{left // 60:.0f}:{left % 60:02.0f} {'#' * round(10 * step / steps):.<10}"
         cells = [f"{metrics[name]:>{max(7, len(name))}.4g}" for name in columns]
         print("  ".join([f"{step:>7}", *cells, bar]), flush=True)
@@ -217,6 +220,8 @@ def make_accelerator(config) -> Accelerator:
     precision = config.precision
     if precision == "auto":
         precision = "bf16" if torch.cuda.is_available() else "no"
+    if config.log_with and config.log_with not in (available := [str(t.value) for t in get_available_trackers()]):
+        raise ValueError(f"--log_with {config.log_with}: not installed, or no tracker of accelerate's; here: {available}")
     accelerator = Accelerator(mixed_precision=precision, log_with=config.log_with or None,
                               project_dir=config.run_dir or "runs")
     if config.log_with:

@@ -154,6 +154,22 @@ def test_run_folder_is_complete_and_safe(start, tmp_path, capsys):
     assert len(stripped(folder)) == 1 and not (folder / "step_00002").exists()
 
 
+def test_only_a_run_is_ever_emptied(start, tmp_path):
+    """--overwrite of a folder that no run made (a home folder, say) is refused, and nothing in it is touched."""
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.txt").write_text("years")
+    for more in ({"overwrite": True}, {"resume": True}):
+        with pytest.raises(FileExistsError, match="--run_dir.*left alone"):
+            grpo.main(grpo_config(start, tmp_path / "home", **more))
+    assert (tmp_path / "home" / "thesis.txt").read_text() == "years"
+
+
+def test_missing_tracker_is_named(start, tmp_path):
+    """A tracker that is not installed would otherwise log nothing, without a word."""
+    with pytest.raises(ValueError, match="--log_with nonsense"):
+        grpo.main(grpo_config(start, tmp_path / "run", log_with="nonsense"))
+
+
 def test_state_is_read_without_running_it(start, tmp_path):
     """A checkpoint that holds code is refused: weights_only."""
     grpo.main(grpo_config(start, tmp_path / "run", steps=1))
