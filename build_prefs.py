@@ -31,6 +31,7 @@ import random
 import re
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 
 import datasets
 import torch
@@ -164,8 +165,9 @@ def choose(texts: list[str], truncated: list[bool], row: dict, judge, cfg: Confi
             funnel["chosen: dropped, wrong answer"] += 1
         elif (full := supplement(text)) is None:
             funnel["chosen: dropped, format beyond supplement"] += 1
-        elif cfg.verify and not is_consistent(full, row, judge):
-            funnel["chosen: dropped, reasoning disagrees with answer"] += 1
+        elif cfg.verify and (agrees := is_consistent(full, row, judge)) is not True:
+            why = "the judge gave no answer" if agrees is None else "reasoning disagrees with answer"
+            funnel[f"chosen: dropped, {why}"] += 1
         elif full in kept:
             funnel["chosen: dropped, same words as another"] += 1
         else:
@@ -211,12 +213,12 @@ def pair_record(row: dict, chosen: str, rejected: str, how: str) -> dict:
             "answer_type": row["answer_type"], "corruption": how}
 
 
-# The hub's own layout: `load_dataset` takes this file alone, whatever else lies in the folder. A card that
+# The hub's own layout: `load_dataset` takes these files alone, whatever else lies in the folder. A card that
 # named the file would do as well, but then two folders of one name share an entry of the `datasets` cache.
-TABLE = "data/train-00000-of-00001.parquet"
+TABLE = "data/train-{:05d}-of-{:05d}.parquet"  # one a process
 
 LLAMA_FACTORY_INFO = {"specs_pairs": {
-    "file_name": TABLE, "formatting": "sharegpt", "ranking": True,
+    "file_name": "data", "formatting": "sharegpt", "ranking": True,
     "columns": {"messages": "conversations", "chosen": "chosen_message", "rejected": "rejected_message",
                 "images": "images"},
     "tags": {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}}}
@@ -266,8 +268,7 @@ def main(cfg: Config) -> None:
     writer = {"zero": cfg.zero, "base": cfg.base}.get(cfg.source, cfg.source)
     better, _ = load_model(writer, flag="--zero" if cfg.source == "zero" else "--source", freeze_vision=True)
     rows = load_rows(cfg.data, count=cfg.rows, seed=cfg.seed, instruction=cfg.instruction)
-    mine = [rows[i] for i in range(rank, len(rows), ranks)]
-    prompts = encode_all(mine, codec, cfg.max_prompt_tokens, run.warn)
+    prompts = encode_all(rows, codec, cfg.max_prompt_tokens, run.warn, rank, ranks)
 
     judge = Judge(cfg.judge_url, cfg.judge_model, run.folder / "judge") if cfg.judge_url else None
     texts = []
@@ -276,31 +277,35 @@ def main(cfg: Config) -> None:
             texts.append(sample_texts(model.to(accelerator.device), codec, prompts, cfg, 1000 * seed + rank,
                                       f"{name} answers", run.writes))
         model.cpu()
-    funnel = Counter()
+    funnel = Counter({"questions: skipped, see the warnings": len(range(rank, len(rows), ranks)) - len(prompts)})
     pairs = make_pairs(prompts, *texts, cfg, judge, random.Random(f"{cfg.seed} {rank}"), funnel)
-    pairs = [pair for part in gather_objects(pairs, accelerator) for pair in part]
     funnel = sum(gather_objects(funnel, accelerator), Counter())
-    if not pairs:
+    if not funnel["pairs"]:
         raise ValueError(f"no pair came out of {len(rows)} questions: {dict(funnel)}; is --zero a trained model?")
+    if pairs:
+        write_table(pairs, run.folder / TABLE.format(rank, ranks))
+    firsts = gather_objects([{**pair, "images": None} for pair in pairs[:1]], accelerator)
     if run.writes:
-        write_pairs(pairs, funnel, run)
+        write_report(sum(firsts, [])[0], funnel, run)
     run.finish()
 
 
-def write_pairs(pairs: list[dict], funnel: Counter, run: Run) -> None:
-    """The data set, its dataset_info.json, the funnel, and one pair on the terminal."""
-    table = datasets.Dataset.from_list(pairs).cast_column("images", datasets.List(datasets.Image()))
-    (run.folder / TABLE).parent.mkdir(exist_ok=True)
-    table.to_parquet(run.folder / TABLE)
-    (run.folder / "README.md").write_text(CARD.format(count=len(pairs)))
+def write_table(pairs: list[dict], file: Path) -> None:
+    """Each rank writes the pairs of its own questions: pictures never travel between ranks."""
+    file.parent.mkdir(exist_ok=True)
+    datasets.Dataset.from_list(pairs).cast_column("images", datasets.List(datasets.Image())).to_parquet(file)
+
+
+def write_report(pair: dict, funnel: Counter, run: Run) -> None:
+    """The card, dataset_info.json, the funnel, and one pair on the terminal."""
+    (run.folder / "README.md").write_text(CARD.format(count=funnel["pairs"]))
     (run.folder / "dataset_info.json").write_text(json.dumps(LLAMA_FACTORY_INFO, indent=2) + "\n")
     (run.folder / "funnel.json").write_text(json.dumps(funnel, indent=2) + "\n")
-    pair = pairs[0]
     print(f"\none pair ({pair['corruption']}), question: {pair['question']}")
     print(f"  chosen    {pair['chosen'][0]['content']}\n  rejected  {pair['rejected'][0]['content']}\n")
     for name in sorted(funnel):
         print(f"  {funnel[name]:>6}  {name}")
-    print(f"wrote {len(pairs)} pairs to {run.folder}/{TABLE}")
+    print(f"wrote {funnel['pairs']} pairs to {run.folder}/data")
 
 
 if __name__ == "__main__":

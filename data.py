@@ -25,6 +25,7 @@ from pathlib import Path
 import datasets
 
 from prompts import Codec, Prompt, RowError
+from rewards import LETTERS
 from toy import world
 
 ANSWER_TYPES = ("number", "choice", "math", "text")
@@ -72,8 +73,8 @@ class TableRows(Sequence):
         return to_row(record, i, self.instruction, self.source)
 
 
-def open_table(source: str, split: str) -> datasets.Dataset:
-    """A split of a folder, a file or a hub data set, by the `datasets` library."""
+def open_table(source: str, split: str, flag: str = "--data") -> datasets.Dataset:
+    """A split of a folder, a file or a hub data set, by the `datasets` library. Raises ValueError naming `flag`."""
     path = Path(source)
     builders = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
     try:
@@ -83,9 +84,9 @@ def open_table(source: str, split: str) -> datasets.Dataset:
             return datasets.load_dataset(builders[path.suffix], data_files=str(path), split="train")
         return datasets.load_dataset(source, split=split, cache_dir=own_cache(path) if path.is_dir() else None)
     except StopIteration as error:  # what `datasets` makes of a jsonl file without a line
-        raise ValueError(f"--data {source}: holds no rows") from error
+        raise ValueError(f"{flag} {source}: holds no rows") from error
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise ValueError(f"--data {source}: cannot be opened: {error}") from error
+        raise ValueError(f"{flag} {source}: cannot be opened: {error}") from error
 
 
 def own_cache(folder: Path) -> str:
@@ -108,6 +109,8 @@ def to_row(record: dict, index: int, instruction: str, source: str) -> dict:
     if not record.get("question"):
         raise RowError(f"--data {source}: row {row_id} has no question")
     kind = record.get("answer_type") or ("choice" if record.get("choices") else "math")
+    if len(record.get("choices") or []) > len(LETTERS):
+        raise RowError(f"--data {source}: row {row_id} has more than {len(LETTERS)} choices")
     if kind not in ANSWER_TYPES:
         raise RowError(f"--data {source}: row {row_id} has answer_type {kind!r}, wanted {ANSWER_TYPES}")
     images = record.get("images") or ([record["image"]] if record.get("image") is not None else [])
@@ -170,11 +173,22 @@ class PromptStream:
         return [next(stream) for _ in range(count)]
 
 
-def encode_all(rows: Sequence[dict], codec: Codec, max_prompt_tokens: int | None = None,
-               warn: Callable[[str], None] = print) -> list[Prompt]:
-    """Every row that can be used, in order; the others are named to `warn`. Raises if none can."""
-    prompts = []
+def read_all(rows: Sequence[dict], warn: Callable[[str], None]) -> list[dict]:
+    """Every row that can be read, in order; the others are named to `warn`."""
+    read = []
     for i in range(len(rows)):
+        try:
+            read.append(rows[i])
+        except RowError as error:
+            warn(f"skipped: {error}")
+    return read
+
+
+def encode_all(rows: Sequence[dict], codec: Codec, max_prompt_tokens: int | None = None,
+               warn: Callable[[str], None] = print, rank: int = 0, world_size: int = 1) -> list[Prompt]:
+    """Every row of this rank's share that can be used, in order; the others are named to `warn`. Raises if none can."""
+    prompts = []
+    for i in range(rank, len(rows), world_size):
         try:
             prompts.append(codec.encode(rows[i], max_prompt_tokens))
         except RowError as error:

@@ -99,14 +99,17 @@ def load_pairs(cfg: Config, codec, policy: Policy, warn) -> list[Group]:
     """Each pair as a Group [chosen, rejected]; SFT alone has no use for the second, so there it is [chosen].
 
     Pairs that cannot be used are named to `warn` and skipped, the same ones whatever the loss."""
-    table, groups = open_table(cfg.pairs, "train"), []
+    table, groups = open_table(cfg.pairs, "train", "--pairs"), []
     missing = {"images", "question", "instruction", "chosen", "rejected"} - set(table.column_names)
     if missing:
         raise ValueError(f"--pairs {cfg.pairs}: columns {sorted(missing)} are missing; build_prefs.py writes them")
     for i in range(len(table)):
-        record = table[i]
-        row = {**record, "id": str(record.get("id") or i)}
         try:
+            try:
+                record = table[i]
+            except (OSError, SyntaxError) as error:  # `datasets` opens embedded pictures here
+                raise RowError(f"--pairs {cfg.pairs}: row number {i}: picture cannot be read: {error}") from error
+            row = {**record, "id": str(record.get("id") or i)}
             prompt = codec.encode(row, cfg.max_prompt_tokens)
             texts = [record[side][-1]["content"] for side in ("chosen", "rejected")]
             completions = [codec.encode_completion(text, policy.eos_ids[0]) for text in texts]

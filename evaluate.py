@@ -1,7 +1,7 @@
 """Measure any of the models: accuracy, format, generalisation, pass@k, branching.
 
-Every number comes from completions.jsonl, which holds each response with its extracted answer, gold,
-score and reason; `--rescore FILE` computes the table again from it, with nothing else.
+The table comes from completions.jsonl, which holds each response with its extracted answer, gold, score
+and reason; `--rescore FILE` computes it again from that file, with nothing else.
 
     format      share of responses in exactly the format that was asked for
     accuracy    share of right answers; sampled at temperature 1 as in training, and greedy
@@ -32,11 +32,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common import Policy, load_model
-from data import encode_all, load_rows
+from data import encode_all, load_rows, read_all
 from prompts import Codec, Prompt
 from rewards import Judge, format_reward, grade
 from rollout import is_truncated, sample_groups
-from runs import Run, flag, gather_objects, make_accelerator, parse_cli, run_stage
+from runs import Run, flag, gather_objects, make_accelerator, parse_cli, read_jsonl, run_stage
 from toy import world
 
 
@@ -45,8 +45,8 @@ class Config:
     models: str = flag("base=toy/base", "NAME=FOLDER, ... of the models to compare; the first is the one to beat")
     gf_runs: str = flag("", "NAME=RUN_FOLDER, ... whose checkpoints are measured for GF; empty: none")
     data: str = flag("toy", "`toy` with its OOD sets, or a folder, file or hub name in the format of data.py")
-    split: str = flag("test", "split of --data (toy: everything but `train` is held out)")
-    items: int = flag(510, "questions of each set; ours")
+    split: str = flag("test", "split of --data (toy: always held out)")
+    items: int = flag(510, "questions of each set, the first ones of a file; ours")
     gf_items: int = flag(255, "questions of each set for each checkpoint; paper: not stated")
     instruction: str | None = flag(None, "format instruction after each question, None for the built-in; ours")
     temperature: float = flag(1.0, "of sampled accuracy, pass@k and branching; paper: not stated")
@@ -71,6 +71,10 @@ class Config:
     def __post_init__(self):
         if self.resume:
             raise ValueError("--resume: evaluate.py starts over, use --overwrite")
+        if self.gf_runs and self.data != "toy":
+            raise ValueError(f"--gf_runs: GF needs the OOD formats of --data toy, not {self.data}")
+        if self.instruction is not None and self.data == "toy":
+            raise ValueError("--instruction: each set of --data toy comes with its own")
         for name in ("models", "gf_runs"):
             if any("=" not in part for part in filter(None, getattr(self, name).split(","))):
                 raise ValueError(f"--{name} {getattr(self, name)}: wanted NAME=FOLDER,NAME=FOLDER")
@@ -118,11 +122,11 @@ def generalization_factor(gain_id: float, gain_ood: float, beta: float = 2.0) ->
 TOY_FORMATS = {f.instruction: f for f in [world.THINK, *world.TAGS, world.BRACKETS, world.LAST_LINE, world.PLAIN]}
 
 
-def evaluation_sets(cfg: Config, items: int, formats_only: bool = False) -> dict[str, list[dict]]:
+def evaluation_sets(cfg: Config, items: int, formats_only: bool = False, warn=print) -> dict[str, list[dict]]:
     """Held-out rows: `id` as in training, and what differs from it in format, wording or task."""
     if cfg.data != "toy":
         rows = load_rows(cfg.data, split=cfg.split, count=items, instruction=cfg.instruction)
-        return {"id": [rows[i] for i in range(len(rows))]}
+        return {"id": read_all(rows, warn)}
     sets = {"id": world.rows(items, cfg.seed, held_out=True)}
     for name, formats in world.OOD_FORMATS.items():
         sets[name] = world.rows(items, cfg.seed, held_out=True, formats=formats)
@@ -170,8 +174,9 @@ def respond(policy: Policy, codec: Codec, prompts: list[Prompt], cfg: Config, ju
     return records
 
 
-def measure(name: str, policy, codec, sets: dict[str, list[Prompt]], cfg: Config, judge, show: bool) -> list[dict]:
-    """All records of one model."""
+def measure(name: str, policy, codec, sets: dict[str, list[Prompt]], cfg: Config, judge, show: bool,
+            ranks: int = 1) -> list[dict]:
+    """All records of one model, over this rank's share of each set."""
     records = []
     for set_name, prompts in sets.items():
         for mode, temperature in (("sampled", cfg.temperature), ("greedy", 0.0)):
@@ -180,8 +185,9 @@ def measure(name: str, policy, codec, sets: dict[str, list[Prompt]], cfg: Config
             records += respond(policy, codec, prompts, cfg, judge, {"model": name, "set": set_name, "mode": mode},
                                temperature=temperature, branching=(set_name, mode) == ("id", "sampled"),
                                title=f"{name}: {set_name} {mode}" if show else "")
-    if cfg.pass_items and "id" in sets:
-        records += respond(policy, codec, sets["id"][: cfg.pass_items], cfg, judge,
+    if cfg.pass_items:
+        share_of_rank = -(-cfg.pass_items // ranks)
+        records += respond(policy, codec, sets["id"][:share_of_rank], cfg, judge,
                            {"model": name, "set": "id", "mode": "pass"}, temperature=cfg.temperature,
                            samples=cfg.pass_samples, title=f"{name}: pass@k" if show else "")
     return records
@@ -275,7 +281,7 @@ def measure_gf(run_folder: Path, cfg: Config, sets_of, show: bool, device) -> li
     folders = [Path(json.loads(config.read_text())["model"]), *sorted(run_folder.glob("step_*"))]
     curve = []
     for step, folder in enumerate(tqdm(folders, desc=f"GF of {run_folder.name}", leave=False, disable=not show)):
-        policy, codec = load_model(str(folder), flag="--gf_runs", freeze_vision=True)
+        policy, codec = load_model(str(folder), flag="--gf_runs", freeze_vision=True, max_pixels=cfg.max_pixels)
         policy.to(device)
         scores = {}
         for name, prompts in sets_of(codec).items():
@@ -348,8 +354,7 @@ def named(text: str) -> dict[str, str]:
 def read_records(file: str) -> dict[str, list[dict]]:
     """Records of a completions.jsonl by model."""
     models = defaultdict(list)
-    for line in Path(file).read_text().splitlines():
-        record = json.loads(line)
+    for record in read_jsonl(Path(file)):
         models[record["model"]].append(record)
     return models
 
@@ -364,7 +369,7 @@ def main(cfg: Config) -> None:
     run = Run(cfg, "evaluate", accelerator, [])
     ranks, rank = accelerator.num_processes, accelerator.process_index
     judge = Judge(cfg.judge_url, cfg.judge_model, run.folder / "judge") if cfg.judge_url else None
-    rows = evaluation_sets(cfg, cfg.items)
+    rows = evaluation_sets(cfg, cfg.items, warn=run.warn)
     if any(row["images"] for row in rows["id"]):
         rows["shuffled"] = with_wrong_pictures(rows["id"])
     gf_rows = evaluation_sets(cfg, cfg.gf_items, formats_only=True) if cfg.gf_runs else {}
@@ -384,14 +389,15 @@ def main(cfg: Config) -> None:
             policy, codec = load_model(folder, flag="--models", freeze_vision=True, max_pixels=cfg.max_pixels)
             with accelerator.autocast():
                 prompts = prompts_of(codec, rows, slice(rank, None, ranks))
-                records = measure(name, policy.to(accelerator.device), codec, prompts, cfg, judge, run.writes)
+                records = measure(name, policy.to(accelerator.device), codec, prompts, cfg, judge, run.writes, ranks)
             for record in [r for part in gather_objects(records, accelerator) for r in part]:
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
     curves = {}
     if run.writes:  # small: one process does it
         for name, folder in named(cfg.gf_runs).items():
-            curves[name] = measure_gf(Path(folder), cfg, lambda codec: prompts_of(codec, gf_rows, slice(None)), True,
-                                      accelerator.device)
+            with accelerator.autocast():
+                curves[name] = measure_gf(Path(folder), cfg, lambda codec: prompts_of(codec, gf_rows, slice(None)), True,
+                                          accelerator.device)
         # Scored from the file, so that the file is known to suffice.
         reports = {name: summarise(records) for name, records in read_records(run.folder / "completions.jsonl").items()}
         (run.folder / "report.json").write_text(json.dumps({"models": reports, "gf": curves}, indent=2) + "\n")

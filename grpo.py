@@ -13,7 +13,7 @@ Three policies, never to be confused: `logp` is the one being trained; `logp_old
 sampled this rollout (fixed while the rollout is consumed, replaced by the next); `logp_ref` is the
 frozen start, used by the KL term alone and not even loaded when --kl_beta is 0.
 
-Where this departs from the paper, or fills in what it leaves open (each is a flag):
+Where this departs from the paper, or fills in what it leaves open:
   1. Clip band 0.2 / 0.28: the paper says "similar to DAPO", these are DAPO's.
   2. M counts the tokens of the whole optimizer step, over micro-batches and processes (DAPO eq. 8).
   3. A rollout is consumed in --updates_per_rollout optimizer steps. With one, every ratio is 1 and
@@ -25,7 +25,7 @@ are (B, T), entry (b, t) about token t of completion b (see `common.token_logps`
 
     accelerate launch grpo.py                                     the embedded world, 40 steps, 20 seconds
     accelerate launch grpo.py --model runs/warmup/model           stage 3: the same file, another start
-    accelerate launch --num_processes 8 grpo.py @configs/grpo_7b.args
+    accelerate launch --config_file configs/one_gpu.yaml grpo.py @configs/grpo_3b.args
 """
 
 import copy
@@ -77,7 +77,7 @@ class Config:
     updates_per_rollout: int = flag(2, "optimizer steps a rollout is cut into; paper (by MM-EUREKA's counting): 8")
     lr: float = flag(2e-4, "AdamW step; paper: 1e-6")
     schedule: str = flag("constant", "`constant` or `cosine` after the warm-up; MM-EUREKA: cosine")
-    warmup_steps: int = flag(2, "rollouts of linear warm-up; MM-EUREKA: 3 %% of the run")
+    warmup_steps: int = flag(2, "rollouts of linear warm-up; MM-EUREKA: 3 % of the run")
     weight_decay: float = flag(0.0, "AdamW weight decay; MM-EUREKA")
     grad_clip: float = flag(1.0, "largest gradient norm; MM-EUREKA")
     max_tokens_per_micro_batch: int = flag(16384, "padded tokens a forward pass may hold; ours")
@@ -384,7 +384,7 @@ def main(cfg: Config) -> None:
         seconds = {"generate": generated, "step": time.perf_counter() - began}
         metrics = summarise(scored, totals, seconds, accelerator, cfg)
         run.log(step, cfg.steps, {**metrics, "lr": learning_rate(step - 1, cfg, cfg.steps),
-                                  "skipped_rows": stream.skipped})
+                                  "skipped_rows": sum(gather_objects(stream.skipped, accelerator))})
         if step % cfg.sample_every == 0 or step == 1:
             record_samples(run, step, scored[0], codec)
         if step % cfg.save_every == 0 or step == cfg.steps:

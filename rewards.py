@@ -181,6 +181,8 @@ def letter_of(answer: str, texts: list[str]) -> str | None:
     Trap: searching the gold inside the answer would pass "A B C D", and an empty answer
     (test_reward_table)."""
     stripped = re.sub(r"\\(?:text|mathrm|textbf)\{([^}]*)\}", r"\1", answer).strip(" $*\n\t")
+    if re.fullmatch(r"[A-J]", stripped, re.IGNORECASE):  # a bare letter is a letter, as it is in the gold
+        return stripped.upper()
     if plain(stripped) in texts and texts.count(plain(stripped)) == 1:
         return LETTERS[texts.index(plain(stripped))]
     match = re.fullmatch(r"(?:option\s+)?\(?([A-J])\)?[.:]?(?:\s+(.*))?", stripped, re.DOTALL | re.IGNORECASE)

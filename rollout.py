@@ -137,6 +137,7 @@ def decode(policy: Policy, prompts: list[Prompt], group_size: int, room: int, te
 def compiled_extend(policy: Policy):
     """`policy.extend`, compiled once a policy (and again for another number of rows or width)."""
     if not hasattr(policy, "compiled_extend"):
+        torch._dynamo.config.recompile_limit = 128  # one a width, and the last batch has fewer rows
         policy.compiled_extend = torch.compile(policy.extend, **COMPILE)
 
     def step(*args):

@@ -16,6 +16,7 @@ line is made from it. `@file` on the command line reads flags from a file (see c
 
 import argparse
 import dataclasses
+import datetime
 import difflib
 import json
 import math
@@ -27,8 +28,12 @@ import typing
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.tracking import get_available_trackers
+
+from prompts import load_picture
+
+WAIT = datetime.timedelta(hours=6)  # of one rank for another: rollouts end when they end
 
 # --- 1. The command line -------------------------------------------------------------------------
 
@@ -99,6 +104,8 @@ class Run:
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
         accelerator.wait_for_everyone()
+        if config.log_with:  # not before: a tracker writes into the folder that was just checked and made
+            accelerator.init_trackers("specs", config=dataclasses.asdict(config))
 
     def say(self, text: str) -> None:
         if self.writes:
@@ -132,13 +139,13 @@ class Run:
         (self.folder / "pictures").mkdir(exist_ok=True)
         for i, picture in enumerate(pictures):
             names.append(f"pictures/step{record['step']}_{record['id'].replace('/', '_')}_{i}.png")
-            picture.save(self.folder / names[-1])
+            load_picture(picture, record["id"]).save(self.folder / names[-1])  # it may be a path, or CMYK
         with open(self.folder / "samples.jsonl", "a") as file:
             file.write(json.dumps({**record, "pictures": names}, ensure_ascii=False) + "\n")
 
     def records(self) -> list[dict]:
         file = self.folder / "metrics.jsonl"
-        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        return read_jsonl(file) if file.exists() else []
 
     def finish(self) -> None:
         """All ranks leave together.
@@ -168,6 +175,7 @@ class Run:
         Log lines after the saved step are dropped: those steps will be done again."""
         file = self.folder / "state.pt"
         if not (self.config.resume and file.exists()):
+            self.forget_after(0)  # of a run that was stopped before its first checkpoint
             return None
         state = torch.load(file, weights_only=True, map_location="cpu")
         if len(state["ranks"]) != self.accelerator.num_processes:
@@ -175,13 +183,16 @@ class Run:
                              f"now {self.accelerator.num_processes}")
         optimizer.load_state_dict(state["optimizer"])
         self.start = state["step"]
-        if self.writes:
-            for name in ("metrics.jsonl", "samples.jsonl"):
-                path = self.folder / name
-                lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-                path.write_text("".join(line for line in lines if json.loads(line)["step"] <= self.start))
+        self.forget_after(self.start)
         self.say(f"resuming {self.folder} after step {self.start}")
         return state["ranks"][self.accelerator.process_index]
+
+    def forget_after(self, step: int) -> None:
+        """Drop the lines of later steps from the logs."""
+        for path in (self.folder / "metrics.jsonl", self.folder / "samples.jsonl"):
+            if self.writes and path.exists():
+                kept = [record for record in read_jsonl(path) if record["step"] <= step]
+                path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept))
 
     def model_folder(self, step: int) -> Path:
         return self.folder / f"step_{step:05d}"
@@ -191,7 +202,13 @@ class Run:
         file = self.folder / "state.pt"
         if not (self.config.resume and file.exists()):
             return None
-        return str(self.model_folder(torch.load(file, weights_only=True, map_location="cpu")["step"]))
+        return str(self.model_folder(torch.load(file, weights_only=True, map_location="cpu", mmap=True)["step"]))
+
+
+def read_jsonl(file: Path) -> list[dict]:
+    """Records of a file, one a line. Trap: `splitlines` also splits at U+2028 and its like, which JSON lets stand
+    and a model may well write (test_odd_line_breaks_survive)."""
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
 
 
 def gather_objects(value, accelerator: Accelerator) -> list:
@@ -223,9 +240,8 @@ def make_accelerator(config) -> Accelerator:
     if config.log_with and config.log_with not in (available := [str(t.value) for t in get_available_trackers()]):
         raise ValueError(f"--log_with {config.log_with}: not installed, or no tracker of accelerate's; here: {available}")
     accelerator = Accelerator(mixed_precision=precision, log_with=config.log_with or None,
-                              project_dir=config.run_dir or "runs")
-    if config.log_with:
-        accelerator.init_trackers("specs", config=dataclasses.asdict(config))
+                              project_dir=config.run_dir or "runs",
+                              kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT)])
     return accelerator
 
 

@@ -236,6 +236,18 @@ def test_masked_rows_count_nowhere(tiny64):
     assert all(g.abs().max() == 0 for g in nothing.values())
 
 
+def test_unscored_completions_train_nothing(tiny):
+    """A completion without a reward (nan) is in neither the sum nor the count of tokens, and no step is skipped."""
+    policy, codec = tiny
+    groups = make_groups(codec, sizes=(3, 3), pictures=(1, 0))
+    rewards = [[1.0, 0.0, float("nan")], [0.0, 1.0, 0.0]]
+    scored = [grpo.Scored(g, [""] * 3, [0.0] * 3, [Grade(0.0, "")] * 3, [False] * 3, r) for g, r in zip(groups, rewards)]
+    optimizer = torch.optim.SGD(policy.parameters(), lr=0.0)
+    totals = grpo.train_on(scored, policy, None, optimizer, Accelerator(cpu=True), replace(CFG, updates_per_rollout=1))
+    known = sum(len(c) for g in groups for c in g.completions) - len(groups[0].completions[2])
+    assert totals["tokens"] == known and totals["skipped_updates"] == 0 and totals["grad_norm"] > 0
+
+
 def test_no_step_on_nan(tiny):
     """A gradient that is not finite is counted, and every weight stays as it was."""
     policy, codec = tiny

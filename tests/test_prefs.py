@@ -9,7 +9,7 @@ import pytest
 from conftest import make_row
 
 import build_prefs
-from build_prefs import CORRUPTIONS, Config, choose, corrupt, is_consistent, pair_record, reject, supplement, write_pairs
+from build_prefs import CORRUPTIONS, Config, choose, corrupt, is_consistent, pair_record, reject, supplement
 from rewards import format_reward, grade
 
 GOOD = "<think> red things : red circle , red square . that is 2 . </think> <answer> 2 </answer>"
@@ -85,7 +85,10 @@ def test_data_set_opens_elsewhere(tmp_path, capsys):
         folder = tmp_path
 
     row = make_row(pictures=2, question="compare <image> with <image> .", instruction="first think .")
-    write_pairs([pair_record(row, GOOD, "the answer is 2 .", "as sampled")] * 3, Counter(pairs=3), FakeRun())
+    pairs = [pair_record(row, GOOD, "the answer is 2 .", "as sampled")] * 3
+    for rank, share in enumerate((pairs[:2], pairs[2:])):
+        build_prefs.write_table(share, tmp_path / build_prefs.TABLE.format(rank, 2))
+    build_prefs.write_report(pairs[0], Counter(pairs=3), FakeRun())
     (tmp_path / "config.json").write_text("{}")  # a run folder holds json files as well
     table = datasets.load_dataset(str(tmp_path), split="train")
     record = table[0]

@@ -94,6 +94,12 @@ def test_extraction(response, kind, answer):
     assert extract_answer(response, kind) == answer
 
 
+def test_options_that_are_letters():
+    """Where options are letters themselves, in another order, gold and answer are read alike."""
+    asked = {"answer": "A", "answer_type": "choice", "choices": ["C", "A", "B"], "question": "q"}
+    assert [grade(asked, f"<answer>{x}</answer>").score for x in "ABC"] == [1.0, 0.0, 0.0]
+
+
 def test_wrong_format_still_earns_accuracy():
     """Format and accuracy are independent and summed."""
     assert grade(row("number", "2"), "the answer is 2 .").score == 1.0 and format_reward("the answer is 2 .") == 0.0

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import fresh_policy
+from PIL import Image
 
 import dpo_sft
 import grpo
 from common import load_model, save_model
-from runs import flag, learning_rate, parse_cli
+from runs import flag, learning_rate, parse_cli, read_jsonl
 
 ROOT = Path(__file__).parent.parent
 STAGES = ["grpo.py", "build_prefs.py", "dpo_sft.py", "evaluate.py"]
@@ -152,6 +153,28 @@ def test_run_folder_is_complete_and_safe(start, tmp_path, capsys):
         grpo.main(grpo_config(start, folder, steps=2))
     grpo.main(grpo_config(start, folder, steps=1, overwrite=True))
     assert len(stripped(folder)) == 1 and not (folder / "step_00002").exists()
+
+
+def test_odd_line_breaks_survive(tmp_path):
+    """U+2028 inside a completion ends no record; `splitlines` would cut it in two."""
+    text = json.dumps({"response": "a\u2028b\x85c"}, ensure_ascii=False) + "\n"
+    (tmp_path / "x.jsonl").write_text(text, encoding="utf-8")
+    assert read_jsonl(tmp_path / "x.jsonl") == [{"response": "a\u2028b\x85c"}] and len(text.splitlines()) == 3
+
+
+def test_pictures_given_as_files_are_recorded(start, tmp_path):
+    """Rows of a jsonl name picture files, one in CMYK; a broken row is skipped, and a run stopped before its
+    first checkpoint starts its log anew."""
+    Image.new("CMYK", (84, 84)).save(tmp_path / "a.jpg")
+    rows = [{"id": str(i), "question": "count the circles .", "answer": "2" if i else "", "images": ["a.jpg"]} for i in range(6)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    cfg = grpo_config(start, tmp_path / "run", data=str(tmp_path / "rows.jsonl"), rows=None, steps=2)
+    grpo.main(cfg)
+    sample = read_jsonl(tmp_path / "run/samples.jsonl")[0]
+    assert (tmp_path / "run" / sample["pictures"][0]).is_file() and read_jsonl(tmp_path / "run/metrics.jsonl")[-1]["skipped_rows"] >= 1
+    (tmp_path / "run/state.pt").unlink()
+    grpo.main(replace(cfg, resume=True))
+    assert [r["step"] for r in read_jsonl(tmp_path / "run/metrics.jsonl")] == [1, 2]
 
 
 def test_only_a_run_is_ever_emptied(start, tmp_path):
