@@ -240,18 +240,25 @@ def ours_dpo(pairs, steps: int) -> dict:
     policy, codec, _, _ = start_model()
     cfg, accelerator = DPO_SETTINGS, Accelerator(cpu=True)
     began = time.perf_counter(), time.process_time()
+    clock, part = Clock(), began
     prompts = encode_all(pairs, codec)
     groups = [Group(p, [codec.encode_completion(p.row[side], policy.eos_ids[0]) for side in ("chosen", "rejected")]) for p in prompts]
+    clock.add("encode, all pairs", part)
+    part = time.perf_counter(), time.process_time()
     reference = dpo_sft.reference_logps(policy, groups, cfg, accelerator, show=False)
+    clock.add("reference, all pairs", part)
     once = time.perf_counter() - began[0], time.process_time() - began[1]
     optimizer = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=cfg.lr, weight_decay=0.0)
     ticks, losses = [(time.perf_counter(), time.process_time())], []
     for step in range(steps):
         rows = slice(step * cfg.batch_pairs, (step + 1) * cfg.batch_pairs)
+        part = time.perf_counter(), time.process_time()
         sums = dpo_sft.update(policy, optimizer, accelerator, groups[rows], reference[2 * rows.start : 2 * rows.stop], cfg.batch_pairs, cfg)
+        clock.add("update", part)
         losses.append(sums["dpo"] / cfg.batch_pairs)
         ticks.append((time.perf_counter(), time.process_time()))
-    return {"steps": [(w + once[0] / steps, c + once[1] / steps) for w, c in differences(ticks)], "losses": losses, "phases": {}}
+    return {"steps": [(w + once[0] / steps, c + once[1] / steps) for w, c in differences(ticks)], "losses": losses,
+            "phases": clock.phases}
 
 
 class InOrder(DPOTrainer):
@@ -280,9 +287,12 @@ def trl_dpo(pairs, steps: int) -> dict:
         losses.append(float(result[0] if isinstance(result, tuple) else result))
         return result
 
+    clock = Clock()
     trainer.compute_loss = kept
+    trainer.data_collator = clock.wrap("encode", trainer.data_collator)
+    trainer.training_step = clock.wrap("forward and backward", trainer.training_step)
     trainer.train()
-    return {"steps": differences(ticks.ticks), "losses": losses, "phases": {}}
+    return {"steps": differences(ticks.ticks), "losses": losses, "phases": clock.phases}
 
 
 # --- Report --------------------------------------------------------------------------------------
@@ -292,9 +302,13 @@ def summary(rounds: list[dict], skip: int) -> dict:
     """Median and range over all steps of all rounds but each round's first `skip`."""
     walls = [w for r in rounds for w, _ in r["steps"][skip:]]
     cpus = [c for r in rounds for _, c in r["steps"][skip:]]
-    phases = {name: statistics.median(w for r in rounds for w, _ in r["phases"][name][skip:]) for name in rounds[0]["phases"]}
+    phases = {}
+    for name in rounds[0]["phases"]:
+        calls = [call for r in rounds for call in (r["phases"][name][skip:] or r["phases"][name])]
+        for kind, values in (("wall", [w for w, _ in calls]), ("cpu", [c for _, c in calls])):
+            phases[f"{name} {kind}_s"] = {"median": statistics.median(values), "range": [min(values), max(values)]}
     return {"wall_s": statistics.median(walls), "wall_range": [min(walls), max(walls)], "cpu_s": statistics.median(cpus),
-            "phases_s": phases, "by_round": [statistics.median(w for w, _ in r["steps"][skip:]) for r in rounds]}
+            "cpu_range": [min(cpus), max(cpus)], "phases": phases, "by_round": [statistics.median(w for w, _ in r["steps"][skip:]) for r in rounds]}
 
 
 def compare(name: str, ours, trl, rounds: int, skip: int) -> dict:
