@@ -33,6 +33,7 @@ import torch  # noqa: E402
 from accelerate import Accelerator  # noqa: E402
 from datasets import Dataset  # noqa: E402
 from transformers import ProcessorMixin, TrainerCallback  # noqa: E402
+from models import pairs_at, rows_at  # noqa: E402
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer  # noqa: E402
 
 import dpo_sft  # noqa: E402
@@ -41,7 +42,6 @@ from common import Group, completion_mask, load_model, token_logps  # noqa: E402
 from data import PromptStream, encode_all  # noqa: E402
 from prompts import Prompt, mrope_positions  # noqa: E402
 from rewards import format_reward, grade  # noqa: E402
-from toy import world  # noqa: E402
 
 BASE = str(ROOT / "toy" / "base")
 SETTINGS = replace(grpo.Config(), model=BASE, precision="no")  # 16 prompts x 8, 2 updates a rollout, lr 2e-4
@@ -49,23 +49,6 @@ DPO_SETTINGS = replace(dpo_sft.Config(), model=BASE, loss="dpo", batch_pairs=32,
 
 
 # --- The work ------------------------------------------------------------------------------------
-
-
-def rows_at(side: int, count: int) -> list[dict]:
-    """Rows of the embedded world with pictures of side x side pixels: 9 picture tokens at 84, 100 at 280."""
-    return [{**row, "images": [row["images"][0].resize((side, side))]} for row in world.rows(count, seed=0)]
-
-
-def pairs_at(side: int, count: int) -> list[dict]:
-    """Each row with a formatted and a plain answer of about 25 tokens."""
-    import random
-
-    rng, pairs = random.Random(0), []
-    for row in rows_at(side, count):
-        question = world.ask(rng, row["kind"], held_out=False, wording=0)
-        texts = [form.template.format(reasoning=question.reasoning, answer=question.answer) for form in (world.THINK, world.PLAIN)]
-        pairs.append({**row, "chosen": texts[0], "rejected": texts[1]})
-    return pairs
 
 
 def user_turn(row: dict) -> list[dict]:

@@ -14,27 +14,20 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from models import random_policy  # noqa: F401  (puts the project on the path)
+from models import pairs_at  # puts the project on the path as well
 
 import dpo_sft
 from common import Group, load_model
 from data import encode_all
-from toy import world
 
 HERE = Path(__file__).resolve().parent
 BASE = str(HERE.parent / "toy" / "base")
 
 
-def pairs_at(codec, eos: int, side: int, count: int) -> list[Group]:
-    import random
-
-    rng, groups = random.Random(0), []
-    rows = [{**row, "images": [row["images"][0].resize((side, side))]} for row in world.rows(count, seed=0)]
-    for prompt in encode_all(rows, codec):
-        question = world.ask(rng, prompt.row["kind"], held_out=False, wording=0)
-        groups.append(Group(prompt, [codec.encode_completion(form.template.format(
-            reasoning=question.reasoning, answer=question.answer), eos) for form in (world.THINK, world.PLAIN)]))
-    return groups
+def groups_at(codec, eos: int, side: int, count: int) -> list[Group]:
+    """The pairs of `pairs_at` as groups [chosen, rejected]."""
+    return [Group(prompt, [codec.encode_completion(prompt.row[text], eos) for text in ("chosen", "rejected")])
+            for prompt in encode_all(pairs_at(side, count), codec)]
 
 
 def main() -> None:
@@ -47,7 +40,7 @@ def main() -> None:
     for side in (84, 280):
         policy, codec = load_model(BASE, freeze_vision=True)
         optimizer, accelerator = torch.optim.SGD(policy.parameters(), lr=0.0), Accelerator(cpu=True)
-        pairs = pairs_at(codec, policy.eos_ids[0], side, 64)
+        pairs = groups_at(codec, policy.eos_ids[0], side, 64)
         pairs.sort(key=lambda g: max(map(len, g.completions)))  # as dpo_sft.py does within a step
         chosen = [Group(g.prompt, g.completions[:1]) for g in pairs]
         cfg = replace(dpo_sft.Config(), precision="no", max_tokens_per_micro_batch=4096)

@@ -1,5 +1,6 @@
-"""Qwen2.5-VL of any size with random weights, and prompts for it: what the benchmarks here measure."""
+"""What the benchmarks here measure: Qwen2.5-VL of any size with random weights, and rows and pairs of the embedded world."""
 
+import random
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForCondit
 
 from common import Group, Policy  # noqa: E402
 from prompts import Prompt, mrope_positions  # noqa: E402
+from toy import world  # noqa: E402
 
 PATCH, MERGE, IMAGE_ID, EOS_ID = 14, 2, 5, 2
 VISION = dict(depth=32, hidden_size=1280, intermediate_size=3420, num_heads=16, fullatt_block_indexes=[7, 15, 23, 31])
@@ -58,3 +60,18 @@ def random_group(side: int, text_tokens: int, response_tokens: int, size: int, s
     g = torch.Generator().manual_seed(1000 + seed)
     return Group(random_prompt(side, text_tokens, seed),
                  [torch.randint(10, 900, (response_tokens,), generator=g) for _ in range(size)])
+
+
+def rows_at(side: int, count: int) -> list[dict]:
+    """Rows of the embedded world with pictures of side x side pixels: 9 picture tokens at 84, 100 at 280."""
+    return [{**row, "images": [row["images"][0].resize((side, side))]} for row in world.rows(count, seed=0)]
+
+
+def pairs_at(side: int, count: int) -> list[dict]:
+    """Each row with a formatted and a plain answer of about 25 tokens."""
+    rng, pairs = random.Random(0), []
+    for row in rows_at(side, count):
+        question = world.ask(rng, row["kind"], held_out=False, wording=0)
+        texts = [form.template.format(reasoning=question.reasoning, answer=question.answer) for form in (world.THINK, world.PLAIN)]
+        pairs.append({**row, "chosen": texts[0], "rejected": texts[1]})
+    return pairs

@@ -50,12 +50,6 @@ def test_generate_leaves_nothing_behind(tiny):
 def test_sampled_equals_scored(tiny, temperature):
     """The sampler's own log-probs are the scorer's, at any temperature; scored at another they differ."""
     policy, codec = tiny
-    drawn = []
-
-    def logp_of_likeliest(logits):
-        drawn.append(logits.shape[0])
-        return logits.log_softmax(-1).amax(-1)
-
     prompts = [codec.encode(make_row(n)) for n in (1, 0)]
     policy_eos, policy.eos_ids = policy.eos_ids, [10**6]  # nothing ends: all rows stay
     tops = []
