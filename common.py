@@ -2,20 +2,20 @@
 
 A *group* is one prompt with its pictures and n continuations. GRPO samples G continuations of a
 prompt, DPO holds a chosen and a rejected one, pass@k wants k of them: all three are groups, and all
-three are scored by the one `token_logps` below. The prompt and its pictures are encoded once a group:
+three are scored by the one `token_logps` below. Prompt and pictures are encoded once a group:
 
-    prefill    every prompt once, pictures included        -> a KV cache of N prompts
-    expand     each cache row to the rows of its group     -> a KV cache of B rows
-    continue   the B continuations against that cache      -> hidden states of completion tokens only
-    head       hidden -> log-probability, in chunks        -> logp (B, T)
+    embed      every prompt once, pictures included, then every completion: one list of tokens, no padding
+    layers     on that list; a completion attends to its group's prompt and to itself (`attention.py`)
+    head       hidden states that predict a completion's token -> log-probability, in chunks
+    unfold     one number a token -> (B, T)
 
-Sampling (`rollout.py`) takes the same path and only differs in that the continuation is not known
-yet. In training, gradients flow through the cache back into the prompt and the vision tower.
+Sampling (`rollout.py`) drives the same layers: the prompts alone first, then a token a row against
+their keys and values.
 
 Dimension key
     N prompts (= groups) in a batch      B rows (= completions) in a batch, grouped: group 0's rows first
     P longest prompt                     T longest completion, EOS included
-    K keys a query may look at           D hidden width      V vocabulary
+    `tokens` of the list, in all         K keys in a cache      D hidden width      V vocabulary
 
 One alignment for every per-token tensor of the project: shape (B, T), entry (b, t) talks about token
 t of completion b. `mask` is 1 where such a token exists; the EOS that the model sampled is one.
@@ -32,11 +32,12 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoImageProcessor, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 from transformers.utils import logging as transformers_logging
 
+from attention import Layout, PromptCache
 from prompts import Codec, Prompt
 
 transformers_logging.disable_progress_bar()  # a bar a saved file would cut the table of steps in two
 
-HEAD_CHUNK = 128  # rows of hidden states that meet lm_head at once; 128 x 151,936 fp32 logits are 78 MB
+HEAD_LOGITS = 2**24  # logits that exist at a time: 110 rows of 151,936 in fp32 are 67 MB
 
 
 # --- 1. The record -------------------------------------------------------------------------------
@@ -60,31 +61,11 @@ def completion_mask(groups: list[Group]) -> Tensor:
     return (torch.arange(int(lengths.max()))[None] < lengths[:, None]).float()
 
 
-# --- 2. The model: prefill, expand, continue -----------------------------------------------------
-
-
-class KVCache:
-    """Keys and values of every layer as plain tensors (rows, heads, K, head_dim).
-
-    `update` is the one method that HF's attention calls. It concatenates, so that gradients flow; the
-    sampler's cache (`rollout.py`) writes into preallocated memory instead."""
-
-    def __init__(self, keys: list[Tensor | None], values: list[Tensor | None]):
-        self.keys, self.values = keys, values
-
-    def update(self, k: Tensor, v: Tensor, layer: int, *_) -> tuple[Tensor, Tensor]:
-        if self.keys[layer] is not None:
-            k, v = torch.cat([self.keys[layer], k], dim=2), torch.cat([self.values[layer], v], dim=2)
-        self.keys[layer], self.values[layer] = k, v
-        return k, v
-
-    def expand(self, rows: Tensor) -> "KVCache":
-        """A cache whose row b is this one's row rows[b]. Backward sums what the copies send."""
-        return KVCache([k.index_select(0, rows) for k in self.keys], [v.index_select(0, rows) for v in self.values])
+# --- 2. The model --------------------------------------------------------------------------------
 
 
 class Policy(nn.Module):
-    """A Qwen2.5-VL in two verbs, `prefill` and `extend`, and their sum `forward` = token log-probs.
+    """A Qwen2.5-VL that scores groups (`forward`) and that a sampler can drive (`prefill`, `extend`).
 
     One `forward` a micro-batch is all that DDP or FSDP ever sees. Weights stay fp32: at a learning
     rate of 1e-6, nearly every update of a bf16 weight rounds back to nothing
@@ -94,6 +75,7 @@ class Policy(nn.Module):
     def __init__(self, vlm: nn.Module, eos_ids: list[int], banned: Tensor, recompute: bool = False):
         super().__init__()
         self.vlm = vlm
+        vlm.set_attn_implementation({"text_config": "one_prompt_many_rows"})
         self.eos_ids = eos_ids  # every id that ends a completion; Qwen2.5-VL has two
         self.recompute = recompute  # gradient checkpointing: keep one hidden state a layer, redo the rest
         self.seen: WeakKeyDictionary[Prompt, Tensor] = WeakKeyDictionary()  # what a frozen tower saw, see `look`
@@ -103,23 +85,69 @@ class Policy(nn.Module):
     def device(self) -> torch.device:
         return self.banned.device
 
-    def prefill(self, prompts: list[Prompt]) -> tuple[Tensor, KVCache]:
-        """Encode each prompt once: last hidden state (N, D) and a cache of N rows, K = P.
+    def forward(self, groups: list[Group], temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+        """See `token_logps`, whose body this is (DDP and FSDP wrap `forward` and nothing else)."""
+        prompts = [g.prompt for g in groups]
+        completions = [c for g in groups for c in g.completions]
+        inputs = [c[:-1] for c in completions]  # nothing is predicted from the last token
+        mask = completion_mask(groups).bool()  # (B, T)
+        prompt_of = torch.tensor([n for n, g in enumerate(groups) for _ in g.completions])  # (B,)
+        after = next_positions(prompts, mask.shape[1] - 1)[prompt_of][mask[:, 1:]]  # (tokens of inputs,)
+        prompt_of, mask = prompt_of.to(self.device), mask.to(self.device)
+        layout = Layout.of([len(p.ids) for p in prompts], [len(c) for c in inputs], prompt_of)
 
-        Prompts are padded on the right: causal attention never looks there, so prefill needs no mask."""
-        ids = pad([p.ids for p in prompts]).to(self.device)  # (N, P)
-        positions = pad([p.positions for p in prompts]).transpose(0, 1).to(self.device)  # (3, N, P)
-        core = self.vlm.model
-        embeds = core.language_model.embed_tokens(ids)  # (N, P, D)
+        embeds = torch.cat([self.embed_prompts(prompts), self.embed(torch.cat(inputs))])  # (tokens, D)
+        positions = torch.cat([*[p.positions for p in prompts], after.expand(3, -1)], dim=1)  # (3, tokens)
+        hidden = self.run_layers(embeds[None], positions[:, None], layout)[0]  # (tokens, D)
+
+        # Trap: which hidden state predicts which token? Token 0 is predicted by the last *prompt* token,
+        # token t by token t-1 (test_perfect_predictor_has_logp_zero).
+        predictor = torch.cat([layout.last[prompt_of, None], layout.rows], dim=1)[mask]  # (tokens of completions,)
+        targets = torch.cat(completions).to(self.device)  # the same tokens
+        logp, entropy = chunked_logps(self, hidden.index_select(0, predictor), targets, temperature)
+        filled = logp.new_zeros(mask.shape)
+        return filled.masked_scatter(mask, logp), filled.masked_scatter(mask, entropy)
+
+    def prefill(self, prompts: list[Prompt]) -> tuple[Tensor, PromptCache]:
+        """For the sampler: each prompt once, the hidden state of its last token (N, D), keys and values."""
+        nothing = torch.zeros(0, dtype=torch.long, device=self.device)
+        cache = PromptCache(Layout.of([len(p.ids) for p in prompts], [], nothing))
+        positions = torch.cat([p.positions for p in prompts], dim=1)  # (3, tokens)
+        hidden = self.run_layers(self.embed_prompts(prompts)[None], positions[:, None], cache.layout, cache)[0]
+        return hidden[cache.layout.last], cache
+
+    def extend(self, ids: Tensor, positions: Tensor, mask: Tensor, cache) -> Tensor:
+        """For the sampler: one more token of B rows, ids and positions (B,), mask (B, K) bool over the keys in
+        `cache` -> hidden (B, D). After the prompt all is text: the three M-RoPE axes agree."""
+        positions = positions.expand(3, -1)[..., None]  # (3, B, 1)
+        return self.run_layers(self.embed(ids)[:, None], positions, mask[:, None, None], cache)[:, 0]
+
+    def run_layers(self, hidden: Tensor, positions: Tensor, attention: Layout | Tensor, cache=None) -> Tensor:
+        """HF's decoder layers in order: hidden (n, tokens, D), positions (3, n, tokens) -> (n, tokens, D).
+
+        Recomputing is done here, since HF's own switch comes with HF's own forward (test_recompute_changes_nothing)."""
+        text = self.vlm.model.language_model
+        rope = text.rotary_emb(hidden, positions.to(self.device))
+        for layer in text.layers:
+            if self.recompute and torch.is_grad_enabled():
+                hidden = checkpoint(layer, hidden, attention, position_embeddings=rope, use_reentrant=False)
+            else:
+                hidden = layer(hidden, attention, position_embeddings=rope, past_key_values=cache)
+        return text.norm(hidden)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        return self.vlm.model.language_model.embed_tokens(ids.to(self.device))
+
+    def embed_prompts(self, prompts: list[Prompt]) -> Tensor:
+        """(tokens, D): words from the table, pictures from the vision tower."""
+        ids = torch.cat([p.ids for p in prompts]).to(self.device)  # (tokens,)
+        embeds = self.embed(ids)  # (tokens, D)
         if any(p.pixels is not None for p in prompts):
             features = self.look(prompts).to(embeds.device, embeds.dtype)  # (picture tokens, D)
-            embeds = embeds.masked_scatter((ids == self.vlm.config.image_token_id)[..., None], features)
-        elif torch.is_grad_enabled() and not self.tower_is_frozen():
-            embeds = embeds + 0.0 * self.blank_picture().to(embeds.dtype).sum()
-        layers = len(core.language_model.layers)
-        hidden, cache = self.run_layers(embeds, positions, None, KVCache([None] * layers, [None] * layers))
-        last = torch.tensor([len(p.ids) - 1 for p in prompts], device=self.device)
-        return hidden[torch.arange(len(prompts), device=self.device), last], cache
+            return embeds.masked_scatter((ids == self.vlm.config.image_token_id)[:, None], features)
+        if torch.is_grad_enabled() and not self.tower_is_frozen():
+            return embeds + 0.0 * self.blank_picture().to(embeds.dtype).sum()
+        return embeds
 
     def look(self, prompts: list[Prompt]) -> Tensor:
         """(picture tokens, D) what the vision tower makes of the pictures of all prompts, in order.
@@ -157,37 +185,6 @@ class Policy(nn.Module):
         grid = torch.tensor([[1, merge, merge]], device=self.device)
         return visual(pixels.to(self.device, visual.dtype), grid_thw=grid).pooler_output
 
-    def extend(self, ids: Tensor, positions: Tensor, mask: Tensor | None, cache) -> tuple[Tensor, KVCache]:
-        """Continue B rows by Q tokens: ids (B, Q), positions (B, Q), mask (B, 1, Q, K) bool or None.
-
-        Returns hidden states (B, Q, D) and the grown cache. After the prompt all is text, so the three
-        M-RoPE axes agree and one position a token says it all."""
-        embeds = self.vlm.model.language_model.embed_tokens(ids)
-        return self.run_layers(embeds, positions.expand(3, *positions.shape), mask, cache)
-
-    def run_layers(self, hidden: Tensor, positions: Tensor, mask: Tensor | None, cache) -> tuple[Tensor, KVCache]:
-        """HF's decoder layers in order, with the cache handed in and out.
-
-        Trap: HF's own gradient checkpointing drops the cache without a word. Here each layer is a
-        function of (hidden, its keys, its values), which can be run twice
-        (test_recompute_changes_nothing)."""
-        text = self.vlm.model.language_model
-        rope = text.rotary_emb(hidden, positions)
-
-        def run(layer, hidden, k, v):
-            one = KVCache([k] * len(text.layers), [v] * len(text.layers))
-            hidden = layer(hidden, attention_mask=mask, position_embeddings=rope, past_key_values=one)
-            return hidden, one.keys[layer.self_attn.layer_idx], one.values[layer.self_attn.layer_idx]
-
-        if not (self.recompute and torch.is_grad_enabled()):
-            for layer in text.layers:
-                hidden = layer(hidden, attention_mask=mask, position_embeddings=rope, past_key_values=cache)
-        else:
-            for i, layer in enumerate(text.layers):
-                hidden, cache.keys[i], cache.values[i] = checkpoint(
-                    run, layer, hidden, cache.keys[i], cache.values[i], use_reentrant=False)
-        return text.norm(hidden), cache
-
     def logits(self, hidden: Tensor, temperature: float) -> Tensor:
         """(..., V) logits, at least float32, of the distribution that is sampled *and* scored.
 
@@ -197,49 +194,15 @@ class Policy(nn.Module):
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
         return logits.masked_fill(self.banned, float("-inf"))
 
-    def forward(self, groups: list[Group], temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-        """See `token_logps`, whose body this is (DDP and FSDP wrap `forward` and nothing else)."""
-        prompts = [g.prompt for g in groups]
-        rows = torch.tensor([n for n, g in enumerate(groups) for _ in g.completions], device=self.device)  # (B,)
-        completions = [c for g in groups for c in g.completions]
-        ids = pad(completions).to(self.device)  # (B, T)
-        mask = completion_mask(groups).to(self.device)  # (B, T)
 
-        last, cache = self.prefill(prompts)
-        # Trap: which hidden state predicts which token? Token 0 is predicted by the last *prompt* token,
-        # token t by token t-1; so the last token is never an input (test_perfect_predictor_has_logp_zero).
-        hidden = last.index_select(0, rows)[:, None]  # (B, 1, D) predicts token 0
-        if ids.shape[1] > 1:
-            more, _ = self.extend(ids[:, :-1], self.next_positions(prompts, rows, ids.shape[1] - 1),
-                                  self.extend_mask(prompts, rows, ids.shape[1] - 1), cache.expand(rows))
-            hidden = torch.cat([hidden, more], dim=1)  # (B, T, D)
+def next_positions(prompts: list[Prompt], count: int) -> Tensor:
+    """(N, count) positions after each prompt.
 
-        real = mask.bool()
-        logp, entropy = chunked_logps(self, hidden[real], ids[real], temperature)  # (tokens,) each
-        filled = logp.new_zeros(mask.shape)
-        return filled.masked_scatter(real, logp), filled.masked_scatter(real, entropy)
-
-    def next_positions(self, prompts: list[Prompt], rows: Tensor, count: int) -> Tensor:
-        """(B, count) positions after each row's prompt.
-
-        Trap: they go on from the largest of the three axes, not from each axis' own end nor from the
-        number of tokens: a picture takes h*w tokens but only max(h, w) positions
-        (test_completion_positions_after_a_picture)."""
-        start = torch.tensor([int(p.positions.max()) + 1 for p in prompts], device=self.device)[rows]
-        return start[:, None] + torch.arange(count, device=self.device)
-
-    def extend_mask(self, prompts: list[Prompt], rows: Tensor, count: int) -> Tensor:
-        """(B, 1, Q, K) bool, Q = count, K = P + count: own prompt without its padding, own earlier tokens."""
-        lengths = torch.tensor([len(p.ids) for p in prompts], device=self.device)
-        prompt_keys = torch.arange(int(lengths.max()), device=self.device) < lengths[rows, None]  # (B, P)
-        causal = torch.ones(count, count, dtype=torch.bool, device=self.device).tril()  # (Q, Q)
-        return torch.cat([prompt_keys[:, None].expand(-1, count, -1), causal.expand(len(rows), -1, -1)], -1)[:, None]
-
-
-def pad(tensors: list[Tensor]) -> Tensor:
-    """Stack tensors (..., t) of unequal t, zeros on the right. The zeros are never read (see `mask`)."""
-    longest = max(t.shape[-1] for t in tensors)
-    return torch.stack([nn.functional.pad(t, (0, longest - t.shape[-1])) for t in tensors])
+    Trap: they go on from the largest of the three axes, not from each axis' own end nor from the
+    number of tokens: a picture takes h*w tokens but only max(h, w) positions
+    (test_completion_positions_after_a_picture)."""
+    start = torch.tensor([int(p.positions.max()) + 1 for p in prompts])
+    return start[:, None] + torch.arange(count)
 
 
 # --- 3. Log-probabilities, the one function that both losses share --------------------------------
@@ -256,27 +219,26 @@ def token_logps(policy: nn.Module, groups: list[Group], temperature: float = 1.0
                 [c, EOS, 0],              [1, 1, 0],
                 [EOS, 0, 0]]              [1, 0, 0]]
 
-    Cost: each prompt and its pictures once a *group*, not once a row. Memory: the logits of at most
-    HEAD_CHUNK tokens at a time, recomputed in backward; no (tokens, V) tensor is ever kept.
+    Cost: each prompt and its pictures once a *group*, not once a row, and no padding. Memory: at most
+    HEAD_LOGITS logits at a time, recomputed in backward if there are more; no (tokens, V) tensor is ever kept.
     `policy` is a Policy, or one that accelerate has wrapped.
     """
     return policy(groups, temperature)
 
 
 def chunked_logps(policy: Policy, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """hidden (tokens, D), targets (tokens,) -> logp, entropy (tokens,), HEAD_CHUNK tokens at a time."""
+    """hidden (tokens, D), targets (tokens,) -> logp, entropy (tokens,), HEAD_LOGITS logits at a time."""
 
     def head(h: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         logits = policy.logits(h, temperature)  # (chunk, V)
-        log_z = logits.logsumexp(-1)  # (chunk,)
+        logp = logits.gather(-1, target[:, None])[:, 0] - logits.logsumexp(-1)  # (chunk,)
         with torch.no_grad():
-            p = (logits - log_z[:, None]).exp()
-            # banned ids have logit -inf and p 0; 0 * -inf would be nan
-            entropy = log_z - (p * logits.masked_fill(policy.banned, 0.0)).sum(-1)
-        return logits.gather(-1, target[:, None])[:, 0] - log_z, entropy
+            entropy = torch.special.entr(logits.softmax(-1)).sum(-1)  # (chunk,)
+        return logp, entropy
 
-    chunks = zip(hidden.split(HEAD_CHUNK), targets.split(HEAD_CHUNK))
-    if torch.is_grad_enabled():
+    size = max(1, HEAD_LOGITS // len(policy.banned))
+    chunks = list(zip(hidden.split(size), targets.split(size)))
+    if torch.is_grad_enabled() and len(chunks) > 1:
         parts = [checkpoint(head, h, target, use_reentrant=False) for h, target in chunks]
     else:
         parts = [head(h, target) for h, target in chunks]

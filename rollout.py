@@ -21,7 +21,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from common import Group, KVCache, Policy
+from attention import PromptCache
+from common import Group, Policy, next_positions
 from prompts import Prompt
 
 DROP_EVERY = 4  # tokens between two looks for finished rows: on a GPU each look waits for the device
@@ -29,24 +30,25 @@ STATIC_MULTIPLE = 256  # a static cache is as wide as the next multiple, so that
 COMPILE = {"mode": "reduce-overhead", "fullgraph": True, "dynamic": False}
 
 
-class DecodeCache(KVCache):
-    """A cache with room for the whole completion, written in place: no copy of it is made a token."""
+class DecodeCache:
+    """Keys and values of B rows (B, heads, width, d), with room for the whole completion, written in place."""
 
-    def __init__(self, prompts: KVCache, rows: Tensor, room: int, static: bool):
-        self.length = prompts.keys[0].shape[2]  # keys that every layer holds already, padding included
+    def __init__(self, prompts: PromptCache, rows: Tensor, room: int, static: bool):
+        index = prompts.layout.prompts[rows]  # (B, P) tokens of each row's prompt
+        self.length = index.shape[1]  # keys that every layer holds already, padding included
         self.width = self.length + room
         self.at = torch.tensor([self.length], device=rows.device) if static else None  # (1,) where the next key goes
         if static:
             self.width = -(-self.width // STATIC_MULTIPLE) * STATIC_MULTIPLE
 
-        def widen(x: Tensor) -> Tensor:  # (N, heads, P, d) -> (B, heads, width, d)
+        def widen(x: Tensor) -> Tensor:  # (1, heads, tokens, d) -> (B, heads, width, d)
             wide = x.new_zeros(len(rows), x.shape[1], self.width, x.shape[3])
-            wide[:, :, : self.length] = x.index_select(0, rows)
+            wide[:, :, : self.length] = x[0][:, index].transpose(0, 1)
             if static:
                 torch._dynamo.mark_static_address(wide)  # else a CUDA graph would copy it in and out
             return wide
 
-        super().__init__([widen(k) for k in prompts.keys], [widen(v) for v in prompts.values])
+        self.keys, self.values = [widen(k) for k in prompts.keys], [widen(v) for v in prompts.values]
 
     def update(self, k: Tensor, v: Tensor, layer: int, *_) -> tuple[Tensor, Tensor]:
         if self.at is not None:
@@ -98,7 +100,7 @@ def decode(policy: Policy, prompts: list[Prompt], group_size: int, room: int, te
     rows = torch.arange(len(prompts), device=device).repeat_interleave(group_size)  # (B,) prompt of each row
     last, prompt_cache = policy.prefill(prompts)
     hidden, cache = last[rows], DecodeCache(prompt_cache, rows, room, static)  # (B, D)
-    positions = policy.next_positions(prompts, rows, room)  # (B, room)
+    positions = next_positions(prompts, room).to(device)[rows]  # (B, room)
     lengths = torch.tensor([len(p.ids) for p in prompts], device=device)[rows]  # (B,)
     keys = torch.arange(cache.width, device=device)
     visible = (keys < lengths[:, None]) | (keys >= cache.length)  # (B, width): not the prompt's padding
@@ -127,7 +129,7 @@ def decode(policy: Policy, prompts: list[Prompt], group_size: int, room: int, te
             live, done, token = live[kept], done[kept], token[kept]
             positions, visible = positions[kept], visible[kept]
         mask = visible & (keys <= cache.length) if static else visible[:, : cache.length + 1]  # (live, K)
-        hidden = extend(token[:, None], positions[:, t : t + 1], mask[:, None, None], cache)[0][:, 0]  # (live, D)
+        hidden = extend(token, positions[:, t], mask, cache)  # (live, D)
         cache.grow()
     tokens, observed, ends = tokens.cpu(), observed.cpu(), ends.tolist()
     return ([row[:end].clone() for row, end in zip(tokens, ends)],

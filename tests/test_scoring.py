@@ -8,7 +8,7 @@ from conftest import fresh_policy, make_groups, make_row
 from torch import nn
 
 import common
-from common import Group, completion_mask, load_model, micro_batches, save_model, token_logps
+from common import Group, completion_mask, load_model, micro_batches, next_positions, save_model, token_logps
 from prompts import Prompt, mrope_positions
 
 
@@ -80,7 +80,7 @@ def test_head_chunks_do_not_matter(tiny64, monkeypatch, chunk):
     groups = make_groups(codec)
     results = []
     for size in (3, chunk):
-        monkeypatch.setattr(common, "HEAD_CHUNK", size)
+        monkeypatch.setattr(common, "HEAD_LOGITS", size * len(policy.banned))
         policy.zero_grad()
         logp, entropy = token_logps(policy, groups)
         logp.sum().backward()
@@ -206,7 +206,7 @@ def test_completion_positions_after_a_picture(tiny):
     prompt = codec.encode(make_row(1))
     ends = len(prompt.ids) - prompt.ids.tolist()[::-1].index(codec.image_token_id)
     cut = Prompt(prompt.row, prompt.ids[:ends], prompt.positions[:, :ends], prompt.pixels, prompt.grids)
-    first = policy.next_positions([cut], torch.tensor([0]), 2)
+    first = next_positions([cut], 2)
     assert first.tolist() == [[int(cut.positions.max()) + 1, int(cut.positions.max()) + 2]]
     assert first[0, 0] != len(cut.ids), "the token count would be a classic mistake"
 
@@ -290,7 +290,7 @@ def test_frozen_tower_looks_once(tiny, monkeypatch):
 
 
 def test_no_tensor_of_all_tokens_by_vocabulary(tiny, monkeypatch):
-    """Log-probs without logits: forward and backward, no tensor has more than HEAD_CHUNK rows of the vocabulary.
+    """Log-probs without logits: forward and backward, no tensor holds more than HEAD_LOGITS of them.
     Scored in one piece, there is one of all tokens."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -311,7 +311,7 @@ def test_no_tensor_of_all_tokens_by_vocabulary(tiny, monkeypatch):
 
     seen = []
     for chunk in (16, 10_000):
-        monkeypatch.setattr(common, "HEAD_CHUNK", chunk)
+        monkeypatch.setattr(common, "HEAD_LOGITS", chunk * vocabulary)
         with Widest() as widest:
             token_logps(policy, groups)[0].sum().backward()
         seen.append(widest.rows)
