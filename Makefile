@@ -2,17 +2,16 @@
 PYTHON ?= python3
 RUNS   ?= runs/specs
 BIN    := .venv/bin
-LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-specs: .venv/ready  ## the whole pipeline on the embedded world
+specs: .venv/ready  ## the whole pipeline on the embedded world, in one process: `accelerate launch` is for more
 	@date +%s > .venv/started
-	$(LAUNCH) grpo.py --run_dir $(RUNS)/zero --overwrite
-	$(LAUNCH) build_prefs.py --zero $(RUNS)/zero/model --run_dir $(RUNS)/prefs --overwrite
-	$(LAUNCH) dpo_sft.py --pairs $(RUNS)/prefs --run_dir $(RUNS)/warmup --overwrite
-	$(LAUNCH) dpo_sft.py --pairs $(RUNS)/prefs --loss sft --run_dir $(RUNS)/sft --overwrite
-	$(LAUNCH) grpo.py --model $(RUNS)/warmup/model --steps 100 --lr 4e-4 --schedule cosine --seed 2 \
+	$(BIN)/python grpo.py --run_dir $(RUNS)/zero --overwrite
+	$(BIN)/python build_prefs.py --zero $(RUNS)/zero/model --run_dir $(RUNS)/prefs --overwrite
+	$(BIN)/python dpo_sft.py --pairs $(RUNS)/prefs --run_dir $(RUNS)/warmup --overwrite
+	$(BIN)/python dpo_sft.py --pairs $(RUNS)/prefs --loss sft --run_dir $(RUNS)/sft --overwrite
+	$(BIN)/python grpo.py --model $(RUNS)/warmup/model --steps 100 --lr 4e-4 --schedule cosine --seed 2 \
 	    --run_dir $(RUNS)/final --overwrite
-	$(LAUNCH) evaluate.py --run_dir $(RUNS)/report --overwrite \
+	$(BIN)/python evaluate.py --run_dir $(RUNS)/report --overwrite \
 	    --models base=toy/base,zero=$(RUNS)/zero/model,warm-up=$(RUNS)/warmup/model,final=$(RUNS)/final/model \
 	    --gf_runs DPO+SFT=$(RUNS)/warmup,SFT=$(RUNS)/sft
 	@echo "make specs took $$(( $$(date +%s) - $$(cat .venv/started) )) s; the picture is $(RUNS)/report/report.png"

@@ -39,7 +39,7 @@ from torch import Tensor
 from common import Group, Policy, completion_mask, load_model, micro_batches, save_model, token_logps, with_rows
 from data import PromptStream, load_rows
 from rewards import Grade, Judge, format_reward, grade
-from rollout import is_truncated, sample_groups
+from rollout import is_truncated, refresh, sample_groups, sampling_copy
 from runs import (Run, flag, gather_objects, learning_rate, make_accelerator, parse_cli, plot_curves, run_stage,
                   sum_over_ranks)
 
@@ -345,6 +345,8 @@ def main(cfg: Config) -> None:
     run = Run(cfg, "grpo", accelerator, COLUMNS)
     policy, codec = load_model(run.latest_model() or cfg.model, freeze_vision=cfg.freeze_vision,
                                recompute=cfg.gradient_checkpointing, max_pixels=cfg.max_pixels)
+    # What samples. It is never wrapped: no gradient, and no collective while tokens are drawn.
+    sampler = sampling_copy(policy).to(accelerator.device) if accelerator.mixed_precision == "bf16" else policy
     reference = None
     if cfg.kl_beta > 0:
         reference = copy.deepcopy(policy) if run.latest_model() is None else load_model(cfg.model)[0]
@@ -352,7 +354,7 @@ def main(cfg: Config) -> None:
     optimizer = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=cfg.lr, betas=(0.9, 0.95),
                                   weight_decay=cfg.weight_decay)
     policy, optimizer = accelerator.prepare(policy, optimizer)
-    bare: Policy = accelerator.unwrap_model(policy)  # what samples: no gradient, so no wrapper is needed
+    bare: Policy = accelerator.unwrap_model(policy)
 
     ranks, rank = accelerator.num_processes, accelerator.process_index
     if cfg.prompts_per_step % (ranks * cfg.updates_per_rollout):
@@ -375,8 +377,9 @@ def main(cfg: Config) -> None:
 
     for step in range(run.start + 1, cfg.steps + 1):
         began = time.perf_counter()
+        refresh(sampler, bare)
         with accelerator.autocast():
-            scored = rollout(bare, stream, share, cfg, codec, judge, generator)  # 1. sample, reward
+            scored = rollout(sampler, stream, share, cfg, codec, judge, generator)  # 1. sample, reward
         generated = time.perf_counter() - began
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step - 1, cfg, cfg.steps)

@@ -14,8 +14,11 @@ Greedy output equals `model.generate` token for token (test_greedy_equals_genera
 
 With `static` every step has the same shapes, so that the step can be compiled and, on a GPU, replayed as a
 CUDA graph: attention then always spans the whole cache, and finished rows stay until all are done.
+
+In mixed precision a bf16 copy of the policy samples (`sampling_copy`), refreshed before each rollout.
 """
 
+import copy
 from collections.abc import Callable
 
 import torch
@@ -159,3 +162,27 @@ def draw(logits: Tensor, temperature: float, generator: torch.Generator | None) 
 def is_truncated(completion: Tensor, eos_ids: list[int]) -> bool:
     """True if the completion ran into max_new_tokens instead of ending by itself."""
     return int(completion[-1]) not in eos_ids
+
+
+def sampling_copy(policy: Policy) -> Policy:
+    """A copy with bf16 weights, for sampling alone; `refresh` it before every rollout.
+
+    Decoding reads every weight once a token, so half the bytes are half the time. Under autocast a compiled step would
+    read fp32 weights and write bf16 ones for every token.
+    Trap: weights only. `.bfloat16()` would round the rotary frequencies as well, and far positions would drift apart
+    (test_bf16_copy_keeps_its_positions)."""
+    sampler = copy.deepcopy(policy)
+    for p in sampler.parameters():
+        p.data = p.data.bfloat16()
+    sampler.seen = policy.seen  # what a frozen tower saw serves both
+    return sampler
+
+
+@torch.no_grad()
+def refresh(sampler: Policy, policy: Policy) -> None:
+    """Bring the copy up to date; nothing to do where the policy samples itself.
+
+    Trap: forgotten, every rollout would come from the start model, and no error would say so
+    (test_bf16_copy_is_refreshed)."""
+    if sampler is not policy:
+        torch._foreach_copy_(list(sampler.parameters()), list(policy.parameters()))

@@ -2,6 +2,7 @@
 
 One group, forward and backward, against the number of completions G, the prompt P, the response R and the picture.
 Ours should follow P + G*R; the same rows scored one by one, each with its own copy of the prompt, follow G*(P + R).
+The last axis keeps G*R and makes one response longer at the others' cost: padded to it, a batch would grow with it.
 """
 
 import argparse
@@ -16,9 +17,11 @@ from models import random_group, random_policy
 from common import Group, token_logps
 
 HERE = Path(__file__).resolve().parent
-START = dict(side=0, prompt=400, response=60, size=8)
-AXES = {"size": [2, 4, 8, 16, 32], "prompt": [50, 200, 800, 1600], "response": [15, 60, 240, 480], "side": [0, 84, 280, 560]}
-TITLES = {"size": "completions G", "prompt": "prompt P, tokens", "response": "response R, tokens", "side": "picture side, pixels"}
+START = dict(side=0, prompt=400, response=60, size=8, longest=0)
+AXES = {"size": [2, 4, 8, 16, 32], "prompt": [50, 200, 800, 1600], "response": [15, 60, 240, 480], "side": [0, 84, 280, 560],
+        "longest": [60, 120, 240, 400]}
+TITLES = {"size": "completions G", "prompt": "prompt P, tokens", "response": "response R, tokens", "side": "picture side, pixels",
+          "longest": "longest response, G R = 480 tokens"}
 
 
 def seconds(policy, groups: list[Group]) -> float:
@@ -40,7 +43,8 @@ def main() -> None:
     for axis, values in AXES.items():
         for value in values:
             setting = {**START, axis: value}
-            group = random_group(setting["side"], setting["prompt"], setting["response"], setting["size"])
+            group = random_group(setting["side"], setting["prompt"], setting["response"], setting["size"],
+                                 longest=setting["longest"])
             alone = [Group(group.prompt, [c]) for c in group.completions]
             seconds(policy, [group])
             rounds = [(seconds(policy, [group]), seconds(policy, alone)) for _ in range(args.rounds)]
@@ -62,7 +66,7 @@ def plot(points: list[dict]) -> None:
     tokens = torch.tensor([p["prompt_tokens"] + p["size"] * p["response"] for p in plain], dtype=torch.float64)
     times = torch.tensor([p["shared_s"] for p in plain], dtype=torch.float64)
     rate = float((tokens * times).sum() / (tokens * tokens).sum())
-    figure, axes = plt.subplots(1, 4, figsize=(14, 3.2), layout="constrained")
+    figure, axes = plt.subplots(1, 5, figsize=(17, 3.2), layout="constrained")
     for axis, (name, values) in zip(axes, AXES.items()):
         own = [p for p in points if p["axis"] == name]
         axis.plot(values, [p["shared_s"] for p in own], marker="o", label="shared prompt")

@@ -56,10 +56,11 @@ def random_prompt(side: int, text_tokens: int, seed: int = 0) -> Prompt:
     return Prompt({"id": str(seed)}, torch.tensor(ids), mrope_positions(ids, grids, IMAGE_ID, MERGE), pixels, grids)
 
 
-def random_group(side: int, text_tokens: int, response_tokens: int, size: int, seed: int = 0) -> Group:
+def random_group(side: int, text_tokens: int, response_tokens: int, size: int, seed: int = 0, longest: int = 0) -> Group:
+    """`size` responses of `response_tokens`; with `longest` one is that long, and the others share what it leaves of them all."""
     g = torch.Generator().manual_seed(1000 + seed)
-    return Group(random_prompt(side, text_tokens, seed),
-                 [torch.randint(10, 900, (response_tokens,), generator=g) for _ in range(size)])
+    lengths = [longest, *[(size * response_tokens - longest) // (size - 1)] * (size - 1)] if longest else [response_tokens] * size
+    return Group(random_prompt(side, text_tokens, seed), [torch.randint(10, 900, (n,), generator=g) for n in lengths])
 
 
 def rows_at(side: int, count: int) -> list[dict]:

@@ -5,11 +5,16 @@ Two numbers first, then the gap.
     sampling   a step reads all text weights once and every row's keys and values:
                    floor_s = (weight bytes + rows * context * KV bytes a token) / bandwidth
                bandwidth is measured here by reading a large tensor
-    updating   6 floating-point operations a weight and a token (2 forward, 4 backward), every token once:
-                   MFU = 6 * weights * tokens / seconds / peak; peak is measured here by a large matrix product
+    updating   6 floating-point operations a weight and a token (2 forward, 4 backward), each prompt once, the head for
+               response tokens alone:
+                   MFU = 6 * (layer weights * tokens + head weights * response tokens) / seconds / peak
+               peak is measured here by a large matrix product; recomputing layers is not counted as useful
+
+On a GPU the stage's own set-up: a bf16 copy samples, fp32 weights train under autocast. 7B trains bf16 weights here,
+since fp32 weights and gradients do not fit one GPU.
 
     python benchmarks/roofline.py --size tiny      on a CPU, seconds: checks the script and its arithmetic
-    python benchmarks/roofline.py --size 3b        one GPU of 80 GB, random weights, bf16
+    python benchmarks/roofline.py --size 3b        one GPU of 80 GB, random weights
 """
 
 import argparse
@@ -20,8 +25,8 @@ from contextlib import nullcontext
 import torch
 from models import SIZES, random_group, random_policy, random_prompt
 
-from common import token_logps
-from rollout import sample_groups
+from common import micro_batches, token_logps
+from rollout import sample_groups, sampling_copy
 
 
 def synchronize(device: str) -> None:
@@ -55,9 +60,9 @@ def peak(device: str, dtype) -> float:
     return 2 * n**3 / timed(device, lambda: a @ b)
 
 
-def text_weights(policy) -> int:
-    """Weights that a token goes through: layers and head, not the embedding table that is only looked up in."""
-    return sum(p.numel() for p in policy.vlm.model.language_model.layers.parameters()) + policy.vlm.lm_head.weight.numel()
+def text_weights(policy) -> tuple[int, int]:
+    """Weights that a token goes through, of the layers and of the head; the embedding table is only looked up in."""
+    return sum(p.numel() for p in policy.vlm.model.language_model.layers.parameters()), policy.vlm.lm_head.weight.numel()
 
 
 def kv_bytes_a_token(size: str, width: int) -> int:
@@ -80,20 +85,21 @@ def main() -> None:
     rows = args.groups * args.group_size
 
     read, flops = bandwidth(device), peak(device, dtype)
-    policy = random_policy(args.size, device, dtype)
-    policy.eos_ids = [10**9]  # nothing ends: every row is decoded to the limit
-    weights, kv = text_weights(policy), kv_bytes_a_token(args.size, width)
+    policy = random_policy(args.size, device, torch.bfloat16 if args.size == "7b" else torch.float32)
+    sampler = sampling_copy(policy) if device == "cuda" and args.size != "7b" else policy
+    sampler.eos_ids = [10**9]  # nothing ends: every row is decoded to the limit
+    (layers, head), kv = text_weights(policy), kv_bytes_a_token(args.size, width)
     prompts = [random_prompt(args.side, args.prompt_tokens, seed) for seed in range(args.groups)]
     context = len(prompts[0].ids) + args.new_tokens / 2
-    floor = (weights * width + rows * context * kv) / read
+    floor = ((layers + head) * width + rows * context * kv) / read
     result = {"device": torch.cuda.get_device_name() if device == "cuda" else "cpu", "date": time.strftime("%Y-%m-%d"),
               "size": args.size, "rows": rows, "bandwidth_GB_s": read / 1e9, "peak_TFLOP_s": flops / 1e12,
-              "text_weights_M": weights / 1e6, "kv_bytes_a_token": kv, "floor_ms_a_step": 1e3 * floor}
+              "text_weights_M": (layers + head) / 1e6, "kv_bytes_a_token": kv, "floor_ms_a_step": 1e3 * floor}
     print(json.dumps(result), flush=True)
 
     for name, static in (("dynamic", False), ("static, compiled", True)):
         def sample(tokens: int, static=static):
-            sample_groups(policy, prompts, args.group_size, max_new_tokens=tokens, temperature=1.0, max_rows=rows, static=static)
+            sample_groups(sampler, prompts, args.group_size, max_new_tokens=tokens, temperature=1.0, max_rows=rows, static=static)
 
         few, many = timed(device, lambda: sample(2), 2), timed(device, lambda: sample(args.new_tokens), 2)
         step = (many - few) / (args.new_tokens - 2)  # without the prefill
@@ -103,18 +109,19 @@ def main() -> None:
 
     groups = [random_group(args.side, args.prompt_tokens, args.new_tokens, args.group_size, seed) for seed in range(args.groups)]
     policy.recompute = args.size in ("3b", "7b")
-    tokens = sum(len(g.prompt.ids) + sum(map(len, g.completions)) for g in groups)
+    responses = rows * args.new_tokens
+    tokens = sum(len(g.prompt.ids) for g in groups) + responses
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
 
     def update():
         with torch.autocast("cuda", torch.bfloat16) if device == "cuda" else nullcontext():
-            for group in groups:
-                token_logps(policy, [group])[0].sum().backward()
+            for part in micro_batches(groups, 16384):
+                token_logps(policy, part)[0].sum().backward()
         policy.zero_grad()
 
     seconds = timed(device, update)
-    result["update"] = {"tokens_a_second": tokens / seconds, "mfu": 6 * weights * tokens / seconds / flops,
+    result["update"] = {"tokens_a_second": tokens / seconds, "mfu": 6 * (layers * tokens + head * responses) / seconds / flops,
                         "peak_GB": torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else None}
     print(f"update: {tokens / seconds:.0f} tokens/s (each prompt once), MFU {100 * result['update']['mfu']:.0f} %, peak memory "
           f"{result['update']['peak_GB']} GB", flush=True)

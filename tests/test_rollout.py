@@ -1,12 +1,14 @@
 """The sampler against HF's `generate`, and against the scorer."""
 
+import copy
+
 import pytest
 import torch
 from conftest import make_groups, make_row
 
 import rollout
 from common import Group, token_logps
-from rollout import is_truncated, sample_groups
+from rollout import is_truncated, refresh, sample_groups, sampling_copy
 
 
 def greedy_by_hf(policy, prompt, room):
@@ -183,3 +185,38 @@ def test_static_decoding_changes_no_token(tiny, monkeypatch):
         else:
             assert all(a[0] == b[0] for x, y in zip(*runs) for a, b in zip(x.completions, y.completions))
     assert counter["stats"]["unique_graphs"] == 1
+
+
+def test_bf16_copy_keeps_its_positions(tiny):
+    """Every weight is rounded, the head stays tied, and position 5000 stays where it is; rounded like the weights, the
+    rotary frequencies would put it elsewhere."""
+    policy, _ = tiny
+    sampler, wrong = sampling_copy(policy), copy.deepcopy(policy).bfloat16()
+    assert {p.dtype for p in sampler.parameters()} == {torch.bfloat16} and {p.dtype for p in policy.parameters()} == {torch.float32}
+    assert sampler.vlm.lm_head.weight is sampler.vlm.model.language_model.embed_tokens.weight
+    far = torch.full((3, 1, 1), 5000)
+    angles = [p.vlm.model.language_model.rotary_emb(torch.zeros(1, 1, 64), far)[0] for p in (policy, sampler, wrong)]
+    assert torch.equal(angles[0], angles[1]) and (angles[0] - angles[2]).abs().max() > 0.5
+
+
+def test_bf16_copy_is_refreshed(tiny):
+    """It samples nearly what the policy would; after a step, only `refresh` tells it of the new weights."""
+    policy, codec = tiny
+    sampler, prompts = sampling_copy(policy), [codec.encode(make_row(n % 3, seed=n)) for n in range(8)]
+
+    def probabilities(p):
+        with torch.no_grad():
+            return p.logits(p.prefill(prompts)[0], 1.0).softmax(-1)  # (8, V)
+
+    def distance(a, b):
+        return float((probabilities(a) - probabilities(b)).abs().sum(-1).mean() / 2)
+
+    assert distance(policy, sampler) < 0.05
+    with torch.no_grad():
+        for p in policy.parameters():
+            p += 0.1 * torch.randn_like(p)
+    assert distance(policy, sampler) > 0.2, "the copy still is the policy of before"
+    refresh(sampler, policy)
+    assert distance(policy, sampler) < 0.05
+    groups, _ = sample_groups(sampler, prompts, 2, max_new_tokens=4, temperature=1.0)
+    assert all(len(c) for g in groups for c in g.completions)

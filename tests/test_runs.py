@@ -42,6 +42,21 @@ def test_wrong_flags_are_named(argv, words, capsys):
     assert all(w in error for w in words), error
 
 
+def test_accelerate_launches_a_stage_in_bf16(tmp_path):
+    """The README's command, `accelerate launch grpo.py`, with a bf16 copy that samples and fp32 weights that train."""
+    launch = [str(Path(sys.executable).with_name("accelerate")), "launch", "--cpu", "--num_processes", "1", "--num_machines", "1",
+              "--mixed_precision", "no", "--dynamo_backend", "no"]
+    done = subprocess.run([*launch, "grpo.py", "--precision", "bf16", "--steps", "2", "--prompts_per_step", "4", "--rows", "8",
+                           "--kl_beta", "0.01", "--run_dir", str(tmp_path / "run")], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    steps = read_jsonl(tmp_path / "run/metrics.jsonl")
+    assert len(steps) == 2 and all(0 < s["grad_norm"] < 100 and abs(s["ratio"] - 1) < 0.1 for s in steps)
+    policy, _ = load_model(str(tmp_path / "run/model"))
+    start, _ = load_model(str(ROOT / "toy/base"))
+    moved = [(a - b).abs().max() for a, b in zip(policy.parameters(), start.parameters())]
+    assert 0 < max(moved) < 1e-2, "a step of 2e-4 moves fp32 weights by about as much, not by bf16's rounding"
+
+
 def test_flags_and_files(tmp_path):
     """--no_verify, None, and @file with comments."""
     (tmp_path / "small.args").write_text("--lr 0.25  # per step\n\n# a comment\n--no_verify\n")
