@@ -88,33 +88,35 @@ class Policy(nn.Module):
     def forward(self, groups: list[Group], temperature: float = 1.0) -> tuple[Tensor, Tensor]:
         """See `token_logps`, whose body this is (DDP and FSDP wrap `forward` and nothing else)."""
         prompts = [g.prompt for g in groups]
+        prompt_of = [n for n, g in enumerate(groups) for _ in g.completions]  # (B,)
         completions = [c for g in groups for c in g.completions]
-        inputs = [c[:-1] for c in completions]  # nothing is predicted from the last token
+        inputs = [c[:-1] for c in completions]  # rows: nothing is predicted from the last token
         mask = completion_mask(groups).bool()  # (B, T)
-        prompt_of = torch.tensor([n for n, g in enumerate(groups) for _ in g.completions])  # (B,)
-        after = next_positions(prompts, mask.shape[1] - 1)[prompt_of][mask[:, 1:]]  # (tokens of inputs,)
-        prompt_of, mask = prompt_of.to(self.device), mask.to(self.device)
-        layout = Layout.of([len(p.ids) for p in prompts], [len(c) for c in inputs], prompt_of)
+        layout = Layout.of([len(p.ids) for p in prompts], [len(c) for c in inputs], prompt_of, self.device)
 
         embeds = torch.cat([self.embed_prompts(prompts), self.embed(torch.cat(inputs))])  # (tokens, D)
+        # mask[:, 1:] is True as often as a row has inputs
+        after = next_positions(prompts, mask.shape[1] - 1)[prompt_of][mask[:, 1:]]  # (tokens of inputs,)
         positions = torch.cat([*[p.positions for p in prompts], after.expand(3, -1)], dim=1)  # (3, tokens)
         hidden = self.run_layers(embeds[None], positions[:, None], layout)[0]  # (tokens, D)
 
         # Trap: which hidden state predicts which token? Token 0 is predicted by the last *prompt* token,
         # token t by token t-1 (test_perfect_predictor_has_logp_zero).
-        predictor = torch.cat([layout.last[prompt_of, None], layout.rows], dim=1)[mask]  # (tokens of completions,)
-        targets = torch.cat(completions).to(self.device)  # the same tokens
+        last = torch.tensor([len(p.ids) for p in prompts]).cumsum(0) - 1  # (N,) places in the list
+        rows = layout.starts[len(prompts) :, None] + torch.arange(mask.shape[1] - 1)  # (B, T - 1)
+        predictor = torch.cat([last[prompt_of][:, None], rows], dim=1)[mask].to(self.device)  # (tokens of completions,)
+        targets, mask = torch.cat(completions).to(self.device), mask.to(self.device)  # the same tokens
         logp, entropy = chunked_logps(self, hidden.index_select(0, predictor), targets, temperature)
         filled = logp.new_zeros(mask.shape)
         return filled.masked_scatter(mask, logp), filled.masked_scatter(mask, entropy)
 
     def prefill(self, prompts: list[Prompt]) -> tuple[Tensor, PromptCache]:
         """For the sampler: each prompt once, the hidden state of its last token (N, D), keys and values."""
-        nothing = torch.zeros(0, dtype=torch.long, device=self.device)
-        cache = PromptCache(Layout.of([len(p.ids) for p in prompts], [], nothing))
+        layout, cache = Layout.of([len(p.ids) for p in prompts], [], [], self.device), PromptCache()
         positions = torch.cat([p.positions for p in prompts], dim=1)  # (3, tokens)
-        hidden = self.run_layers(self.embed_prompts(prompts)[None], positions[:, None], cache.layout, cache)[0]
-        return hidden[cache.layout.last], cache
+        hidden = self.run_layers(self.embed_prompts(prompts)[None], positions[:, None], layout, cache)[0]
+        last = torch.tensor([len(p.ids) for p in prompts], device=self.device).cumsum(0) - 1  # (N,)
+        return hidden[last], cache
 
     def extend(self, ids: Tensor, positions: Tensor, mask: Tensor, cache) -> Tensor:
         """For the sampler: one more token of B rows, ids and positions (B,), mask (B, K) bool over the keys in
@@ -125,7 +127,7 @@ class Policy(nn.Module):
     def run_layers(self, hidden: Tensor, positions: Tensor, attention: Layout | Tensor, cache=None) -> Tensor:
         """HF's decoder layers in order: hidden (n, tokens, D), positions (3, n, tokens) -> (n, tokens, D).
 
-        Recomputing is done here, since HF's own switch comes with HF's own forward (test_recompute_changes_nothing)."""
+        Recomputing is done here: HF's own switch works in `train` mode alone (test_recompute_changes_nothing)."""
         text = self.vlm.model.language_model
         rope = text.rotary_emb(hidden, positions.to(self.device))
         for layer in text.layers:
@@ -190,9 +192,9 @@ class Policy(nn.Module):
 
         Trap: temperature and banned ids belong to both. Left out of one, the ratio would compare two
         different distributions (test_sampled_equals_scored)."""
-        logits = self.vlm.lm_head(hidden)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
-        return logits.masked_fill(self.banned, float("-inf"))
+        logits = self.vlm.lm_head(hidden / temperature)  # the head is linear, and hidden states are the smaller tensor
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return logits.masked_fill_(self.banned, float("-inf"))
 
 
 def next_positions(prompts: list[Prompt], count: int) -> Tensor:
@@ -221,6 +223,7 @@ def token_logps(policy: nn.Module, groups: list[Group], temperature: float = 1.0
 
     Cost: each prompt and its pictures once a *group*, not once a row, and no padding. Memory: at most
     HEAD_LOGITS logits at a time, recomputed in backward if there are more; no (tokens, V) tensor is ever kept.
+    Without gradient checkpointing each layer keeps what attention gathered, a prompt's keys once a row.
     `policy` is a Policy, or one that accelerate has wrapped.
     """
     return policy(groups, temperature)
@@ -246,14 +249,13 @@ def chunked_logps(policy: Policy, hidden: Tensor, targets: Tensor, temperature: 
 
 
 def micro_batches(groups: list[Group], max_tokens: int, split: bool = True) -> list[list[Group]]:
-    """Cut groups into micro-batches whose padded size, N*P + B*T tokens, stays under `max_tokens`.
+    """Cut groups into micro-batches of at most `max_tokens` tokens, prompts counted once a group.
 
     Groups keep their order. One too large alone is split into parts that share its prompt, down to one
     row: a group never has to fit whole, unless `split` is False. Every completion lands in exactly one part."""
 
     def size(batch: list[Group]) -> int:
-        rows = [len(c) for g in batch for c in g.completions]
-        return len(batch) * max(len(g.prompt.ids) for g in batch) + len(rows) * max(rows)
+        return sum(len(g.prompt.ids) + sum(map(len, g.completions)) for g in batch)
 
     parts, queue = [], list(groups)
     while queue:

@@ -66,7 +66,7 @@ class Config:
     warmup_steps: int = flag(3, "steps of linear warm-up; paper: not stated")
     weight_decay: float = flag(0.0, "AdamW weight decay; paper: not stated")
     grad_clip: float = flag(1.0, "largest gradient norm; LLaMA-Factory")
-    max_tokens_per_micro_batch: int = flag(4096, "padded tokens a forward pass may hold; ours")
+    max_tokens_per_micro_batch: int = flag(3072, "tokens a forward pass may hold, prompts counted once; ours")
     gradient_checkpointing: bool = flag(False, "recompute layers in backward: less memory, about a third slower")
     freeze_vision: bool = flag(True, "do not train the vision tower; LLaMA-Factory")
     precision: str = flag("auto", "`no` (fp32), `bf16`, or `auto`: bf16 on a GPU; weights are fp32 always")

@@ -80,7 +80,7 @@ class Config:
     warmup_steps: int = flag(2, "rollouts of linear warm-up; MM-EUREKA: 3 % of the run")
     weight_decay: float = flag(0.0, "AdamW weight decay; MM-EUREKA")
     grad_clip: float = flag(1.0, "largest gradient norm; MM-EUREKA")
-    max_tokens_per_micro_batch: int = flag(4096, "padded tokens a forward pass may hold; ours")
+    max_tokens_per_micro_batch: int = flag(3072, "tokens a forward pass may hold, prompts counted once; ours")
     gradient_checkpointing: bool = flag(False, "recompute layers in backward: less memory, about a third slower")
     freeze_vision: bool = flag(True, "do not train the vision tower; MM-EUREKA, paper: silent")
     precision: str = flag("auto", "`no` (fp32), `bf16`, or `auto`: bf16 on a GPU; weights are fp32 always")
@@ -250,8 +250,8 @@ def update(policy, reference: Policy | None, optimizer, accelerator, groups: lis
            mask: Tensor, logp_old: Tensor | None, cfg: Config) -> dict[str, float]:
     """One optimizer step over this rank's groups. Returns sums over this rank's tokens, to be divided later.
 
-    advantages (B,), mask (B, T), logp_old (B, T) or None: the first update of a rollout, where the policy
-    still is the one that sampled and the ratio is 1 by construction.
+    advantages (B,), mask (B, T), logp_old (B, T) or None: the first update of a rollout, where the weights
+    still are those that sampled and the ratio is 1 by construction.
     """
     # Trap: the normaliser counts tokens of the whole step, over micro-batches and ranks. A mean of
     # micro-batch means would weigh tokens by the company they keep (test_micro_batch_split_does_not_change_gradient).
@@ -349,8 +349,11 @@ def main(cfg: Config) -> None:
     sampler = sampling_copy(policy).to(accelerator.device) if accelerator.mixed_precision == "bf16" else policy
     reference = None
     if cfg.kl_beta > 0:
-        reference = copy.deepcopy(policy) if run.latest_model() is None else load_model(cfg.model)[0]
+        reference = copy.deepcopy(policy)
+        if run.latest_model() is not None:
+            reference, _ = load_model(cfg.model, freeze_vision=cfg.freeze_vision)
         reference = reference.to(accelerator.device)
+        reference.seen = policy.seen  # a frozen tower is the same in both
     optimizer = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=cfg.lr, betas=(0.9, 0.95),
                                   weight_decay=cfg.weight_decay)
     policy, optimizer = accelerator.prepare(policy, optimizer)

@@ -2,7 +2,7 @@
 
 The sampler is the scorer of `common.py` with the tokens not yet known. It draws from exactly the
 distribution that `token_logps` scores (logits / temperature, picture and special ids masked out; no
-top-p, no top-k), and returns the sampled ids themselves, which is what training uses.
+top-p, no top-k), up to rounding, and returns the sampled ids themselves, which is what training uses.
 
     last, cache = prefill(N prompts)                 each prompt and its pictures once
     cache       = cache of B = N * G rows, with room for max_new_tokens
@@ -23,8 +23,9 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from attention import PromptCache
+from attention import PromptCache, grid
 from common import Group, Policy, next_positions
 from prompts import Prompt
 
@@ -36,16 +37,16 @@ COMPILE = {"mode": "reduce-overhead", "fullgraph": True, "dynamic": False}
 class DecodeCache:
     """Keys and values of B rows (B, heads, width, d), with room for the whole completion, written in place."""
 
-    def __init__(self, prompts: PromptCache, rows: Tensor, room: int, static: bool):
-        index = prompts.layout.prompts[rows]  # (B, P) tokens of each row's prompt
-        self.length = index.shape[1]  # keys that every layer holds already, padding included
+    def __init__(self, prompts: PromptCache, index: Tensor, room: int, static: bool):
+        """index (B, P): where in the list of the prompts' tokens each row finds its own."""
+        self.length = index.shape[1]  # keys that every layer holds already, dots included
         self.width = self.length + room
-        self.at = torch.tensor([self.length], device=rows.device) if static else None  # (1,) where the next key goes
+        self.at = torch.tensor([self.length], device=index.device) if static else None  # (1,) where the next key goes
         if static:
             self.width = -(-self.width // STATIC_MULTIPLE) * STATIC_MULTIPLE
 
         def widen(x: Tensor) -> Tensor:  # (1, heads, tokens, d) -> (B, heads, width, d)
-            wide = x.new_zeros(len(rows), x.shape[1], self.width, x.shape[3])
+            wide = x.new_zeros(len(index), x.shape[1], self.width, x.shape[3])
             wide[:, :, : self.length] = x[0][:, index].transpose(0, 1)
             if static:
                 torch._dynamo.mark_static_address(wide)  # else a CUDA graph would copy it in and out
@@ -100,13 +101,14 @@ def decode(policy: Policy, prompts: list[Prompt], group_size: int, room: int, te
            generator: torch.Generator | None, observe, static: bool) -> tuple[list[Tensor], list[list[float]]]:
     """One batch of `sample_groups`: B completions (EOS included, if it came) and what was observed."""
     device = policy.device
-    rows = torch.arange(len(prompts), device=device).repeat_interleave(group_size)  # (B,) prompt of each row
+    rows = torch.arange(len(prompts)).repeat_interleave(group_size)  # (B,) prompt of each row
+    lengths = torch.tensor([len(p.ids) for p in prompts])  # (N,)
+    index, real = grid(lengths.cumsum(0) - lengths, lengths)  # (N, P): prompts in the list that prefill reads
     last, prompt_cache = policy.prefill(prompts)
-    hidden, cache = last[rows], DecodeCache(prompt_cache, rows, room, static)  # (B, D)
-    positions = next_positions(prompts, room).to(device)[rows]  # (B, room)
-    lengths = torch.tensor([len(p.ids) for p in prompts], device=device)[rows]  # (B,)
+    hidden, cache = last[rows.to(device)], DecodeCache(prompt_cache, index[rows].to(device), room, static)  # (B, D)
+    positions = next_positions(prompts, room)[rows].to(device)  # (B, room)
     keys = torch.arange(cache.width, device=device)
-    visible = (keys < lengths[:, None]) | (keys >= cache.length)  # (B, width): not the prompt's padding
+    visible = pad(real[rows], (0, cache.width - cache.length), value=True).to(device)  # (B, width): all but dots
     extend = compiled_extend(policy) if static else policy.extend
     eos = torch.tensor(policy.eos_ids, device=device)
 
@@ -174,7 +176,8 @@ def sampling_copy(policy: Policy) -> Policy:
     sampler = copy.deepcopy(policy)
     for p in sampler.parameters():
         p.data = p.data.bfloat16()
-    sampler.seen = policy.seen  # what a frozen tower saw serves both
+    sampler.look = policy.look  # pictures are seen once, by the tower whose features are trained on
+    sampler.__dict__.pop("compiled_extend", None)  # it would go on with the policy's weights
     return sampler
 
 

@@ -13,8 +13,8 @@ MODULE = SimpleNamespace(num_key_value_groups=HEADS // KV_HEADS, is_causal=True)
 
 
 def docstring_layout() -> Layout:
-    """p1 p2 p3 q1 q2 a1 a2 b1 b2 b3 c1: a and b continue p, c continues q."""
-    return Layout.of([3, 2], [2, 3, 1], torch.tensor([0, 0, 1]))
+    """p1 p2 p3 q1 q2 a1 a2 b1 b2 b3 c1 c2: a and b continue p, c continues q."""
+    return Layout.of([3, 2], [2, 3, 2], [0, 0, 1], "cpu")
 
 
 def who_sees_whom(prompt_lengths, row_lengths, prompt_of) -> list[list[int]]:
@@ -48,22 +48,40 @@ def random_qkv(tokens: int) -> list[torch.Tensor]:
 
 
 def test_layout_of_the_docstring():
-    """Written out by hand; a dot is 0."""
+    """Written out by hand; a dot repeats the last token before it. Rows stand by falling length: b, a, c."""
     layout = docstring_layout()
-    assert layout.prompts.tolist() == [[0, 1, 2], [3, 4, 0]] and layout.last.tolist() == [2, 4]
-    assert layout.rows.tolist() == [[5, 6, 0], [7, 8, 9], [10, 0, 0]]
-    assert layout.keys.tolist() == [[0, 1, 2, 5, 6, 0], [0, 1, 2, 7, 8, 9], [3, 4, 0, 10, 0, 0]]
-    assert layout.mask[2, 0].int().tolist() == [[1, 1, 0, 1, 0, 0], [1, 1, 0, 1, 1, 0], [1, 1, 0, 1, 1, 1]]
-    assert layout.back.tolist() == [0, 1, 2, 3, 4, 6, 7, 9, 10, 11, 12]
+    assert layout.starts.tolist() == [0, 3, 5, 7, 10]
+    prompts, rows = layout.blocks
+    assert prompts.queries.tolist() == prompts.keys.tolist() == [[0, 1, 2], [3, 4, 4]] and prompts.mask is None
+    assert rows.queries.tolist() == [[7, 8, 9], [5, 6, 6], [10, 11, 11]]
+    assert rows.keys.tolist() == [[0, 1, 2, 7, 8, 9], [0, 1, 2, 5, 6, 6], [3, 4, 4, 10, 11, 11]]
+    assert rows.mask[2, 0].int().tolist() == [[1, 1, 0, 1, 0, 0], [1, 1, 0, 1, 1, 0], [1, 1, 0, 1, 1, 1]]
+    assert layout.back.tolist() == [0, 1, 2, 3, 4, 9, 10, 6, 7, 8, 12, 13]
+
+
+def test_long_and_short_are_kept_apart():
+    """Every prompt and row once, none padded to twice its length, as queries or as keys. In one block, a long row would
+    stretch all others to its own length, and a long prompt everyone's keys."""
+    prompts, rows = [700, 40, 35, 600], [5, 400, 60, 0, 61, 33, 1, 31, 7, 0, 260]
+    prompt_of, lengths = [0, 0, 0, 1, 1, 1, 2, 2, 3, 3, 3], [*prompts, *rows]
+    layout, found = Layout.of(prompts, rows, prompt_of, "cpu"), []
+    starts = {start: i for i, start in enumerate(layout.starts.tolist()) if lengths[i]}
+    for block in layout.blocks:
+        members = [starts[start] for start in block.queries[:, 0].tolist()]
+        found += members
+        keys = [lengths[i] + (0 if block.mask is None else prompts[prompt_of[i - 4]]) for i in members]
+        assert all(2 * lengths[i] > block.queries.shape[1] for i in members) and 2 * min(keys) > block.keys.shape[1]
+    assert sorted(found) == sorted(starts.values())
+    assert len(set(layout.back.tolist())) == sum(lengths) < (4 * max(prompts) + 11 * max(rows)) / 3
 
 
 def test_attend_equals_a_loop():
     """fp64, values and gradients, rows of 0 to 4 tokens. As one long text, where everyone sees all before it, it differs."""
-    lengths, rows, prompt_of = [3, 5, 1], [2, 0, 4, 1, 1], [0, 0, 2, 1, 2]
+    lengths, rows, prompt_of = [3, 5, 1], [3, 0, 4, 1, 2], [0, 0, 1, 1, 2]
     seen = who_sees_whom(lengths, rows, prompt_of)
     weights = torch.randn(len(seen), HEADS, WIDTH, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     found = []
-    for function in (lambda *qkv: attend(MODULE, *qkv, Layout.of(lengths, rows, torch.tensor(prompt_of)))[0],
+    for function in (lambda *qkv: attend(MODULE, *qkv, Layout.of(lengths, rows, prompt_of, "cpu"))[0],
                      lambda *qkv: loop(*qkv, seen),
                      lambda *qkv: loop(*qkv, [list(range(i + 1)) for i in range(len(seen))])):
         qkv = random_qkv(len(seen))
@@ -75,15 +93,15 @@ def test_attend_equals_a_loop():
     assert not any(torch.allclose(a, b, atol=1e-2) for a, b in zip(ours, one_text))
 
 
-def test_dots_are_never_looked_at():
-    """All dots point at token 0, which belongs to prompt p. Nothing of group q may depend on it, to the last bit."""
-    layout, qkv = docstring_layout(), random_qkv(11)
+def test_rows_look_at_nobody_elses_tokens():
+    """To the last bit: group q does not depend on group p, nor row b on its sibling a; both of p's rows do on p."""
+    layout, qkv = docstring_layout(), random_qkv(12)
     out = attend(MODULE, *qkv, layout)[0][0]  # (tokens, heads, d)
-    reach = torch.autograd.grad(out[[3, 4, 10]].sum(), qkv, retain_graph=True)  # q1 q2 c1
+    reach = torch.autograd.grad(out[[3, 4, 10, 11]].sum(), qkv, retain_graph=True)  # q1 q2 c1 c2
     assert all(grad[:, :, [0, 1, 2, 5, 6, 7, 8, 9]].abs().max() == 0 for grad in reach)
     assert all(grad[:, :, [3, 4]].abs().max() > 0 for grad in reach)
-    siblings = torch.autograd.grad(out[[7, 8, 9]].sum(), qkv)  # b looks at p and itself, not at a
-    assert all(grad[:, :, [5, 6]].abs().max() == 0 for grad in siblings) and siblings[1][:, :, 0].abs().max() > 0
+    of_b = torch.autograd.grad(out[[7, 8, 9]].sum(), qkv)
+    assert all(grad[:, :, [5, 6]].abs().max() == 0 for grad in of_b) and of_b[1][:, :, :3].abs().amin((0, 1, 3)).min() > 0
 
 
 def test_layers_see_no_padding(tiny):

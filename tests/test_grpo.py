@@ -280,3 +280,12 @@ def test_every_flag_combination_that_cannot_work_is_refused():
         with pytest.raises(ValueError, match=f"--{name}"):
             Config(**wrong)
     assert list(itertools.islice(Config.__dataclass_fields__, 1)) == ["model"]
+
+
+def test_each_rollout_samples_the_newest_weights(tmp_path, monkeypatch):
+    """In mixed precision a copy samples: brought up to date before every rollout, or it stays the start model for ever."""
+    order, rollout = [], grpo.rollout
+    monkeypatch.setattr(grpo, "refresh", lambda sampler, policy: order.append("refresh"))
+    monkeypatch.setattr(grpo, "rollout", lambda *args: order.append("rollout") or rollout(*args))
+    grpo.main(replace(CFG, steps=2, prompts_per_step=2, group_size=2, max_new_tokens=4, rows=4, precision="no", run_dir=str(tmp_path / "run")))
+    assert order == ["refresh", "rollout"] * 2

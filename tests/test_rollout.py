@@ -218,5 +218,15 @@ def test_bf16_copy_is_refreshed(tiny):
     assert distance(policy, sampler) > 0.2, "the copy still is the policy of before"
     refresh(sampler, policy)
     assert distance(policy, sampler) < 0.05
+
+
+def test_bf16_copy_sees_what_is_trained_on(tiny):
+    """A frozen tower looks once for both, in the policy's precision: scoring finds the features that sampling used."""
+    policy, codec = tiny
+    policy.vlm.model.visual.requires_grad_(False)
+    sampler, prompts = sampling_copy(policy), [codec.encode(make_row(1, seed=n)) for n in range(3)]
     groups, _ = sample_groups(sampler, prompts, 2, max_new_tokens=4, temperature=1.0)
-    assert all(len(c) for g in groups for c in g.completions)
+    seen = {p: policy.seen[p] for p in prompts}
+    assert {x.dtype for x in seen.values()} == {torch.float32} and len(sampler.seen) == 0
+    token_logps(policy, groups)
+    assert all(policy.seen[p] is seen[p] for p in prompts)

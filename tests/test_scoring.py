@@ -43,10 +43,19 @@ def test_token_logps_equal_hf_row_by_row(tiny):
         assert torch.allclose(logp, separate_rows(policy, groups), atol=2e-5)
 
 
+def test_completions_of_one_token(tiny):
+    """EOS at once, by all: no row is left, and the prompts' last tokens predict everything."""
+    policy, codec = tiny
+    groups = [Group(g.prompt, [c[-1:] for c in g.completions]) for g in make_groups(codec)]
+    logp, _ = token_logps(policy, groups)
+    assert logp.shape == (6, 1) and torch.allclose(logp, separate_rows(policy, groups), atol=2e-5)
+    logp.sum().backward()
+
+
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("sizes, pictures", [((3, 1, 2), (1, 0, 2)), ((4,), (2,)), ((2, 2), (0, 0))])
 def test_shared_prefix_has_the_gradients_of_separate_rows(tiny64, recompute, sizes, pictures):
-    """fp64, 1e-9: gradients flow through the cache into the prompt and the vision tower, once a group."""
+    """fp64, 1e-9: what all rows of a group send back meets in its one prompt, and in the vision tower."""
     policy, codec = tiny64
     groups = make_groups(codec, sizes=sizes, pictures=pictures)
     weights = torch.randn(completion_mask(groups).shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -61,7 +70,7 @@ def test_shared_prefix_has_the_gradients_of_separate_rows(tiny64, recompute, siz
 
 
 def test_recompute_changes_nothing(tiny):
-    """Gradient checkpointing: same values, same gradients. HF's own switch would drop the cache instead."""
+    """Gradient checkpointing: same values, same gradients."""
     policy, codec = tiny
     groups, grads = make_groups(codec), []
     for recompute in (False, True):
@@ -316,3 +325,19 @@ def test_no_tensor_of_all_tokens_by_vocabulary(tiny, monkeypatch):
             token_logps(policy, groups)[0].sum().backward()
         seen.append(widest.rows)
     assert seen == [16, tokens] and tokens > 32
+
+
+def test_no_logits_wait_for_backward(tiny, monkeypatch):
+    """More than one chunk: between forward and backward not a single row of logits is kept. In one piece they all are,
+    several times over."""
+    policy, codec = tiny
+    vocabulary, width = policy.vlm.lm_head.weight.shape
+    groups, kept = make_groups(codec, sizes=(4, 4), pictures=(1, 0), longest=30), []
+    for chunk in (16, 10_000):
+        monkeypatch.setattr(common, "HEAD_LOGITS", chunk * vocabulary)
+        saved = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
+            logp, _ = token_logps(policy, groups)
+        kept.append(sum(len(x) for x in saved if x.ndim == 2 and x.shape[1] == vocabulary and len(x) != width))
+        logp.sum().backward()
+    assert kept[0] == 0 and kept[1] >= sum(len(c) for g in groups for c in g.completions)
