@@ -58,6 +58,7 @@ class Layout:
             queries, real = grid(starts[prompts], lengths[prompts])
             blocks.append(Block(queries.to(device), queries.to(device), None))
             grids.append((queries, real))
+            # rows of these prompts alone: a long prompt would stretch the keys of all
             for rows in alike([n + b for b, prompt in enumerate(prompt_of) if prompt in prompts], lengths):
                 theirs = [prompt_of[row - n] for row in rows]
                 before, in_prompt = grid(starts[theirs], lengths[theirs])  # (n, P)
@@ -67,6 +68,7 @@ class Layout:
                 mask = torch.cat([in_prompt, earlier.expand(len(rows), -1, -1)], 2)[:, None]
                 blocks.append(Block(queries.to(device), torch.cat([before, queries], 1).to(device), mask))
                 grids.append((queries, real))
+        # place[i] is whose query slot i holds; sorted by it, the slots stand in the order of the list
         place, real = (torch.cat([pair[i].flatten() for pair in grids]) for i in (0, 1))
         back = real.nonzero()[:, 0][place[real].argsort()]
         return cls(starts, blocks, back.to(device))
@@ -79,7 +81,8 @@ def grid(starts: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def alike(members: Sequence[int], lengths: Tensor) -> list[list[int]]:
-    """Members by falling length, in parts whose longest is not twice as long as their shortest; empty ones in none."""
+    """Members by falling length, in parts whose longest is not twice as long as their shortest. An empty one, of a
+    completion that is EOS alone, is in none: it has no token in the list."""
     size, parts = lengths.tolist(), []
     for i in sorted((i for i in members if size[i]), key=lambda i: -size[i]):
         if parts and 2 * size[i] > size[parts[-1][0]]:

@@ -103,7 +103,7 @@ class Policy(nn.Module):
         # Trap: which hidden state predicts which token? Token 0 is predicted by the last *prompt* token,
         # token t by token t-1 (test_perfect_predictor_has_logp_zero).
         last = torch.tensor([len(p.ids) for p in prompts]).cumsum(0) - 1  # (N,) places in the list
-        rows = layout.starts[len(prompts) :, None] + torch.arange(mask.shape[1] - 1)  # (B, T - 1)
+        rows = layout.starts[len(prompts) :, None] + torch.arange(mask.shape[1] - 1)  # (B, T - 1), too far where masked
         predictor = torch.cat([last[prompt_of][:, None], rows], dim=1)[mask].to(self.device)  # (tokens of completions,)
         targets, mask = torch.cat(completions).to(self.device), mask.to(self.device)  # the same tokens
         logp, entropy = chunked_logps(self, hidden.index_select(0, predictor), targets, temperature)
@@ -148,7 +148,7 @@ class Policy(nn.Module):
             features = self.look(prompts).to(embeds.device, embeds.dtype)  # (picture tokens, D)
             return embeds.masked_scatter((ids == self.vlm.config.image_token_id)[:, None], features)
         if torch.is_grad_enabled() and not self.tower_is_frozen():
-            return embeds + 0.0 * self.blank_picture().to(embeds.dtype).sum()
+            return embeds + 0.0 * self.blank_picture().to(embeds.dtype).sum()  # a trap, explained there
         return embeds
 
     def look(self, prompts: list[Prompt]) -> Tensor:
@@ -293,7 +293,7 @@ def load_model(name: str, *, flag: str = "--model", freeze_vision: bool = False,
     `train()` anywhere, so that logp, logp_old and logp_ref are the same function.
     """
     folder = Path(name)
-    if folder.exists() or name.startswith((".", "/")):
+    if folder.exists() or name.startswith((".", "/")) or name.count("/") > 1:  # a hub name is OWNER/NAME
         for needed in ("config.json", "tokenizer_config.json", "preprocessor_config.json"):
             if not (folder / needed).is_file():
                 raise ValueError(f"{flag} {name}: not a model folder, {needed} is missing")

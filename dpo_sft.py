@@ -12,8 +12,8 @@ DPO sums log-probabilities over a response (its derivation is about sequences); 
 the response's tokens, as LLaMA-Factory does, which the paper used. So lambda weighs a loss per pair
 against a loss per token: the ratio of the two at the start is printed.
 
-Policy and reference both start at the *base* model, not at the one that wrote chosen. The reference is
-thus only needed once: its log-probabilities are computed before training and kept in a file.
+Policy and reference both start at the *base* model, not at the one that wrote chosen. The reference never
+changes, nor do the pairs: its log-probabilities are computed once, before training, and kept in a file.
 
 Where this departs from the paper, or fills in what it leaves open:
   1. beta 0.1: LLaMA-Factory's default; the paper does not state it.
@@ -287,7 +287,7 @@ def main(cfg: Config) -> None:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step - 1, cfg, len(schedule))
         mine = schedule[step - 1][rank::ranks]
-        mine.sort(key=lambda i: max(len(c) for c in groups[i].completions))
+        mine.sort(key=lambda i: max(len(c) for c in groups[i].completions))  # like lengths share a micro-batch
         taken = mine or [0]
         rows = torch.tensor([2 * i + side for i in taken for side in (0, 1)])
         totals = update(policy, optimizer, accelerator, [groups[i] for i in taken],

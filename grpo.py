@@ -207,8 +207,8 @@ def policy_loss(logp: Tensor, logp_old: Tensor, advantages: Tensor, clip_low: fl
         A > 0         gradient                 gradient          stopped
         A < 0         stopped                  gradient          gradient
 
-    Its value at ratio 1 is -A, so the mean over a rollout is about 0 while the gradient is not: a loss of 0
-    is what a healthy first update prints (test_zero_loss_nonzero_gradient).
+    Its value at ratio 1 is -A, so over completions of equal length its mean is 0 while the gradient is not; a
+    healthy first update prints 0, or less if the better ones are longer (test_zero_loss_nonzero_gradient).
     Source: PPO eq. 7, with DAPO's two bounds (eq. 10). The higher upper one lets rare tokens grow: from
     p = 0.01, a bound of 0.2 stops at 0.012.
     """

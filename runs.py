@@ -57,6 +57,7 @@ def parse_cli(config_class, doc: str, argv: list[str] | None = None):
         kind = next((t for t in typing.get_args(hints[field.name]) if t is not type(None)), hints[field.name])
         text = f"{field.metadata['help']} (default: {field.default})".replace("%", "%%")
         if kind is bool:
+            text += f"; --no_{field.name} turns it off" if field.default else ""
             parser.add_argument(f"--{field.name}", action="store_true", default=field.default, help=text)
             parser.add_argument(f"--no_{field.name}", dest=field.name, action="store_false", help=argparse.SUPPRESS)
         else:

@@ -233,6 +233,12 @@ def test_half_written_model_folder_is_refused(start, damage, words):
     assert words in str(error.value)
 
 
+def test_a_folder_that_is_not_there_is_no_hub_name():
+    """runs/zero/model before stage 1 has run: what is missing is a file, not a login at the hub."""
+    with pytest.raises(ValueError, match="--zero runs/no/model: not a model folder, config.json is missing"):
+        load_model("runs/no/model", flag="--zero")
+
+
 def test_missing_weights_are_refused(start):
     """from_pretrained would fill them in with random ones and only warn."""
     from safetensors.torch import load_file, save_file
