@@ -45,6 +45,7 @@ class Layout:
     """Where prompts and rows stand in the list, and who may look at whom."""
 
     starts: Tensor  # (N + B,) place of the first token of each prompt, then of each row; on the CPU
+    last: Tensor  # (N,) place of the last token of each prompt; on the CPU
     blocks: list[Block]
     back: Tensor  # (tokens,) where each token of the list stands among the queries of all blocks, laid end to end
 
@@ -71,7 +72,7 @@ class Layout:
         # place[i] is whose query slot i holds; sorted by it, the slots stand in the order of the list
         place, real = (torch.cat([pair[i].flatten() for pair in grids]) for i in (0, 1))
         back = real.nonzero()[:, 0][place[real].argsort()]
-        return cls(starts, blocks, back.to(device))
+        return cls(starts, (starts + lengths - 1)[:n], blocks, back.to(device))
 
 
 def grid(starts: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,7 +120,8 @@ AttentionMaskInterface.register("one_prompt_many_rows", sdpa_mask)  # what HF's 
 class PromptCache:
     """Keys and values of a pass over prompts, for the sampler: (1, heads, tokens, d) a layer."""
 
-    def __init__(self):
+    def __init__(self, starts: Tensor):
+        self.starts = starts  # (N,) place of each prompt's first token
         self.keys, self.values = [], []
 
     def update(self, k: Tensor, v: Tensor, *_) -> tuple[Tensor, Tensor]:

@@ -102,9 +102,8 @@ class Policy(nn.Module):
 
         # Trap: which hidden state predicts which token? Token 0 is predicted by the last *prompt* token,
         # token t by token t-1 (test_perfect_predictor_has_logp_zero).
-        last = torch.tensor([len(p.ids) for p in prompts]).cumsum(0) - 1  # (N,) places in the list
         rows = layout.starts[len(prompts) :, None] + torch.arange(mask.shape[1] - 1)  # (B, T - 1), too far where masked
-        predictor = torch.cat([last[prompt_of][:, None], rows], dim=1)[mask].to(self.device)  # (tokens of completions,)
+        predictor = torch.cat([layout.last[prompt_of][:, None], rows], dim=1)[mask].to(self.device)  # (tokens of completions,)
         targets, mask = torch.cat(completions).to(self.device), mask.to(self.device)  # the same tokens
         logp, entropy = chunked_logps(self, hidden.index_select(0, predictor), targets, temperature)
         filled = logp.new_zeros(mask.shape)
@@ -112,11 +111,11 @@ class Policy(nn.Module):
 
     def prefill(self, prompts: list[Prompt]) -> tuple[Tensor, PromptCache]:
         """For the sampler: each prompt once, the hidden state of its last token (N, D), keys and values."""
-        layout, cache = Layout.of([len(p.ids) for p in prompts], [], [], self.device), PromptCache()
+        layout = Layout.of([len(p.ids) for p in prompts], [], [], self.device)
+        cache = PromptCache(layout.starts)
         positions = torch.cat([p.positions for p in prompts], dim=1)  # (3, tokens)
         hidden = self.run_layers(self.embed_prompts(prompts)[None], positions[:, None], layout, cache)[0]
-        last = torch.tensor([len(p.ids) for p in prompts], device=self.device).cumsum(0) - 1  # (N,)
-        return hidden[last], cache
+        return hidden[layout.last.to(self.device)], cache
 
     def extend(self, ids: Tensor, positions: Tensor, mask: Tensor, cache) -> Tensor:
         """For the sampler: one more token of B rows, ids and positions (B,), mask (B, K) bool over the keys in
@@ -254,16 +253,16 @@ def micro_batches(groups: list[Group], max_tokens: int, split: bool = True) -> l
     Groups keep their order. One too large alone is split into parts that share its prompt, down to one
     row: a group never has to fit whole, unless `split` is False. Every completion lands in exactly one part."""
 
-    def size(batch: list[Group]) -> int:
-        return sum(len(g.prompt.ids) + sum(map(len, g.completions)) for g in batch)
+    def size(group: Group) -> int:
+        return len(group.prompt.ids) + sum(map(len, group.completions))
 
     parts, queue = [], list(groups)
     while queue:
         group = queue.pop(0)
-        if split and size([group]) > max_tokens and len(group.completions) > 1:
+        if split and size(group) > max_tokens and len(group.completions) > 1:
             half = len(group.completions) // 2
             queue[:0] = [Group(group.prompt, group.completions[:half]), Group(group.prompt, group.completions[half:])]
-        elif parts and size([*parts[-1], group]) <= max_tokens:
+        elif parts and sum(map(size, [*parts[-1], group])) <= max_tokens:
             parts[-1].append(group)
         else:
             parts.append([group])

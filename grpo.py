@@ -349,9 +349,8 @@ def main(cfg: Config) -> None:
     sampler = sampling_copy(policy).to(accelerator.device) if accelerator.mixed_precision == "bf16" else policy
     reference = None
     if cfg.kl_beta > 0:
-        reference = copy.deepcopy(policy)
-        if run.latest_model() is not None:
-            reference, _ = load_model(cfg.model, freeze_vision=cfg.freeze_vision)
+        resumed = run.latest_model() is not None  # then `policy` is no longer the start
+        reference = load_model(cfg.model, freeze_vision=cfg.freeze_vision)[0] if resumed else copy.deepcopy(policy)
         reference = reference.to(accelerator.device)
         reference.seen = policy.seen  # a frozen tower is the same in both
     optimizer = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=cfg.lr, betas=(0.9, 0.95),

@@ -103,8 +103,8 @@ def decode(policy: Policy, prompts: list[Prompt], group_size: int, room: int, te
     device = policy.device
     rows = torch.arange(len(prompts)).repeat_interleave(group_size)  # (B,) prompt of each row
     lengths = torch.tensor([len(p.ids) for p in prompts])  # (N,)
-    index, real = grid(lengths.cumsum(0) - lengths, lengths)  # (N, P): prompts in the list that prefill reads
     last, prompt_cache = policy.prefill(prompts)
+    index, real = grid(prompt_cache.starts, lengths)  # (N, P)
     hidden, cache = last[rows.to(device)], DecodeCache(prompt_cache, index[rows].to(device), room, static)  # (B, D)
     positions = next_positions(prompts, room)[rows].to(device)  # (B, room)
     keys = torch.arange(cache.width, device=device)
@@ -176,7 +176,8 @@ def sampling_copy(policy: Policy) -> Policy:
     sampler = copy.deepcopy(policy)
     for p in sampler.parameters():
         p.data = p.data.bfloat16()
-    sampler.look = policy.look  # pictures are seen once, by the tower whose features are trained on
+    sampler.look = policy.look  # pictures are seen once, by the tower whose features are trained on,
+    sampler.vlm.model.visual = None  # so the copy needs none
     sampler.__dict__.pop("compiled_extend", None)  # it would go on with the policy's weights
     return sampler
 
@@ -188,4 +189,6 @@ def refresh(sampler: Policy, policy: Policy) -> None:
     Trap: forgotten, every rollout would come from the start model, and no error would say so
     (test_bf16_copy_is_refreshed)."""
     if sampler is not policy:
-        torch._foreach_copy_(list(sampler.parameters()), list(policy.parameters()))
+        weights = dict(policy.named_parameters())
+        for name, p in sampler.named_parameters():
+            p.copy_(weights[name])

@@ -33,13 +33,13 @@ import torch  # noqa: E402
 from accelerate import Accelerator  # noqa: E402
 from datasets import Dataset  # noqa: E402
 from transformers import ProcessorMixin, TrainerCallback  # noqa: E402
-from models import pairs_at, rows_at  # noqa: E402
+from models import pair_groups, pairs_at, rows_at  # noqa: E402
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer  # noqa: E402
 
 import dpo_sft  # noqa: E402
 import grpo  # noqa: E402
 from common import Group, completion_mask, load_model, token_logps  # noqa: E402
-from data import PromptStream, encode_all  # noqa: E402
+from data import PromptStream  # noqa: E402
 from prompts import Prompt, mrope_positions  # noqa: E402
 from rewards import format_reward, grade  # noqa: E402
 
@@ -224,8 +224,7 @@ def ours_dpo(pairs, steps: int) -> dict:
     cfg, accelerator = DPO_SETTINGS, Accelerator(cpu=True)
     began = time.perf_counter(), time.process_time()
     clock, part = Clock(), began
-    prompts = encode_all(pairs, codec)
-    groups = [Group(p, [codec.encode_completion(p.row[side], policy.eos_ids[0]) for side in ("chosen", "rejected")]) for p in prompts]
+    groups = pair_groups(pairs, codec, policy.eos_ids[0])
     clock.add("encode, all pairs", part)
     part = time.perf_counter(), time.process_time()
     reference = dpo_sft.reference_logps(policy, groups, cfg, accelerator, show=False)

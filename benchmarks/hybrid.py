@@ -15,20 +15,13 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from models import pairs_at  # puts the project on the path as well
+from models import pair_groups, pairs_at  # puts the project on the path as well
 
 import dpo_sft
 from common import Group, load_model
-from data import encode_all
 
 HERE = Path(__file__).resolve().parent
 BASE = str(HERE.parent / "toy" / "base")
-
-
-def groups_at(codec, eos: int, side: int, count: int) -> list[Group]:
-    """The pairs of `pairs_at` as groups [chosen, rejected]."""
-    return [Group(prompt, [codec.encode_completion(prompt.row[text], eos) for text in ("chosen", "rejected")])
-            for prompt in encode_all(pairs_at(side, count), codec)]
 
 
 def main() -> None:
@@ -41,7 +34,7 @@ def main() -> None:
     for side in (84, 280):
         policy, codec = load_model(BASE, freeze_vision=True)
         optimizer, accelerator = torch.optim.SGD(policy.parameters(), lr=0.0), Accelerator(cpu=True)
-        pairs = groups_at(codec, policy.eos_ids[0], side, 64)
+        pairs = pair_groups(pairs_at(side, 64), codec, policy.eos_ids[0])
         pairs.sort(key=lambda g: max(map(len, g.completions)))  # as dpo_sft.py does within a step
         chosen = [Group(g.prompt, g.completions[:1]) for g in pairs]
         cfg = replace(dpo_sft.Config(), precision="no")

@@ -10,6 +10,7 @@ import torch  # noqa: E402
 from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration  # noqa: E402
 
 from common import Group, Policy  # noqa: E402
+from data import encode_all  # noqa: E402
 from prompts import Prompt, mrope_positions  # noqa: E402
 from toy import world  # noqa: E402
 
@@ -76,3 +77,9 @@ def pairs_at(side: int, count: int) -> list[dict]:
         texts = [form.template.format(reasoning=question.reasoning, answer=question.answer) for form in (world.THINK, world.PLAIN)]
         pairs.append({**row, "chosen": texts[0], "rejected": texts[1]})
     return pairs
+
+
+def pair_groups(pairs: list[dict], codec, eos: int) -> list[Group]:
+    """The pairs of `pairs_at`, encoded, as groups [chosen, rejected]."""
+    return [Group(prompt, [codec.encode_completion(prompt.row[side], eos) for side in ("chosen", "rejected")])
+            for prompt in encode_all(pairs, codec)]
