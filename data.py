@@ -66,11 +66,15 @@ class TableRows(Sequence):
         return len(self.table)
 
     def __getitem__(self, i: int) -> dict:
-        try:
-            record = self.table[i]
-        except (OSError, SyntaxError) as error:  # `datasets` opens embedded pictures here
-            raise RowError(f"--data {self.source}: row number {i}: picture cannot be read: {error}") from error
-        return to_row(record, i, self.instruction, self.source)
+        return to_row(read_record(self.table, i, f"--data {self.source}"), i, self.instruction, self.source)
+
+
+def read_record(table: datasets.Dataset, i: int, where: str) -> dict:
+    """Row i of a table; RowError if a picture in it cannot be read, since `datasets` opens embedded ones here."""
+    try:
+        return table[i]
+    except (OSError, SyntaxError) as error:
+        raise RowError(f"{where}: row number {i}: picture cannot be read: {error}") from error
 
 
 def open_table(source: str, split: str, flag: str = "--data") -> datasets.Dataset:

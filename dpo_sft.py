@@ -39,7 +39,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common import Group, Policy, completion_mask, load_model, micro_batches, save_model, token_logps, with_rows
-from data import open_table
+from data import open_table, read_record
 from prompts import RowError
 from runs import (Run, flag, gather_objects, learning_rate, make_accelerator, parse_cli, plot_curves, run_stage,
                   sum_over_ranks)
@@ -105,10 +105,7 @@ def load_pairs(cfg: Config, codec, policy: Policy, warn) -> list[Group]:
         raise ValueError(f"--pairs {cfg.pairs}: columns {sorted(missing)} are missing; build_prefs.py writes them")
     for i in range(len(table)):
         try:
-            try:
-                record = table[i]
-            except (OSError, SyntaxError) as error:  # `datasets` opens embedded pictures here
-                raise RowError(f"--pairs {cfg.pairs}: row number {i}: picture cannot be read: {error}") from error
+            record = read_record(table, i, f"--pairs {cfg.pairs}")
             row = {**record, "id": str(record.get("id") or i)}
             prompt = codec.encode(row, cfg.max_prompt_tokens)
             texts = [record[side][-1]["content"] for side in ("chosen", "rejected")]

@@ -8,6 +8,7 @@ import pytest
 from conftest import blank, make_row
 from PIL import Image
 
+import dpo_sft
 from prompts import RowError, chat_messages, load_picture
 from data import PromptStream, encode_all, load_rows
 from toy import world
@@ -204,3 +205,20 @@ def test_world_is_right():
 
 def test_row_error_is_a_value_error():
     assert issubclass(RowError, ValueError)
+
+
+def test_broken_picture_inside_a_table_is_skipped(tiny, tmp_path):
+    """A picture embedded in parquet that cannot be opened: its row is named and skipped, in training and in pairs alike."""
+    policy, codec = tiny
+    whole = io.BytesIO()
+    blank().save(whole, "PNG")
+    rows = [{"question": "count the circles .", "instruction": "", "answer": "2", "images": [{"bytes": picture, "path": None}],
+             "chosen": [{"role": "assistant", "content": "2"}], "rejected": [{"role": "assistant", "content": "3"}]}
+            for picture in (whole.getvalue(), b"no picture at all")]
+    table = datasets.Dataset.from_list(rows).cast_column("images", datasets.List(datasets.Image()))
+    table.to_parquet(tmp_path / "rows.parquet")
+    warned = []
+    assert len(encode_all(load_rows(str(tmp_path / "rows.parquet")), codec, warn=warned.append)) == 1
+    pairs = dpo_sft.load_pairs(dpo_sft.Config(pairs=str(tmp_path / "rows.parquet")), codec, policy, warned.append)
+    assert len(pairs) == 1 and ["picture cannot be read" in w for w in warned] == [True, True]
+    assert "--data" in warned[0] and "--pairs" in warned[1] and all("row number 1" in w for w in warned)
