@@ -1,9 +1,10 @@
-# The two commands of the README. Both create .venv from requirements.txt first, with nothing but Python 3.11+.
+# The commands of the README. Each creates .venv first, with nothing but Python 3.11+.
 PYTHON ?= python3
 RUNS   ?= runs/specs
 BIN    := .venv/bin
 
-specs: .venv/ready  ## the whole pipeline on the embedded world, in one process: `accelerate launch` is for more
+# The whole pipeline on the embedded world, in one process: `accelerate launch` is for more.
+specs: .venv/ready
 	@date +%s > .venv/started
 	$(BIN)/python grpo.py --run_dir $(RUNS)/zero --overwrite
 	$(BIN)/python build_prefs.py --zero $(RUNS)/zero/model --run_dir $(RUNS)/prefs --overwrite
@@ -16,12 +17,20 @@ specs: .venv/ready  ## the whole pipeline on the embedded world, in one process:
 	    --gf_runs DPO+SFT=$(RUNS)/warmup,SFT=$(RUNS)/sft
 	@echo "make specs took $$(( $$(date +%s) - $$(cat .venv/started) )) s; the picture is $(RUNS)/report/report.png"
 
-test: .venv/ready  ## every test, and the pipeline in small
-	$(BIN)/python -m pytest
+# Style first (ruff.toml), then every test and doctest that is not marked `slow`.
+test: .venv/ready
+	$(BIN)/ruff check --quiet --no-cache .
+	$(BIN)/python -m pytest -m "not slow"
 
-.venv/ready: requirements.txt
+# The tests marked `slow`: the four stages one after the other, in small.
+test-slow: .venv/ready
+	$(BIN)/python -m pytest -m slow
+
+# The virtual environment, made again whenever a requirement changes.
+.venv/ready: requirements.txt requirements-test.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	    -r requirements.txt -r requirements-test.txt
 	@touch .venv/ready
 
-.PHONY: specs test
+.PHONY: specs test test-slow

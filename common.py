@@ -1,235 +1,137 @@
-"""What every stage shares: one record, one model, one way to score.
+"""What GRPO and DPO share: one way to score completions, and one training step.
 
-A *group* is one prompt with its pictures and n continuations. GRPO samples G continuations of a
-prompt, DPO holds a chosen and a rejected one, pass@k wants k of them: all three are groups, and all
-three are scored by the one `token_logps` below. Prompt and pictures are encoded once a group:
+Both losses are functions of log-probabilities, and both get them from `token_logps` below. It
+encodes a prompt and its images once a *group*, however many completions the group has:
 
-    embed      every prompt once, pictures included, then every completion: one list of tokens, no padding
-    layers     on that list; a completion attends to its group's prompt and to itself (`attention.py`)
-    head       hidden states that predict a completion's token -> log-probability, in chunks
+    embed      every prompt once, images included, then every completion: one list, no padding
+    layers     on that list; a completion attends to its prompt and to itself (`model/attention.py`)
+    head       the hidden states that predict a completion's tokens -> log-probabilities, in chunks
     unfold     one number a token -> (B, T)
 
-Sampling (`rollout.py`) drives the same layers: the prompts alone first, then a token a row against
-their keys and values.
+Both are then minimised by `training_step`: micro-batch by micro-batch, one optimizer step.
 
-Dimension key
-    N prompts (= groups) in a batch      B rows (= completions) in a batch, grouped: group 0's rows first
-    P longest prompt                     T longest completion, EOS included
-    `tokens` of the list, in all         K keys in a cache      D hidden width      V vocabulary
+One alignment holds for every per-token tensor of the project: shape (B, T), entry (b, t) is about
+token t of completion b. The mask is 1 where such a token exists; a sampled EOS is one.
 
-One alignment for every per-token tensor of the project: shape (B, T), entry (b, t) talks about token
-t of completion b. `mask` is 1 where such a token exists; the EOS that the model sampled is one.
+Dimension key: N prompts, B completions in group order, T longest completion, V vocabulary, D hidden
+width (`model/records.py`); `tokens` of the list, in all.
 """
 
+import copy
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
-from weakref import WeakKeyDictionary
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoImageProcessor, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
-from transformers.utils import logging as transformers_logging
 
-from attention import Layout, PromptCache
-from prompts import Codec, Prompt
+from harness.ranks import gather_objects
+from model.attention import Layout
+from model.loading import load_model
+from model.qwen import Policy, next_positions
+from model.records import Group
+from model.sampling import sampling_copy
 
-transformers_logging.disable_progress_bar()  # a bar a saved file would cut the table of steps in two
+MAX_LOGITS = 2**24  # logits that exist at a time; of Qwen's vocabulary these are 110 tokens, 67 MB
 
-HEAD_LOGITS = 2**24  # logits that exist at a time: 110 rows of 151,936 in fp32 are 67 MB
-
-
-# --- 1. The record -------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Group:
-    """One prompt, many continuations."""
-
-    prompt: Prompt
-    completions: list[Tensor]  # each (t,) ids as sampled; never decoded and tokenised again
+# --- 1. Log-probabilities, the one function that both losses share ------------------------------
 
 
-def completion_mask(groups: list[Group]) -> Tensor:
-    """(B, T) float: 1 where completion b has a token t, EOS included.
+def token_logps(
+    policy: nn.Module, groups: list[Group], temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Score every token of every completion.
 
-    Trap: lengths come from the records, never from `ids != pad`: where pad and EOS share an id that
-    would cut the EOS out, and the model would never be taught to stop (test_mask_survives_pad_equals_eos).
-    """
-    lengths = torch.tensor([len(c) for group in groups for c in group.completions])
-    return (torch.arange(int(lengths.max()))[None] < lengths[:, None]).float()
+    policy    a Policy, or one that accelerate has wrapped
+    returns   logp (B, T), nats, 0 where there is no token: log pi(token t | prompt, tokens < t) of
+              completion b, under the distribution that the sampler draws from (logits /
+              temperature, suppressed ids left out)
+              entropy (B, T), nats, of that distribution, without gradient
 
-
-# --- 2. The model --------------------------------------------------------------------------------
-
-
-class Policy(nn.Module):
-    """A Qwen2.5-VL that scores groups (`forward`) and that a sampler can drive (`prefill`, `extend`).
-
-    One `forward` a micro-batch is all that DDP or FSDP ever sees. Weights stay fp32: at a learning
-    rate of 1e-6, nearly every update of a bf16 weight rounds back to nothing
-    (test_small_steps_move_fp32_weights_only). On a GPU autocast computes in bf16.
-    """
-
-    def __init__(self, vlm: nn.Module, eos_ids: list[int], banned: Tensor, recompute: bool = False):
-        super().__init__()
-        self.vlm = vlm
-        vlm.set_attn_implementation({"text_config": "one_prompt_many_rows"})
-        self.eos_ids = eos_ids  # every id that ends a completion; Qwen2.5-VL has two
-        self.recompute = recompute  # gradient checkpointing: keep one hidden state a layer, redo the rest
-        self.seen: WeakKeyDictionary[Prompt, Tensor] = WeakKeyDictionary()  # what a frozen tower saw, see `look`
-        self.register_buffer("banned", banned, persistent=False)  # (V,) ids that are no text
-
-    @property
-    def device(self) -> torch.device:
-        return self.banned.device
-
-    def forward(self, groups: list[Group], temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-        """See `token_logps`, whose body this is (DDP and FSDP wrap `forward` and nothing else)."""
-        prompts = [g.prompt for g in groups]
-        prompt_of = [n for n, g in enumerate(groups) for _ in g.completions]  # (B,)
-        completions = [c for g in groups for c in g.completions]
-        inputs = [c[:-1] for c in completions]  # rows: nothing is predicted from the last token
-        mask = completion_mask(groups).bool()  # (B, T)
-        layout = Layout.of([len(p.ids) for p in prompts], [len(c) for c in inputs], prompt_of, self.device)
-
-        embeds = torch.cat([self.embed_prompts(prompts), self.embed(torch.cat(inputs))])  # (tokens, D)
-        # mask[:, 1:] is True as often as a row has inputs
-        after = next_positions(prompts, mask.shape[1] - 1)[prompt_of][mask[:, 1:]]  # (tokens of inputs,)
-        positions = torch.cat([*[p.positions for p in prompts], after.expand(3, -1)], dim=1)  # (3, tokens)
-        hidden = self.run_layers(embeds[None], positions[:, None], layout)[0]  # (tokens, D)
-
-        # Trap: which hidden state predicts which token? Token 0 is predicted by the last *prompt* token,
-        # token t by token t-1 (test_perfect_predictor_has_logp_zero).
-        rows = layout.starts[len(prompts) :, None] + torch.arange(mask.shape[1] - 1)  # (B, T - 1), too far where masked
-        predictor = torch.cat([layout.last[prompt_of][:, None], rows], dim=1)[mask].to(self.device)  # (tokens of completions,)
-        targets, mask = torch.cat(completions).to(self.device), mask.to(self.device)  # the same tokens
-        logp, entropy = chunked_logps(self, hidden.index_select(0, predictor), targets, temperature)
-        filled = logp.new_zeros(mask.shape)
-        return filled.masked_scatter(mask, logp), filled.masked_scatter(mask, entropy)
-
-    def prefill(self, prompts: list[Prompt]) -> tuple[Tensor, PromptCache]:
-        """For the sampler: each prompt once, the hidden state of its last token (N, D), keys and values."""
-        layout = Layout.of([len(p.ids) for p in prompts], [], [], self.device)
-        cache = PromptCache(layout.starts)
-        positions = torch.cat([p.positions for p in prompts], dim=1)  # (3, tokens)
-        hidden = self.run_layers(self.embed_prompts(prompts)[None], positions[:, None], layout, cache)[0]
-        return hidden[layout.last.to(self.device)], cache
-
-    def extend(self, ids: Tensor, positions: Tensor, mask: Tensor, cache) -> Tensor:
-        """For the sampler: one more token of B rows, ids and positions (B,), mask (B, K) bool over the keys in
-        `cache` -> hidden (B, D). After the prompt all is text: the three M-RoPE axes agree."""
-        positions = positions.expand(3, -1)[..., None]  # (3, B, 1)
-        return self.run_layers(self.embed(ids)[:, None], positions, mask[:, None, None], cache)[:, 0]
-
-    def run_layers(self, hidden: Tensor, positions: Tensor, attention: Layout | Tensor, cache=None) -> Tensor:
-        """HF's decoder layers in order: hidden (n, tokens, D), positions (3, n, tokens) -> (n, tokens, D).
-
-        Recomputing is done here: HF's own switch works in `train` mode alone (test_recompute_changes_nothing)."""
-        text = self.vlm.model.language_model
-        rope = text.rotary_emb(hidden, positions.to(self.device))
-        for layer in text.layers:
-            if self.recompute and torch.is_grad_enabled():
-                hidden = checkpoint(layer, hidden, attention, position_embeddings=rope, use_reentrant=False)
-            else:
-                hidden = layer(hidden, attention, position_embeddings=rope, past_key_values=cache)
-        return text.norm(hidden)
-
-    def embed(self, ids: Tensor) -> Tensor:
-        return self.vlm.model.language_model.embed_tokens(ids.to(self.device))
-
-    def embed_prompts(self, prompts: list[Prompt]) -> Tensor:
-        """(tokens, D): words from the table, pictures from the vision tower."""
-        ids = torch.cat([p.ids for p in prompts]).to(self.device)  # (tokens,)
-        embeds = self.embed(ids)  # (tokens, D)
-        if any(p.pixels is not None for p in prompts):
-            features = self.look(prompts).to(embeds.device, embeds.dtype)  # (picture tokens, D)
-            return embeds.masked_scatter((ids == self.vlm.config.image_token_id)[:, None], features)
-        if torch.is_grad_enabled() and not self.tower_is_frozen():
-            return embeds + 0.0 * self.blank_picture().to(embeds.dtype).sum()  # a trap, explained there
-        return embeds
-
-    def look(self, prompts: list[Prompt]) -> Tensor:
-        """(picture tokens, D) what the vision tower makes of the pictures of all prompts, in order.
-
-        A frozen tower sees the same whenever it looks, so it looks once: sampling, scoring and every update
-        of a prompt share it (test_frozen_tower_looks_once). `seen` is on the CPU and forgets prompts that nobody
-        holds."""
-        prompts = [p for p in prompts if p.pixels is not None]
-        if not self.tower_is_frozen():
-            return self.run_tower(prompts)
-        new = [p for p in prompts if p not in self.seen]
-        if new:
-            merge = self.vlm.model.visual.spatial_merge_size
-            self.seen.update(zip(new, self.run_tower(new).cpu().split([len(p.pixels) // merge**2 for p in new])))
-        return torch.cat([self.seen[p] for p in prompts])
-
-    def run_tower(self, prompts: list[Prompt]) -> Tensor:
-        # Trap: pixels are one flat list over prompts and pictures; what keeps picture and prompt together is
-        # that both lists are in prompt order (test_pictures_follow_their_rows).
-        visual = self.vlm.model.visual
-        pixels = torch.cat([p.pixels for p in prompts]).to(self.device, visual.dtype)  # (patches, patch_dim)
-        return visual(pixels, grid_thw=torch.cat([p.grids for p in prompts]).to(self.device)).pooler_output
-
-    def tower_is_frozen(self) -> bool:
-        return not self.vlm.model.visual.patch_embed.proj.weight.requires_grad
-
-    def blank_picture(self) -> Tensor:
-        """(1, D) the tower's view of one blank picture, for batches without any.
-
-        Trap: DDP waits for a gradient of every trained weight; a rank with text-only rows would leave the
-        vision tower out and desynchronise the others (test_text_only_rows_still_reach_the_vision_tower)."""
-        visual = self.vlm.model.visual
-        merge, patch = visual.spatial_merge_size, visual.patch_embed
-        pixels = torch.zeros(merge**2, patch.in_channels * patch.temporal_patch_size * patch.patch_size**2)
-        grid = torch.tensor([[1, merge, merge]], device=self.device)
-        return visual(pixels.to(self.device, visual.dtype), grid_thw=grid).pooler_output
-
-    def logits(self, hidden: Tensor, temperature: float) -> Tensor:
-        """(..., V) logits, at least float32, of the distribution that is sampled *and* scored.
-
-        Trap: temperature and banned ids belong to both. Left out of one, the ratio would compare two
-        different distributions (test_sampled_equals_scored)."""
-        logits = self.vlm.lm_head(hidden / temperature)  # the head is linear, and hidden states are the smaller tensor
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return logits.masked_fill_(self.banned, float("-inf"))
-
-
-def next_positions(prompts: list[Prompt], count: int) -> Tensor:
-    """(N, count) positions after each prompt.
-
-    Trap: they go on from the largest of the three axes, not from each axis' own end nor from the
-    number of tokens: a picture takes h*w tokens but only max(h, w) positions
-    (test_completion_positions_after_a_picture)."""
-    start = torch.tensor([int(p.positions.max()) + 1 for p in prompts])
-    return start[:, None] + torch.arange(count)
-
-
-# --- 3. Log-probabilities, the one function that both losses share --------------------------------
-
-
-def token_logps(policy: nn.Module, groups: list[Group], temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Score every token of every completion: logp (B, T) and entropy (B, T), nats, 0 where no token is.
-
-    Entry (b, t) of logp is log pi(token t | prompt, tokens < t) of completion b, rows in group order,
-    under the distribution that the sampler draws from: logits / temperature, no picture or special id.
-    Entropy is that distribution's, without gradient. A group of 3 completions "a b EOS", "c EOS", "EOS":
+    For a group of the three completions "a b EOS", "c EOS", "EOS":
 
         logp = [[a, b, EOS],      mask = [[1, 1, 1],
                 [c, EOS, 0],              [1, 1, 0],
                 [EOS, 0, 0]]              [1, 0, 0]]
 
-    Cost: each prompt and its pictures once a *group*, not once a row, and no padding. Memory: at most
-    HEAD_LOGITS logits at a time, recomputed in backward if there are more; no (tokens, V) tensor is ever kept.
-    Without gradient checkpointing each layer keeps what attention gathered, a prompt's keys once a row.
-    `policy` is a Policy, or one that accelerate has wrapped.
+    Cost: each prompt and its images once a group, no padding. Memory: at most MAX_LOGITS logits at
+    a time, computed again in backward if there are more chunks than one.
     """
-    return policy(groups, temperature)
+    return policy(score_groups, groups, temperature)  # through `forward`, which DDP wraps
 
 
-def chunked_logps(policy: Policy, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """hidden (tokens, D), targets (tokens,) -> logp, entropy (tokens,), HEAD_LOGITS logits at a time."""
+def score_groups(
+    policy: Policy, groups: list[Group], temperature: float
+) -> tuple[Tensor, Tensor]:
+    """The body of `token_logps`, on the bare policy."""
+    prompts = [group.prompt for group in groups]
+    prompt_of = [n for n, group in enumerate(groups) for _ in group.completions]  # (B,)
+    completions = [c for group in groups for c in group.completions]
+    inputs = [c[:-1] for c in completions]  # from the last token nothing is predicted
+
+    # 1. One list of tokens: all prompts, then the inputs of all completions.
+    layout = Layout.of(
+        [len(p.ids) for p in prompts], [len(i) for i in inputs], prompt_of, policy.device
+    )
+    embeds = torch.cat([policy.embed_prompts(prompts), policy.embed(torch.cat(inputs))])
+    positions = list_positions(prompts, inputs, prompt_of)
+
+    # 2. The layers. HF wants a batch dimension: the list is a batch of one.
+    hidden = policy.run_layers(embeds[None], positions[:, None], layout)[0]  # (tokens, D)
+
+    # 3. The head, on the hidden states that predict a completion's token.
+    predictor = predicting_tokens(layout, completions, prompt_of).to(policy.device)
+    targets = torch.cat(completions).to(policy.device)  # the same length: tokens of completions
+    logp, entropy = chunked_logps(policy, hidden.index_select(0, predictor), targets, temperature)
+
+    # 4. Back to one line for each completion.
+    lengths = [len(c) for c in completions]
+    return unfold(logp, lengths), unfold(entropy, lengths)  # (B, T) each
+
+
+def list_positions(prompts, inputs: list[Tensor], prompt_of: list[int]) -> Tensor:
+    """(3, tokens) M-RoPE positions of the list: every prompt's own, then those of the inputs."""
+    longest = max(len(i) for i in inputs)
+    following = next_positions(prompts, longest)  # (N, longest)
+
+    after_prompts = [following[n, : len(i)] for n, i in zip(prompt_of, inputs)]
+    text = torch.cat(after_prompts).expand(3, -1)  # all three axes agree after the prompt
+    return torch.cat([*[p.positions for p in prompts], text], dim=1)
+
+
+def predicting_tokens(layout: Layout, completions: list[Tensor], prompt_of: list[int]) -> Tensor:
+    """Which hidden state predicts which token? (tokens of all completions,) indices into the list.
+
+    Trap: token 0 of a completion is predicted by the last token of its *prompt*, token t by token
+    t - 1. Off by one, every logit would be compared with the token that it was given
+    (test_perfect_predictor_has_logp_zero).
+    """
+    num_prompts = len(layout.last_of_prompt)
+    predictors = []
+    for b, completion in enumerate(completions):
+        first_input = layout.offsets[num_prompts + b]
+        last_of_prompt = layout.last_of_prompt[prompt_of[b]]
+        predictors.append(last_of_prompt[None])
+        predictors.append(first_input + torch.arange(len(completion) - 1))
+    return torch.cat(predictors)
+
+
+def unfold(values: Tensor, lengths: list[int]) -> Tensor:
+    """(tokens,) -> (B, T): one line for each completion, 0 behind its end."""
+    return pad_sequence(values.split(lengths), batch_first=True)
+
+
+def chunked_logps(
+    policy: Policy, hidden: Tensor, targets: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """hidden (tokens, D), targets (tokens,) ids -> logp (tokens,), entropy (tokens,).
+
+    MAX_LOGITS logits at a time. No (tokens, V) tensor is ever kept: more chunks than one are
+    computed again in the backward pass.
+    """
 
     def head(h: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         logits = policy.logits(h, temperature)  # (chunk, V)
@@ -238,115 +140,189 @@ def chunked_logps(policy: Policy, hidden: Tensor, targets: Tensor, temperature: 
             entropy = torch.special.entr(logits.softmax(-1)).sum(-1)  # (chunk,)
         return logp, entropy
 
-    size = max(1, HEAD_LOGITS // len(policy.banned))
-    chunks = list(zip(hidden.split(size), targets.split(size)))
-    if torch.is_grad_enabled() and len(chunks) > 1:
-        parts = [checkpoint(head, h, target, use_reentrant=False) for h, target in chunks]
-    else:
-        parts = [head(h, target) for h, target in chunks]
-    return torch.cat([logp for logp, _ in parts]), torch.cat([entropy for _, entropy in parts])
+    chunk_size = max(1, MAX_LOGITS // len(policy.suppressed))
+    chunks = list(zip(hidden.split(chunk_size), targets.split(chunk_size)))
 
-
-def micro_batches(groups: list[Group], max_tokens: int, split: bool = True) -> list[list[Group]]:
-    """Cut groups into micro-batches of at most `max_tokens` tokens, prompts counted once a group.
-
-    Groups keep their order. One too large alone is split into parts that share its prompt, down to one
-    row: a group never has to fit whole, unless `split` is False. Every completion lands in exactly one part."""
-
-    def size(group: Group) -> int:
-        return len(group.prompt.ids) + sum(map(len, group.completions))
-
-    parts, queue = [], list(groups)
-    while queue:
-        group = queue.pop(0)
-        if split and size(group) > max_tokens and len(group.completions) > 1:
-            half = len(group.completions) // 2
-            queue[:0] = [Group(group.prompt, group.completions[:half]), Group(group.prompt, group.completions[half:])]
-        elif parts and sum(map(size, [*parts[-1], group])) <= max_tokens:
-            parts[-1].append(group)
+    logps, entropies = [], []
+    for h, target in chunks:
+        if torch.is_grad_enabled() and len(chunks) > 1:
+            logp, entropy = checkpoint(head, h, target, use_reentrant=False)
         else:
-            parts.append([group])
-    return parts
+            logp, entropy = head(h, target)
+        logps.append(logp)
+        entropies.append(entropy)
+    return torch.cat(logps), torch.cat(entropies)
 
 
-def with_rows(parts: list[list[Group]]) -> list[tuple[list[Group], slice]]:
-    """Micro-batches, each with the rows of the step's (B, ...) tensors that it holds."""
-    placed, start = [], 0
-    for part in parts:
-        end = start + sum(len(g.completions) for g in part)
-        placed.append((part, slice(start, end)))
-        start = end
-    return placed
+# --- 2. Micro-batches --------------------------------------------------------------------------
 
 
-# --- 4. Loading and saving -----------------------------------------------------------------------
+@dataclass(frozen=True)
+class MicroBatch:
+    """The groups of one forward pass, and which completions of the step they hold."""
+
+    groups: list[Group]
+    span: slice  # of the first dimension of the step's (B, ...) tensors
 
 
-def load_model(name: str, *, flag: str = "--model", freeze_vision: bool = False, recompute: bool = False,
-               max_pixels: int | None = None) -> tuple[Policy, Codec]:
-    """Load a Qwen2.5-VL folder (or hub name): fp32 weights, tokenizer and image processor.
+def micro_batches(groups: list[Group], max_tokens: int, split: bool = True) -> list[MicroBatch]:
+    """Cut the groups of a step into micro-batches of at most `max_tokens` tokens.
 
-    Raises ValueError naming `flag` when it is missing, half written or of another architecture.
-    Trap: from_pretrained fills missing weights with random ones and only warns
-    (test_half_written_model_folder_is_refused). Dropout stays off for good: `eval` here, and no
-    `train()` anywhere, so that logp, logp_old and logp_ref are the same function.
+    A prompt counts once a group. Groups keep their order, and every completion is in exactly one
+    micro-batch. With `split`, a group that is too large alone is cut into parts that share its
+    prompt, down to one completion, so that a group never has to fit as a whole.
     """
-    folder = Path(name)
-    if folder.exists() or name.startswith((".", "/")) or name.count("/") > 1:  # a hub name is OWNER/NAME
-        for needed in ("config.json", "tokenizer_config.json", "preprocessor_config.json"):
-            if not (folder / needed).is_file():
-                raise ValueError(f"{flag} {name}: not a model folder, {needed} is missing")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        # Stages sample and train on stills, so only the picture half of Qwen's processor is loaded.
-        image_processor = AutoImageProcessor.from_pretrained(name, backend="pil")
-        vlm, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-            name, dtype=torch.float32, attn_implementation="sdpa", output_loading_info=True)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise ValueError(f"{flag} {name}: cannot be loaded: {error}") from error
-    if info["missing_keys"] or info["mismatched_keys"]:
-        raise ValueError(f"{flag} {name}: weights are incomplete, first missing: "
-                         f"{sorted(map(str, [*info['missing_keys'], *info['mismatched_keys']]))[0]}")
-    if max_pixels is not None:
-        image_processor.size = {**dict(image_processor.size), "longest_edge": max_pixels}
-    vlm.eval()
-    vlm.model.visual.requires_grad_(not freeze_vision)
-    eos_ids = end_ids(vlm, tokenizer)
-    policy = Policy(vlm, eos_ids, banned_ids(vlm, tokenizer, eos_ids), recompute)
-    return policy, Codec(tokenizer, image_processor, vlm.config.image_token_id, image_processor.merge_size)
+    batches: list[list[Group]] = []
+    waiting = list(groups)
+
+    while waiting:
+        group = waiting.pop(0)
+        size = len(group.completions)
+
+        if split and num_tokens([group]) > max_tokens and size > 1:
+            halves = group.completions[: size // 2], group.completions[size // 2 :]
+            waiting = [Group(group.prompt, half) for half in halves] + waiting
+        elif batches and num_tokens([*batches[-1], group]) <= max_tokens:
+            batches[-1].append(group)
+        else:
+            batches.append([group])
+    return with_spans(batches)
 
 
-def end_ids(vlm, tokenizer) -> list[int]:
-    """Every id that ends a completion, the tokenizer's own first (it is the one we append to pairs).
-
-    Trap: Qwen stops on two ids; with the tokenizer's alone, half of the completions would run on past
-    their end into junk that is then trained on (test_every_eos_id_ends_a_completion)."""
-    listed = vlm.generation_config.eos_token_id
-    listed = listed if isinstance(listed, list) else [listed]
-    return list(dict.fromkeys(i for i in [tokenizer.eos_token_id, *listed] if i is not None))
+def num_tokens(groups: list[Group]) -> int:
+    """Tokens of a forward pass over these groups."""
+    return sum(len(g.prompt.ids) + sum(len(c) for c in g.completions) for g in groups)
 
 
-def banned_ids(vlm, tokenizer, eos_ids: list[int]) -> Tensor:
-    """(V,) bool: special ids other than EOS, and vocabulary rows beyond the tokenizer (Qwen pads them).
-
-    Trap: a sampled picture token makes the next forward look for a picture that is not there
-    (test_picture_tokens_are_never_sampled_nor_scored)."""
-    banned = torch.zeros(vlm.config.text_config.vocab_size, dtype=torch.bool)
-    banned[len(tokenizer):] = True
-    special = [i for i, token in tokenizer.added_tokens_decoder.items() if token.special]
-    banned[[i for i in {*special, *tokenizer.all_special_ids} if i < len(banned)]] = True
-    banned[eos_ids] = False
-    return banned
+def with_spans(batches: list[list[Group]]) -> list[MicroBatch]:
+    """Count through the completions of consecutive batches."""
+    result = []
+    start = 0
+    for groups in batches:
+        end = start + sum(len(g.completions) for g in groups)
+        result.append(MicroBatch(groups, slice(start, end)))
+        start = end
+    return result
 
 
-def save_model(policy: Policy, codec: Codec, folder: Path) -> None:
-    """Write a plain Hugging Face folder that `from_pretrained` opens, complete or not at all."""
-    partial = folder.with_name(folder.name + ".partial")
-    policy.vlm.save_pretrained(partial)
-    codec.tokenizer.save_pretrained(partial)
-    codec.image_processor.save_pretrained(partial)
-    if folder.exists():
-        for old in folder.iterdir():
-            old.unlink()
-        folder.rmdir()
-    partial.rename(folder)
+# --- 3. What trains, and what samples ----------------------------------------------------------
+
+
+@dataclass
+class Policies:
+    """The one set of weights that is trained, seen from its three sides, and its optimizer."""
+
+    trained: nn.Module  # wrapped by accelerate (DDP, autocast): every forward with a gradient
+    bare: Policy  # the same weights, unwrapped: to save, and to refresh the sampler
+    sampler: Policy  # draws the tokens: `bare` itself, or its bf16 copy
+    optimizer: torch.optim.Optimizer
+
+
+def build_policies(policy: Policy, cfg, accelerator, betas: tuple[float, float]) -> Policies:
+    """Decide once what trains and what samples; the stages' loops know nothing of machines.
+
+    In mixed precision a bf16 copy samples. The sampler is never wrapped: it needs no gradient, and
+    no collective may run while tokens are drawn, since ranks sample for unequally long.
+    `accelerator.prepare` also makes the wrapped forward run under autocast.
+    """
+    sampler = policy
+    if accelerator.mixed_precision == "bf16":
+        sampler = sampling_copy(policy).to(accelerator.device)
+
+    trainable = [p for p in policy.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, lr=cfg.lr, betas=betas, weight_decay=cfg.weight_decay)
+    trained, optimizer = accelerator.prepare(policy, optimizer)
+    return Policies(trained, accelerator.unwrap_model(trained), sampler, optimizer)
+
+
+def build_reference(policy: Policy, cfg, accelerator, resumed: bool) -> Policy | None:
+    """The frozen start model, for GRPO's KL term; None without that term.
+
+    resumed  the run goes on, so `policy` is no longer the start, and --model is loaded again
+    """
+    if cfg.kl_beta == 0:
+        return None
+    if resumed:
+        reference, _ = load_model(cfg.model, freeze_vision=cfg.freeze_vision)
+    else:
+        reference = copy.deepcopy(policy)
+    reference.feature_cache = policy.feature_cache  # a frozen tower is the same in both
+    return reference.to(accelerator.device)
+
+
+# --- 4. One training step ----------------------------------------------------------------------
+
+
+def training_step(
+    policies: Policies,
+    accelerator,
+    batches: list[MicroBatch],
+    loss_and_metrics: Callable[[MicroBatch], tuple[Tensor, dict[str, Tensor]]],
+    *,
+    normalizer: float,
+    padding: list[Group],
+    grad_clip: float,
+) -> dict[str, float]:
+    """One optimizer step over all micro-batches of all ranks.
+
+    batches           this rank's; ranks may have unequally many, one may have none
+    loss_and_metrics  for a micro-batch: its loss, *summed* over tokens (GRPO) or pairs (DPO), and
+                      sums of what is logged
+    normalizer        what the summed loss of the whole step, over all ranks, is divided by
+    padding           any groups, for the padding passes of a rank with fewer micro-batches
+    returns           this rank's sums of metrics; `grad_norm` before clipping and `skipped_updates`
+                      (1 if the norm was not finite and no step was taken), equal on all ranks
+
+    Trap: dividing each micro-batch by its own count would give a token in a short micro-batch more
+    weight than one in a long one (test_micro_batch_split_does_not_change_gradient).
+    """
+    num_passes = max(gather_objects(len(batches), accelerator))  # the longest rank decides
+    sums: dict[str, Tensor] = {}
+
+    for i in range(num_passes):
+        is_padding = i >= len(batches)
+        is_last = i == num_passes - 1
+
+        # DDP adds gradients up over ranks in the last pass only.
+        with nullcontext() if is_last else accelerator.no_sync(policies.trained):
+            if is_padding:
+                # Every rank runs the same number of passes, or the others would wait for it for
+                # ever (test_uneven_ranks_do_not_hang). This one sends gradients of zero.
+                loss = 0.0 * token_logps(policies.trained, padding)[0].sum()
+                metrics = {}
+            else:
+                loss, metrics = loss_and_metrics(batches[i])
+
+            # DDP averages gradients over ranks; times the number of ranks, they add up.
+            accelerator.backward(loss / normalizer * accelerator.num_processes)
+
+        for name, value in metrics.items():
+            sums[name] = sums.get(name, 0.0) + value.detach().double()
+
+    grad_norm = float(accelerator.clip_grad_norm_(policies.trained.parameters(), grad_clip))
+    skip = not math.isfinite(grad_norm)  # the same on all ranks: gradients are summed by now
+    if not skip:  # a nan would spread to every weight and never leave
+        policies.optimizer.step()
+    policies.optimizer.zero_grad()
+
+    result = {name: float(value) for name, value in sums.items()}
+    result["grad_norm"] = 0.0 if skip else grad_norm
+    result["skipped_updates"] = float(skip)
+    return result
+
+
+def learning_rate(step: int, cfg, steps: int) -> float:
+    """The rate of step 0, 1, ...: linear warm-up, then constant, or cosine down to a tenth.
+
+    Source: MM-EUREKA (cosine with a minimum of a tenth).
+    """
+    rate = cfg.lr * min(1.0, (step + 1) / max(1, cfg.warmup_steps))
+    if cfg.schedule == "cosine":
+        done = max(0, step - cfg.warmup_steps) / max(1, steps - cfg.warmup_steps)
+        rate *= 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done))
+    return rate
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate

@@ -1,17 +1,25 @@
 """GRPO with DAPO-style clipping: stages 1 and 3 of SPECS.
 
-For each prompt q, sample G completions o_1..o_G from the current policy, reward each, and compare it
-with its own group. A token's log-probability is then raised if its completion did better than the
-group's mean, lowered if worse, and no further once its ratio to the sampling policy leaves a band:
+For each prompt q, sample G completions o_1..o_G from the current policy, reward each, and compare
+it with its own group. A token's log-probability is then raised if its completion did better than
+the group's mean, lowered if it did worse, and no further once its ratio to the sampling policy
+leaves a band:
 
-    A_i     = (R_i - mean(R)) / (std(R) + eps)                       group advantage, one a completion
-    r_it    = exp(logp_it - logp_old_it)                             ratio, one a token
-    J       = 1/M sum_i sum_t min(r_it A_i, clip(r_it, 1 - low, 1 + high) A_i)     M = all tokens
+    A_i     = (R_i - mean(R)) / (std(R) + eps)                     group advantage, one a completion
+    r_it    = exp(logp_it - logp_old_it)                           ratio, one a token
+    J       = 1/M sum_i sum_t min(r_it A_i, clip(r_it, 1 - low, 1 + high) A_i)      M = all tokens
     loss    = -J  (+ beta * KL to the reference, off by default)
 
-Three policies, never to be confused: `logp` is the one being trained; `logp_old` is the one that
-sampled this rollout (fixed while the rollout is consumed, replaced by the next); `logp_ref` is the
-frozen start, used by the KL term alone and not even loaded when --kl_beta is 0.
+As a loop:
+
+    repeat
+        1. sample a group for each prompt, and reward it                       collect_rollout
+        2. turn rewards into advantages, freeze logp_old                       freeze_rollout
+        3. for each optimizer step: the clipped loss over its micro-batches    update
+
+Three policies, never to be confused: `logp` is the one being trained. `logp_old` is the one that
+sampled this rollout, fixed while the rollout is consumed, replaced by the next. `logp_ref` is the
+frozen start, used by the KL term alone, and not even loaded when --kl_beta is 0.
 
 Where this departs from the paper, or fills in what it leaves open:
   1. Clip band 0.2 / 0.28: the paper says "similar to DAPO", these are DAPO's.
@@ -20,397 +28,416 @@ Where this departs from the paper, or fills in what it leaves open:
      the clip never acts; the paper's 128 prompts x 8 in batches of 128 completions make 8.
   4. Dynamic sampling, overlong shaping, masking of truncated completions, Dr. GRPO: built, off.
 
-Dimension key: P prompts, G completions a prompt, B = P*G rows, T longest completion. Per-token tensors
-are (B, T), entry (b, t) about token t of completion b (see `common.token_logps`).
+Dimension key: N prompts, G completions a prompt, B = N*G completions, T longest completion.
+Per-token tensors are (B, T), entry (b, t) about token t of completion b (see `common.token_logps`).
 
-    accelerate launch grpo.py                                     the embedded world, 40 steps, 20 seconds
-    accelerate launch grpo.py --model runs/warmup/model           stage 3: the same file, another start
+    accelerate launch grpo.py                                   the embedded world, 40 steps, 20 s
+    accelerate launch grpo.py --model runs/warmup/model         stage 3: another start
     accelerate launch --config_file configs/one_gpu.yaml grpo.py @configs/grpo_3b.args
 """
 
-import copy
 import time
-from contextlib import nullcontext
+from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from common import Group, Policy, completion_mask, load_model, micro_batches, save_model, token_logps, with_rows
-from data import PromptStream, load_rows
-from rewards import Grade, Judge, format_reward, grade
-from rollout import is_truncated, refresh, sample_groups, sampling_copy
-from runs import (Run, flag, gather_objects, learning_rate, make_accelerator, parse_cli, plot_curves, run_stage,
-                  sum_over_ranks)
+from common import (
+    MicroBatch,
+    Policies,
+    build_policies,
+    build_reference,
+    learning_rate,
+    micro_batches,
+    set_learning_rate,
+    token_logps,
+    training_step,
+)
+from harness.cli import flag, parse_cli, run_stage
+from harness.metrics import Means
+from harness.plots import plot_curves
+from harness.ranks import gather_objects, make_accelerator, rank_generator, sum_over_ranks
+from harness.run import Run
+from harness.settings import (
+    DataSettings,
+    JudgeSettings,
+    OptimizerSettings,
+    RunSettings,
+    SamplingSettings,
+)
+from model.loading import load_model, save_model
+from model.qwen import Policy
+from model.records import Group, completion_mask
+from model.sampling import refresh, sample_groups
+from rewards import make_judge, make_rewards
+from rewards.groups import RewardedGroup, parse_weights, reward_group, sample_record
+from sources import load_examples
+from sources.stream import PromptStream
 
 
 @dataclass(frozen=True)
-class Config:
-    # data
-    model: str = flag("toy/base", "folder or hub name of the start model; paper: Qwen2.5-VL-7B-Instruct")
-    data: str = flag("toy", "`toy`, a folder, a file or a hub name; paper: Orsta-47k + ViRL39K")
-    rows: int | None = flag(None, "rows of --data to use, None for all (toy: 2048); ours")
-    instruction: str | None = flag(None, "format instruction after each question, None for the built-in; ours")
-    max_prompt_tokens: int = flag(3000, "longer prompts are skipped and counted, tokens; MM-EUREKA")
-    max_pixels: int | None = flag(None, "pictures are scaled down to this many pixels, None: as the model says")
+class Config(DataSettings, SamplingSettings, OptimizerSettings, JudgeSettings, RunSettings):
+    model: str = flag("toy/base", "folder or hub name of the start model; paper: Qwen2.5-VL-7B")
     # sampling
     steps: int = flag(40, "rollouts; paper: not stated for stage 1, 800 plotted for stage 3")
     prompts_per_step: int = flag(16, "prompts a rollout, over all processes; paper: 128")
     group_size: int = flag(8, "completions a prompt (G); paper: 8")
-    max_new_tokens: int = flag(64, "completion limit, tokens; paper: 10240")
     temperature: float = flag(1.0, "of sampling and of scoring alike; MM-EUREKA")
-    sample_rows: int = flag(512, "rows decoded at a time in each process; ours")
-    compile_decode: bool = flag(False, "static cache and a compiled decoding step: for a GPU and many tokens; ours")
-    dynamic_sampling: bool = flag(False, "draw again for groups all right or all wrong; DAPO, paper: silent")
-    max_draws: int = flag(10, "rollouts that dynamic sampling may draw to fill one step; verl")
+    dynamic_sampling: bool = flag(False, "draw again for groups all right or all wrong; DAPO")
+    max_draws: int = flag(10, "rollouts that --dynamic_sampling may draw for one step; verl")
     # reward and advantage
-    overlong_buffer: int = flag(0, "soft penalty in the last so many tokens before the limit, 0: off; DAPO: 4096")
-    mask_truncated: bool = flag(False, "leave completions without EOS out of the loss; DAPO ablation, paper: silent")
-    dr_grpo: bool = flag(False, "no division by std, constant normaliser; Dr. GRPO (arXiv 2503.20783)")
-    judge_url: str = flag("", "OpenAI-compatible endpoint that grades `text` answers; paper: GPT-4o")
-    judge_model: str = flag("", "model name at --judge_url")
+    reward_weights: str = flag("format=0.5,accuracy=1", "NAME=WEIGHT,..., 1 if not named; paper")
+    overlong_buffer: int = flag(0, "tokens before the limit with a penalty, 0: off; DAPO: 4096")
+    mask_truncated: bool = flag(False, "leave completions without EOS out of the loss; DAPO")
+    dr_grpo: bool = flag(False, "no division by std, constant normaliser; arXiv 2503.20783")
     # loss
     clip_low: float = flag(0.2, "ratio stops at 1 - this where the advantage is negative; DAPO")
     clip_high: float = flag(0.28, "ratio stops at 1 + this where the advantage is positive; DAPO")
     kl_beta: float = flag(0.0, "weight of the KL to the start model (k3), nats; paper: 0")
-    # optimizer
-    updates_per_rollout: int = flag(2, "optimizer steps a rollout is cut into; paper (by MM-EUREKA's counting): 8")
-    lr: float = flag(2e-4, "AdamW step; paper: 1e-6")
-    schedule: str = flag("constant", "`constant` or `cosine` after the warm-up; MM-EUREKA: cosine")
-    warmup_steps: int = flag(2, "rollouts of linear warm-up; MM-EUREKA: 3 % of the run")
-    weight_decay: float = flag(0.0, "AdamW weight decay; MM-EUREKA")
-    grad_clip: float = flag(1.0, "largest gradient norm; MM-EUREKA")
-    max_tokens_per_micro_batch: int = flag(3072, "tokens a forward pass may hold, prompts counted once; ours")
-    gradient_checkpointing: bool = flag(False, "recompute layers in backward: less memory, about a third slower")
-    freeze_vision: bool = flag(True, "do not train the vision tower; MM-EUREKA, paper: silent")
-    precision: str = flag("auto", "`no` (fp32), `bf16`, or `auto`: bf16 on a GPU; weights are fp32 always")
-    # bookkeeping
-    seed: int = flag(0, "of data order and sampling")
-    run_dir: str = flag("", "folder of the run; empty: runs/grpo_DATE_TIME")
-    resume: bool = flag(False, "go on with the run in --run_dir, bit-exactly on a CPU")
-    overwrite: bool = flag(False, "empty --run_dir first")
-    save_every: int = flag(20, "rollouts between checkpoints (for --resume, and `evaluate.py --gf_runs`)")
+    updates_per_rollout: int = flag(2, "optimizer steps a rollout; paper (MM-EUREKA's count): 8")
+    # record
     sample_every: int = flag(10, "rollouts between records in samples.jsonl")
-    log_with: str = flag("", "a tracker that accelerate knows, `tensorboard` or `wandb`; empty: none")
 
     def __post_init__(self):
+        super().__post_init__()
+        parse_weights(self.reward_weights)
         if self.prompts_per_step % self.updates_per_rollout:
             raise ValueError(f"--prompts_per_step {self.prompts_per_step} must be a multiple of "
                              f"--updates_per_rollout {self.updates_per_rollout}")
         if self.group_size < 2:
-            raise ValueError("--group_size must be at least 2: a group of one has nothing to compare with")
+            raise ValueError("--group_size must be at least 2, to have something to compare with")
         if self.temperature <= 0:
-            raise ValueError("--temperature must be positive: greedy samples of a group are all alike")
-        if self.schedule not in ("constant", "cosine"):
-            raise ValueError(f"--schedule {self.schedule}: wanted constant or cosine")
+            raise ValueError("--temperature must be positive, or the samples are all the same")
 
 
-COLUMNS = ["reward", "format", "accuracy", "length", "trunc%", "dead%", "loss", "ratio", "clip%", "entropy",
-           "grad_norm", "gen%", "step_s"]
-PANELS = {"reward": ["reward", "format", "accuracy"], "length, tokens": ["length"],
-          "ratio and clip": ["ratio", "clip%"],
+# Columns of the terminal's table, after the reward and its parts, and panels of curves.png.
+COLUMNS = ["length", "trunc%", "zero_std%", "loss", "ratio", "clip%", "entropy", "grad_norm",
+           "gen%", "step_s"]
+PANELS = {"length, tokens": ["length"], "ratio and clip": ["ratio", "clip%"],
           "entropy, nats": ["entropy"]}
 
 
-# --- 1. Sample a group per prompt, and reward it ---------------------------------------------------
+# --- 1. Sample a group for each prompt, and reward it ------------------------------------------
 
 
-@dataclass(frozen=True)
-class Scored:
-    """A sampled group with what became of each completion; lists are over its G completions."""
+def collect_rollout(sampler: Policy, stream: PromptStream, count: int, reward, generator,
+                    cfg: Config) -> list[RewardedGroup]:
+    """Sample `count` groups and reward each; `reward` is a function of a group.
 
-    group: Group
-    texts: list[str]
-    formats: list[float]  # 0 or 0.5
-    grades: list[Grade]  # accuracy and why
-    truncated: list[bool]
-    rewards: list[float]  # the sum that is trained on; nan where the accuracy could not be scored
+    With dynamic sampling, draw on until that many groups are informative. The logged reward and
+    accuracy are then those of the groups that were kept, and say less about the model.
+    """
+    kept: list[RewardedGroup] = []
 
-
-def score(group: Group, codec, eos_ids: list[int], cfg: Config, judge: Judge | None) -> Scored:
-    """Reward = format + accuracy (+ the overlong penalty). The text ends at EOS: what would follow is not read."""
-    texts = [codec.decode(c) for c in group.completions]
-    formats = [format_reward(text) for text in texts]
-    grades = [grade(group.prompt.row, text, judge) for text in texts]
-    penalties = [overlong_penalty(len(c), cfg.max_new_tokens, cfg.overlong_buffer) for c in group.completions]
-    rewards = [float("nan") if g.score is None else f + g.score + p for f, g, p in zip(formats, grades, penalties)]
-    return Scored(group, texts, formats, grades, [is_truncated(c, eos_ids) for c in group.completions], rewards)
-
-
-def overlong_penalty(length: int, limit: int, buffer: int) -> float:
-    """0 up to limit - buffer tokens, then down in a line to -1 at the limit. Source: DAPO eq. 13."""
-    return 0.0 if buffer == 0 else min(0.0, (limit - buffer - length) / buffer)
-
-
-def is_informative(scored: Scored) -> bool:
-    """Some completion right, some wrong: the group says what to prefer (DAPO's 0 < #correct < G).
-
-    Trap: on accuracy, never on the reward: an all-wrong group with unequal format would be kept, and
-    train on the shaping alone (test_dynamic_sampling_looks_at_accuracy)."""
-    return len({g.score for g in scored.grades if g.score is not None}) > 1
-
-
-def rollout(policy: Policy, stream: PromptStream, count: int, cfg: Config, codec, judge, generator) -> list[Scored]:
-    """Sample and score `count` groups; with dynamic sampling, draw on until that many are informative."""
-    kept: list[Scored] = []
     for _ in range(cfg.max_draws if cfg.dynamic_sampling else 1):
-        groups, _ = sample_groups(policy, stream.take(count), cfg.group_size, max_new_tokens=cfg.max_new_tokens,
-                                  temperature=cfg.temperature, generator=generator, max_rows=cfg.sample_rows,
-                                  static=cfg.compile_decode)
-        scored = [score(group, codec, policy.eos_ids, cfg, judge) for group in groups]
-        kept += [s for s in scored if is_informative(s)] if cfg.dynamic_sampling else scored
+        groups, _ = sample_groups(
+            sampler, stream.take(count), cfg.group_size, max_new_tokens=cfg.max_new_tokens,
+            temperature=cfg.temperature, generator=generator, sample_batch=cfg.sample_batch,
+            compile_decode=cfg.compile_decode)
+        rewarded = [reward(group) for group in groups]
+        kept += filter(is_informative, rewarded) if cfg.dynamic_sampling else rewarded
         if len(kept) >= count:
             return kept[:count]
-    raise ValueError(f"--dynamic_sampling: {cfg.max_draws} draws of {count} prompts gave only {len(kept)} groups with "
-                     "right and wrong answers; the data are too easy or too hard (or raise --max_draws)")
+
+    raise ValueError(f"--dynamic_sampling: {cfg.max_draws} draws of {count} prompts gave only "
+                     f"{len(kept)} groups with right and wrong answers; the data are too easy or "
+                     "too hard (or raise --max_draws)")
 
 
-# --- 2. Advantages -------------------------------------------------------------------------------
+def is_informative(rewarded: RewardedGroup) -> bool:
+    """Some completions right, some wrong: the group says what to prefer (DAPO's 0 < #correct < G).
+
+    Trap: this looks at accuracy, never at the summed reward. An all-wrong group with unequal format
+    would be kept, and train on the format alone (test_dynamic_sampling_looks_at_accuracy).
+    """
+    return len(set(rewarded.known("accuracy"))) > 1
+
+
+# --- 2. Advantages -----------------------------------------------------------------------------
 
 
 def group_advantages(rewards: Tensor, divide_by_std: bool = True, eps: float = 1e-6) -> Tensor:
-    """rewards (P, G) -> advantages (P, G): how much better than its own group each completion did.
+    """How much better than its own group each completion did.
 
-    A group of equal rewards gets exactly 0. nan (could not be scored) is left out of mean and std and
-    gets 0 itself. std is the unbiased one, over G - 1: one success in four is 0.5, not 0.433.
-    `divide_by_std=False` is Dr. GRPO, which objects that dividing favours very easy and very hard prompts.
+    rewards        (N, G); nan (could not be scored) is left out of mean and std, and gets 0
+    divide_by_std  False is Dr. GRPO, which objects that dividing favours very easy and very hard
+                   prompts
+    returns        (N, G); exactly 0 for a group of equal rewards
+
+    std is the unbiased one, over G - 1: one success in four is 0.5, not 0.433.
 
     >>> group_advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.1, 0.1, 0.1, 0.1]]), eps=0.0)
     tensor([[ 1.5000, -0.5000, -0.5000, -0.5000],
             [ 0.0000,  0.0000,  0.0000,  0.0000]])
     """
-    known = ~rewards.isnan()  # (P, G)
-    count = known.sum(-1, keepdim=True)  # (P, 1)
-    mean = rewards.nansum(-1, keepdim=True) / count
-    centred = torch.where(known, rewards - mean, 0.0)
+    known = ~rewards.isnan()  # (N, G)
+    count = known.sum(-1, keepdim=True)  # (N, 1)
+    mean = rewards.nansum(-1, keepdim=True) / count  # (N, 1)
+    advantages = torch.where(known, rewards - mean, 0.0)  # (N, G)
+
     if divide_by_std:
-        std = (centred.square().sum(-1, keepdim=True) / (count - 1).clamp(min=1)).sqrt()
-        centred = centred / (std + eps)
-    # Trap: "all equal" is decided by comparing rewards, not by std > 0: the mean of eight 0.1 is not
-    # quite 0.1 in fp32, and residue divided by a residue is an advantage of 1 (test_equal_rewards_zero_advantage).
-    lowest = rewards.masked_fill(~known, float("inf")).amin(-1, keepdim=True)
-    highest = rewards.masked_fill(~known, float("-inf")).amax(-1, keepdim=True)
-    return torch.where((lowest < highest) & known, centred, 0.0)
+        variance = advantages.square().sum(-1, keepdim=True) / (count - 1).clamp(min=1)  # (N, 1)
+        advantages = advantages / (variance.sqrt() + eps)
+
+    # Trap: whether all are equal is decided by comparing rewards, not by std > 0. In fp32 the mean
+    # of eight 0.1 is not quite 0.1; that rounding error, divided by its own std, would become an
+    # advantage of almost 1 (test_equal_rewards_zero_advantage).
+    lowest = rewards.masked_fill(~known, float("inf")).amin(-1, keepdim=True)  # (N, 1)
+    highest = rewards.masked_fill(~known, float("-inf")).amax(-1, keepdim=True)  # (N, 1)
+    return torch.where((lowest < highest) & known, advantages, 0.0)
 
 
-# --- 3. Loss -------------------------------------------------------------------------------------
+# --- 3. Loss -----------------------------------------------------------------------------------
 
 
 def policy_loss(logp: Tensor, logp_old: Tensor, advantages: Tensor, clip_low: float,
                 clip_high: float) -> dict[str, Tensor]:
-    """Clipped surrogate of each token: logp, logp_old (B, T) and advantages (B,) -> `loss`, `ratio`, `clipped` (B, T).
+    """The clipped surrogate of each token.
 
-    Unmasked and unreduced; the caller sums over the mask and divides by the step's tokens. Which side
-    clips is a matter of the advantage's sign; the other two corners keep their gradient:
+    logp, logp_old  (B, T)
+    advantages      (B,)
+    returns         `loss`, `ratio`, `clipped`, (B, T) each; unmasked and not reduced: the caller
+                    sums over the mask and divides by the tokens of the step
+
+    Which side stops the gradient depends on the sign of the advantage:
 
                       ratio < 1 - low          in the band       ratio > 1 + high
         A > 0         gradient                 gradient          stopped
         A < 0         stopped                  gradient          gradient
 
-    Its value at ratio 1 is -A, so over completions of equal length its mean is 0 while the gradient is not; a
-    healthy first update prints 0, or less if the better ones are longer (test_zero_loss_nonzero_gradient).
-    Source: PPO eq. 7, with DAPO's two bounds (eq. 10). The higher upper one lets rare tokens grow: from
-    p = 0.01, a bound of 0.2 stops at 0.012.
+    At ratio 1 the loss of a token is -A. Over completions of equal length these add up to 0, while
+    the gradient does not: a healthy first update prints 0, or less than 0 if the better completions
+    are longer (test_zero_loss_nonzero_gradient).
+
+    Source: PPO eq. 7, with DAPO's two bounds (eq. 10). The higher upper bound lets rare tokens
+    grow: from p = 0.01, a bound of 0.2 stops at 0.012.
     """
-    assert logp.shape == logp_old.shape and advantages.shape == logp.shape[:1], (logp.shape, advantages.shape)
-    ratio = (logp - logp_old).exp()  # (B, T); one a token: the product over a sequence would explode with length
-    a = advantages[:, None]
-    unclipped, clipped = ratio * a, ratio.clamp(1 - clip_low, 1 + clip_high) * a
-    # Trap: `min` serves both signs; a `max` for negative advantages turns the clip round (test_clip_quadrants).
-    return {"loss": -torch.min(unclipped, clipped), "ratio": ratio.detach(), "clipped": (clipped < unclipped).float()}
+    assert logp.shape == logp_old.shape, (logp.shape, logp_old.shape)
+    assert advantages.shape == logp.shape[:1], (advantages.shape, logp.shape)
+
+    # One ratio a token: the product over a sequence would explode with its length.
+    ratio = (logp - logp_old).exp()  # (B, T)
+    unclipped = ratio * advantages[:, None]
+    clipped = ratio.clamp(1 - clip_low, 1 + clip_high) * advantages[:, None]
+
+    # Trap: `min` serves both signs. A `max` for negative advantages would turn the clip round
+    # (test_clip_quadrants).
+    objective = torch.min(unclipped, clipped)
+    stopped = clipped < unclipped  # outside of the band, and on the side that this sign stops
+    return {"loss": -objective, "ratio": ratio.detach(), "clipped": stopped.float()}
 
 
 def kl_k3(logp: Tensor, logp_ref: Tensor) -> Tensor:
-    """(B, T) estimate of KL(policy || reference), never negative: e^d - d - 1 with d = logp_ref - logp.
+    """(B, T) estimate of KL(policy || reference), never below 0: e^d - d - 1, d = logp_ref - logp.
 
-    `expm1` keeps it exact near 0: in fp32 the plain form gives 0 at d = 1e-4 and is negative at 1e-6
-    (test_k3_nonnegative_for_small_d). Source: Schulman, "Approximating KL divergence" (k3)."""
+    `expm1` keeps it exact near 0. In fp32 the plain form gives 0 at d = 1e-4, and is negative at
+    1e-6 (test_k3_nonnegative_for_small_d). Source: Schulman, "Approximating KL divergence" (k3).
+    """
     d = logp_ref - logp
     return torch.expm1(d) - d
 
 
-# --- 4. Update -----------------------------------------------------------------------------------
+# --- 4. Update ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class UpdateBatch:
+    """What one optimizer step learns from, this rank's share."""
+
+    groups: list[Group]
+    advantages: Tensor  # (B,)
+    mask: Tensor  # (B, T) 1 where a token counts in the loss
+    logp_old: Tensor | None  # (B, T); None before the first step, where it equals logp
+
+
+def freeze_rollout(rollout: list[RewardedGroup], policies: Policies, cfg) -> list[UpdateBatch]:
+    """Cut a rollout into optimizer steps, and compute all that depends on the sampling policy."""
+    size = len(rollout) // cfg.updates_per_rollout
+    batches = []
+
+    for u in range(cfg.updates_per_rollout):
+        # Similar lengths next to each other share a micro-batch. A group keeps its own rewards, so
+        # the order changes nothing but the speed.
+        part = rollout[u * size : (u + 1) * size]
+        part = sorted(part, key=lambda r: max(len(c) for c in r.group.completions))
+        groups = [rewarded.group for rewarded in part]
+
+        rewards = torch.tensor([rewarded.totals for rewarded in part])  # (n, G)
+        advantages = group_advantages(rewards, divide_by_std=not cfg.dr_grpo)  # (n, G)
+
+        left_out = rewards.isnan().flatten()  # (B,) in group order
+        if cfg.mask_truncated:
+            left_out |= torch.tensor([rewarded.truncated for rewarded in part]).flatten()
+        mask = completion_mask(groups) * ~left_out[:, None]  # (B, T)
+
+        # Before the first step, logp_old is logp itself. For later steps it is computed now, and by
+        # the same function as logp: the sampler's own numbers differ in rounding
+        # (test_first_update_ratio_is_one).
+        logp_old = None if u == 0 else recompute_logps(policies, groups, cfg)
+        batches.append(UpdateBatch(groups, advantages.flatten(), mask, logp_old))
+    return batches
 
 
 @torch.no_grad()
-def score_tokens(policy, groups: list[Group], cfg: Config) -> Tensor:
-    """logp (B, T) of all groups without gradient, in the micro-batches of the update."""
-    wide = torch.zeros_like(completion_mask(groups))
-    for part, rows in in_micro_batches(groups, cfg):
-        logp, _ = token_logps(policy, part, cfg.temperature)
-        wide[rows, : logp.shape[1]] = logp.cpu()
-    return wide
+def recompute_logps(policies: Policies, groups: list[Group], cfg) -> Tensor:
+    """logp (B, T) of all completions without gradient, in the micro-batches of the update."""
+    result = torch.zeros_like(completion_mask(groups))
+    for batch in micro_batches(groups, cfg.max_tokens_per_micro_batch):
+        logp, _ = token_logps(policies.trained, batch.groups, cfg.temperature)
+        result[batch.span, : logp.shape[1]] = logp.cpu()
+    return result
 
 
-def in_micro_batches(groups: list[Group], cfg: Config) -> list[tuple[list[Group], slice]]:
-    return with_rows(micro_batches(groups, cfg.max_tokens_per_micro_batch))
+def update(batch: UpdateBatch, policies: Policies, reference: Policy | None, accelerator,
+           cfg: Config) -> dict[str, float]:
+    """One optimizer step. Returns sums over this rank's tokens, to be divided later."""
+    # M of the docstring: the tokens of the step, over micro-batches and ranks. Groups of equal
+    # rewards count although they give no gradient, so steps shrink as more of them appear: that is
+    # what dynamic sampling is for.
+    tokens = float(batch.mask.sum())
+    counted = len(batch.mask) * cfg.max_new_tokens if cfg.dr_grpo else tokens
+    normalizer = max(1.0, sum_over_ranks({"tokens": counted}, accelerator)["tokens"])
+
+    def loss_and_metrics(micro: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        logp, entropy = token_logps(policies.trained, micro.groups, cfg.temperature)  # (b, t)
+        device, length = logp.device, logp.shape[1]
+        mask = batch.mask[micro.span, :length].to(device)  # (b, t)
+        advantages = batch.advantages[micro.span].to(device)  # (b,)
+
+        logp_old = logp.detach()  # the ratio is 1, and its gradient that of logp
+        if batch.logp_old is not None:
+            logp_old = batch.logp_old[micro.span, :length].to(device)
+        terms = policy_loss(logp, logp_old, advantages, cfg.clip_low, cfg.clip_high)
+
+        if reference is not None:
+            with torch.no_grad(), accelerator.autocast():
+                logp_ref, _ = token_logps(reference, micro.groups, cfg.temperature)
+            terms["kl_ref"] = kl_k3(logp, logp_ref)
+            terms["loss"] = terms["loss"] + cfg.kl_beta * terms["kl_ref"]
+
+        terms["entropy"] = entropy
+        sums = {name: (values * mask).sum() for name, values in terms.items()}
+        return sums["loss"], sums
+
+    sums = training_step(
+        policies, accelerator, micro_batches(batch.groups, cfg.max_tokens_per_micro_batch),
+        loss_and_metrics, normalizer=normalizer, padding=batch.groups[:1], grad_clip=cfg.grad_clip)
+    return {**sums, "tokens": tokens}
 
 
-def update(policy, reference: Policy | None, optimizer, accelerator, groups: list[Group], advantages: Tensor,
-           mask: Tensor, logp_old: Tensor | None, cfg: Config) -> dict[str, float]:
-    """One optimizer step over this rank's groups. Returns sums over this rank's tokens, to be divided later.
-
-    advantages (B,), mask (B, T), logp_old (B, T) or None: the first update of a rollout, where the weights
-    still are those that sampled and the ratio is 1 by construction.
-    """
-    # Trap: the normaliser counts tokens of the whole step, over micro-batches and ranks. A mean of
-    # micro-batch means would weigh tokens by the company they keep (test_micro_batch_split_does_not_change_gradient).
-    tokens = len(mask) * cfg.max_new_tokens if cfg.dr_grpo else float(mask.sum())
-    normalizer = max(1.0, sum_over_ranks({"tokens": tokens}, accelerator)["tokens"])
-    # Every rank runs the same number of passes, or the others would wait for it for ever: short ones
-    # repeat their first micro-batch with weight 0 (test_uneven_ranks_do_not_hang).
-    parts = [(*part, 1.0) for part in in_micro_batches(groups, cfg)]
-    most = max(gather_objects(len(parts), accelerator))
-    parts += [(*parts[0][:2], 0.0)] * (most - len(parts))
-
-    sums = {"loss": 0.0, "ratio": 0.0, "clipped": 0.0, "entropy": 0.0, "kl_ref": 0.0}
-    for i, (part, rows, weight) in enumerate(parts):
-        with nullcontext() if i == len(parts) - 1 else accelerator.no_sync(policy):
-            logp, entropy = token_logps(policy, part, cfg.temperature)  # (b, t)
-            real = mask[rows, : logp.shape[1]].to(logp.device) * weight  # (b, t)
-            old = logp.detach() if logp_old is None else logp_old[rows, : logp.shape[1]].to(logp.device)
-            terms = policy_loss(logp, old, advantages[rows].to(logp.device), cfg.clip_low, cfg.clip_high)
-            if reference is not None:
-                with torch.no_grad(), accelerator.autocast():
-                    logp_ref, _ = token_logps(reference, part, cfg.temperature)
-                terms["kl_ref"] = kl_k3(logp, logp_ref)
-                terms["loss"] = terms["loss"] + cfg.kl_beta * terms["kl_ref"]
-            loss = (terms["loss"] * real).sum() / normalizer
-            # DDP and FSDP average gradients over ranks; times the number of ranks, they add up.
-            accelerator.backward(loss * accelerator.num_processes)
-        for name, values in {**terms, "entropy": entropy}.items():
-            sums[name] += float((values.detach() * real).sum())
-
-    grad_norm = float(accelerator.clip_grad_norm_(policy.parameters(), cfg.grad_clip))
-    finite = torch.isfinite(torch.tensor(grad_norm)).item()  # the same on all ranks: gradients are summed by now
-    if finite:  # a nan would spread to every weight and never leave
-        optimizer.step()
-    optimizer.zero_grad()
-    return {**sums, "tokens": float(mask.sum()), "grad_norm": grad_norm if finite else 0.0,
-            "skipped_updates": float(not finite)}
+# --- 5. The loop -------------------------------------------------------------------------------
 
 
-# --- 5. The loop ---------------------------------------------------------------------------------
+def train_on(rollout: list[RewardedGroup], policies: Policies, reference: Policy | None,
+             accelerator, cfg: Config) -> Counter:
+    """Consume a rollout in --updates_per_rollout optimizer steps; sums over all of them."""
+    # a) Freeze everything that depends on the sampling policy.
+    batches = freeze_rollout(rollout, policies, cfg)
 
-
-def train_on(scored: list[Scored], policy, reference, optimizer, accelerator, cfg: Config) -> dict[str, float]:
-    """Consume a rollout in --updates_per_rollout optimizer steps of whole groups; sums over all of them."""
-    size = len(scored) // cfg.updates_per_rollout
-    batches = []
-    for u in range(cfg.updates_per_rollout):
-        batch = sorted(scored[u * size : (u + 1) * size], key=lambda s: max(len(c) for c in s.group.completions))
-        rewards = torch.tensor([s.rewards for s in batch])  # (p, G)
-        advantages = group_advantages(rewards, divide_by_std=not cfg.dr_grpo).flatten()  # (b,) rows in group order
-        left_out = rewards.isnan().flatten()  # (b,)
-        if cfg.mask_truncated:
-            left_out |= torch.tensor([t for s in batch for t in s.truncated])
-        groups = [s.group for s in batch]
-        mask = completion_mask(groups) * ~left_out[:, None]  # (b, t)
-        # logp_old of the later batches is scored now, before the first step changes the policy, and by the
-        # same function as logp: the sampler's own numbers differ in rounding (test_first_update_ratio_is_one).
-        batches.append((groups, advantages, mask, None if u == 0 else score_tokens(policy, groups, cfg)))
-    totals: dict[str, float] = {}
-    for groups, advantages, mask, logp_old in batches:
-        sums = update(policy, reference, optimizer, accelerator, groups, advantages, mask, logp_old, cfg)
-        for name, value in sums.items():
-            totals[name] = totals.get(name, 0.0) + value
+    # b) Optimise.
+    totals = Counter()
+    for batch in batches:
+        totals.update(update(batch, policies, reference, accelerator, cfg))
     return totals
 
 
-def summarise(scored: list[Scored], totals: dict[str, float], seconds: dict[str, float], accelerator,
-              cfg: Config) -> dict:
-    """Metrics of a step: sums and counts over all ranks, divided once."""
-    rows = [(s.rewards[i], s.formats[i], s.grades[i].score, len(s.group.completions[i]), s.truncated[i])
-            for s in scored for i in range(len(s.texts))]
-    known = [r for r in rows if r[2] is not None]
-    s = sum_over_ranks({
-        **{k: v for k, v in totals.items() if k not in ("grad_norm", "skipped_updates")},
-        "rows": len(rows), "known": len(known),
-        "reward": sum(r[0] for r in known), "accuracy": sum(r[2] for r in known),
-        "format": sum(r[1] > 0 for r in rows), "length": sum(r[3] for r in rows), "trunc": sum(r[4] for r in rows),
-        "groups": len(scored), "dead": sum(len({r for r in g.rewards if r == r}) < 2 for g in scored)}, accelerator)
-    tokens, known_count = max(1.0, s["tokens"]), max(1.0, s["known"])
-    return {"reward": s["reward"] / known_count, "format": s["format"] / s["rows"],
-            "accuracy": s["accuracy"] / known_count, "length": s["length"] / s["rows"],
-            "trunc%": 100 * s["trunc"] / s["rows"], "dead%": 100 * s["dead"] / s["groups"],
-            "loss": s["loss"] / tokens, "ratio": s["ratio"] / tokens, "clip%": 100 * s["clipped"] / tokens,
-            "entropy": s["entropy"] / tokens, "kl_ref": s["kl_ref"] / tokens,
-            "grad_norm": totals["grad_norm"] / cfg.updates_per_rollout, "skipped_updates": totals["skipped_updates"],
-            "unscored": s["rows"] - s["known"], "gen%": 100 * seconds["generate"] / seconds["step"],
-            "step_s": seconds["step"]}
+def summarize(rollout: list[RewardedGroup], totals: Counter, accelerator,
+              cfg: Config) -> dict[str, float]:
+    """Metrics of a step, over all ranks."""
+    means = Means()
+    for rewarded in rollout:
+        rewards = rewarded.known_totals()
+        means.add("reward", sum(rewards), len(rewards))
+        for name in rewarded.rewards[0]:
+            known = rewarded.known(name)
+            means.add(name, sum(known), len(known))
+
+        lengths = [len(completion) for completion in rewarded.group.completions]
+        means.add("length", sum(lengths), len(lengths))
+        means.add("trunc%", 100 * sum(rewarded.truncated), len(lengths))
+        means.add("zero_std%", 100 * (len(set(rewards)) < 2))
+        means.add("unscored", len(lengths) - len(rewards), count=0)  # a number, not a share
+
+    tokens = totals["tokens"]
+    for name in ("loss", "ratio", "entropy", "kl_ref"):
+        means.add(name, totals[name], tokens)
+    means.add("clip%", 100 * totals["clipped"], tokens)
+
+    # These two are equal on all ranks.
+    return {**means.over_ranks(accelerator), "skipped_updates": totals["skipped_updates"],
+            "grad_norm": totals["grad_norm"] / cfg.updates_per_rollout}
 
 
 def main(cfg: Config) -> None:
     accelerator = make_accelerator(cfg)
     run = Run(cfg, "grpo", accelerator, COLUMNS)
-    policy, codec = load_model(run.latest_model() or cfg.model, freeze_vision=cfg.freeze_vision,
-                               recompute=cfg.gradient_checkpointing, max_pixels=cfg.max_pixels)
-    # What samples. It is never wrapped: no gradient, and no collective while tokens are drawn.
-    sampler = sampling_copy(policy).to(accelerator.device) if accelerator.mixed_precision == "bf16" else policy
-    reference = None
-    if cfg.kl_beta > 0:
-        resumed = run.latest_model() is not None  # then `policy` is no longer the start
-        reference = load_model(cfg.model, freeze_vision=cfg.freeze_vision)[0] if resumed else copy.deepcopy(policy)
-        reference = reference.to(accelerator.device)
-        reference.seen = policy.seen  # a frozen tower is the same in both
-    optimizer = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=cfg.lr, betas=(0.9, 0.95),
-                                  weight_decay=cfg.weight_decay)
-    policy, optimizer = accelerator.prepare(policy, optimizer)
-    bare: Policy = accelerator.unwrap_model(policy)
-
     ranks, rank = accelerator.num_processes, accelerator.process_index
     if cfg.prompts_per_step % (ranks * cfg.updates_per_rollout):
-        raise ValueError(f"--prompts_per_step {cfg.prompts_per_step} must be a multiple of processes ({ranks}) x "
-                         f"--updates_per_rollout ({cfg.updates_per_rollout})")
-    share = cfg.prompts_per_step // ranks
-    stream = PromptStream(load_rows(cfg.data, count=cfg.rows, seed=cfg.seed, instruction=cfg.instruction), codec,
-                          seed=cfg.seed, max_prompt_tokens=cfg.max_prompt_tokens, rank=rank, world_size=ranks,
-                          warn=run.warn)
-    judge = Judge(cfg.judge_url, cfg.judge_model, run.folder / "judge") if cfg.judge_url else None
+        raise ValueError(f"--prompts_per_step {cfg.prompts_per_step} must be a multiple of "
+                         f"processes ({ranks}) x --updates_per_rollout ({cfg.updates_per_rollout})")
+
+    policy, encoder = load_model(
+        run.latest_model() or cfg.model, freeze_vision=cfg.freeze_vision,
+        gradient_checkpointing=cfg.gradient_checkpointing, max_pixels=cfg.max_pixels)
+    reference = build_reference(policy, cfg, accelerator, run.latest_model() is not None)
+    policies = build_policies(policy, cfg, accelerator, betas=(0.9, 0.95))
+
+    examples = load_examples(cfg.data, count=cfg.max_examples, seed=cfg.seed,
+                             instruction=cfg.instruction)
+    stream = PromptStream(examples, encoder, seed=cfg.seed, rank=rank, world_size=ranks,
+                          max_prompt_tokens=cfg.max_prompt_tokens, warn=run.warn)
+    judge = make_judge(cfg, run.folder)
+    rewards, weights = make_rewards(cfg, judge), parse_weights(cfg.reward_weights)
+    run.columns = ["reward", *rewards, *COLUMNS]
     # Each rank draws from a stream of its own, or all ranks would sample the same completions.
-    generator = torch.Generator(bare.device).manual_seed(cfg.seed * 1000 + rank)
-    state = run.load_state(optimizer)
+    generator = rank_generator(cfg.seed, rank, accelerator.device)
+
+    state = run.load_state(policies.optimizer)
     if state is not None:
         stream.position, stream.skipped = state["position"], state["skipped"]
         generator.set_state(state["generator"])
-    rows = cfg.prompts_per_step * cfg.group_size
-    run.say(f"{cfg.prompts_per_step} prompts x {cfg.group_size} samples = {rows} completions a rollout -> "
+    run.say(f"{cfg.prompts_per_step} prompts x {cfg.group_size} samples = "
+            f"{cfg.prompts_per_step * cfg.group_size} completions a rollout -> "
             f"{cfg.updates_per_rollout} optimizer steps, {ranks} process(es), {run.folder}")
 
-    for step in range(run.start + 1, cfg.steps + 1):
+    for step in range(run.start_step + 1, cfg.steps + 1):
         began = time.perf_counter()
-        refresh(sampler, bare)
-        with accelerator.autocast():
-            scored = rollout(sampler, stream, share, cfg, codec, judge, generator)  # 1. sample, reward
-        generated = time.perf_counter() - began
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step - 1, cfg, cfg.steps)
-        totals = train_on(scored, policy, reference, optimizer, accelerator, cfg)  # 2-4. advantages, loss, update
-        seconds = {"generate": generated, "step": time.perf_counter() - began}
-        metrics = summarise(scored, totals, seconds, accelerator, cfg)
-        run.log(step, cfg.steps, {**metrics, "lr": learning_rate(step - 1, cfg, cfg.steps),
-                                  "skipped_rows": sum(gather_objects(stream.skipped, accelerator))})
-        if step % cfg.sample_every == 0 or step == 1:
-            record_samples(run, step, scored[0], codec)
-        if step % cfg.save_every == 0 or step == cfg.steps:
+        rate = learning_rate(step - 1, cfg, cfg.steps)
+        set_learning_rate(policies.optimizer, rate)
+        refresh(policies.sampler, policies.bare)
+
+        progress = (step - 1) / max(1, cfg.steps - 1)
+        reward = partial(reward_group, encoder=encoder, eos_ids=policy.eos_ids, rewards=rewards,
+                         weights=weights, progress=progress)
+        with accelerator.autocast():  # 1. sample and reward
+            rollout = collect_rollout(policies.sampler, stream, cfg.prompts_per_step // ranks,
+                                      reward, generator, cfg)
+        sampled = time.perf_counter()
+        totals = train_on(rollout, policies, reference, accelerator, cfg)  # 2. and 3.
+        ended = time.perf_counter()
+
+        run.log(step, cfg.steps, {
+            **summarize(rollout, totals, accelerator, cfg), "lr": rate,
+            "skipped_examples": sum(gather_objects(stream.skipped, accelerator)),
+            "gen%": 100 * (sampled - began) / (ended - began), "step_s": ended - began})
+        if step == 1 or step % cfg.sample_every == 0:
+            record = {"step": step, **sample_record(rollout[0], encoder, judge)}
+            run.sample(record, rollout[0].group.prompt.example["images"])
+        if step == cfg.steps or step % cfg.save_every == 0:
             if run.writes:
-                save_model(bare, codec, run.model_folder(step))
-            run.save_state(step, optimizer, {"position": stream.position, "skipped": stream.skipped,
-                                             "generator": generator.get_state()})
+                save_model(policies.bare, encoder, run.model_folder(step))
+            run.save_state(step, policies.optimizer, {
+                "position": stream.position, "skipped": stream.skipped,
+                "generator": generator.get_state()})
+
     if run.writes:
-        save_model(bare, codec, run.folder / "model")
-        plot_curves(run.records(), PANELS, run.folder / "curves.png", f"GRPO from {cfg.model}")
+        save_model(policies.bare, encoder, run.folder / "model")
+        plot_curves(run.records(), {"reward": ["reward", *rewards], **PANELS},
+                    run.folder / "curves.png", f"GRPO from {cfg.model}")
     run.say(f"wrote {run.folder}/model, metrics.jsonl, samples.jsonl, curves.png")
     run.finish()
-
-
-def record_samples(run: Run, step: int, scored: Scored, codec) -> None:
-    """One group into samples.jsonl."""
-    row = scored.group.prompt.row
-    run.sample({"step": step, "id": row["id"], "prompt": codec.tokenizer.decode(scored.group.prompt.ids.tolist()),
-                "gold": row["answer"], "completions": scored.texts, "rewards": scored.rewards, "format": scored.formats,
-                "accuracy": [g.score for g in scored.grades], "reasons": [g.reason for g in scored.grades],
-                "truncated": scored.truncated}, row["images"])
 
 
 if __name__ == "__main__":

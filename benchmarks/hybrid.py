@@ -1,67 +1,127 @@
 """What DPO costs beside SFT on the same pairs: `python benchmarks/hybrid.py`, writes hybrid.json.
 
-`hybrid` scores chosen and rejected against one encoding of their prompt, `sft` chosen alone. Steps alternate, set up
-as `dpo_sft.py` sets them up: its default token budget, pairs sorted by length. The paper reports 1.057x seconds a pair.
-Here: per pair, by wall clock and by process CPU; per response token and per token of any kind, a prompt counted once;
-and per pair with the reference pass, which a run of one epoch pays once a pair.
+`hybrid` scores chosen and rejected against one encoding of their prompt, `sft` chosen alone. Steps
+alternate, set up as `dpo_sft.py` sets them up: its default token budget, pairs sorted by length.
+The paper reports 1.057x seconds a pair.
+
+Here: per pair, by wall clock and by process CPU; per response token, and per token of any kind, a
+prompt counted once; and per pair with the reference pass, which one epoch pays once a pair.
 """
 
 import argparse
 import json
 import statistics
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from models import pair_groups, pairs_at  # puts the project on the path as well
+from workloads import pair_groups, pairs_at
 
 import dpo_sft
-from common import Group, load_model
+from common import Policies
+from model.loading import load_model
+from model.records import Group
 
 HERE = Path(__file__).resolve().parent
 BASE = str(HERE.parent / "toy" / "base")
+NUM_PAIRS = 64
+
+
+@dataclass
+class Seconds:
+    """Of each step, the first left out of every statistic."""
+
+    wall: list[float]
+    cpu: list[float]
+
+    def median(self) -> float:
+        return statistics.median(self.wall[1:])
+
+
+def measure(steps: int, side: int) -> tuple[dict[str, Seconds], list[Group], list[Group]]:
+    """Steps of both losses and the reference pass in turn; with the pairs, and chosen alone."""
+    policy, encoder = load_model(BASE, freeze_vision=True)
+    accelerator = Accelerator(cpu=True)
+    optimizer = torch.optim.SGD(policy.parameters(), lr=0.0)
+    policies = Policies(trained=policy, bare=policy, sampler=policy, optimizer=optimizer)
+    hybrid = replace(dpo_sft.Config(), precision="no")
+    sft = replace(hybrid, loss="sft")
+
+    pairs = pair_groups(pairs_at(side, NUM_PAIRS), encoder, policy.eos_ids[0])
+    pairs.sort(key=lambda g: max(map(len, g.completions)))  # as dpo_sft.py does within a step
+    chosen = [Group(g.prompt, g.completions[:1]) for g in pairs]
+    logp_ref = torch.full((NUM_PAIRS, 2), -20.0)
+
+    work = {
+        "hybrid": lambda: dpo_sft.update(
+            pairs, logp_ref, pairs[:1], policies, accelerator, hybrid
+        ),
+        "sft": lambda: dpo_sft.update(chosen, None, chosen[:1], policies, accelerator, sft),
+        "reference": lambda: dpo_sft.reference_logps(
+            policy, pairs, hybrid, accelerator, show=False
+        ),
+    }
+    took = {name: Seconds([], []) for name in work}
+    for _ in range(steps + 1):
+        for name, step in work.items():
+            wall, cpu = time.perf_counter(), time.process_time()
+            step()
+            took[name].wall.append(time.perf_counter() - wall)
+            took[name].cpu.append(time.process_time() - cpu)
+    return took, pairs, chosen
+
+
+def ratios(numerator: list[float], denominator: list[float]) -> list[float]:
+    """Of neighbouring steps, the first left out."""
+    return [n / d for n, d in zip(numerator[1:], denominator[1:])]
+
+
+def response_tokens(groups: list[Group]) -> int:
+    return sum(len(c) for g in groups for c in g.completions)
+
+
+def report(took: dict[str, Seconds], pairs: list[Group], chosen: list[Group]) -> dict:
+    """The numbers of one image size."""
+    hybrid, sft, reference = took["hybrid"], took["sft"], took["reference"]
+    prompts = sum(len(g.prompt.ids) for g in pairs)
+    responses = {"hybrid": response_tokens(pairs), "sft": response_tokens(chosen)}
+
+    per_pair = ratios(hybrid.wall, sft.wall)
+    median = statistics.median(per_pair)
+    sft_share = responses["sft"] / responses["hybrid"]
+    sft_share_of_all = (prompts + responses["sft"]) / (prompts + responses["hybrid"])
+    return {
+        "seconds": {name: seconds.median() for name, seconds in took.items()},
+        "samples_per_s": {n: NUM_PAIRS / took[n].median() for n in ("hybrid", "sft")},
+        "prompt_tokens": prompts,
+        "response_tokens": responses,
+        "per_pair": median,
+        "per_pair_quartiles": statistics.quantiles(per_pair)[::2],
+        "per_pair_range": [min(per_pair), max(per_pair)],
+        "per_pair_by_cpu": statistics.median(ratios(hybrid.cpu, sft.cpu)),
+        "per_response_token": median * sft_share,
+        "per_token": median * sft_share_of_all,
+        "per_pair_with_reference": (hybrid.median() + reference.median()) / sft.median(),
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=12, help="steps of each loss, alternating")
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
+    parser.add_argument("--out", default=str(HERE / "hybrid.json"), help="file of the results")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+
     results = {"date": time.strftime("%Y-%m-%d")}
     for side in (84, 280):
-        policy, codec = load_model(BASE, freeze_vision=True)
-        optimizer, accelerator = torch.optim.SGD(policy.parameters(), lr=0.0), Accelerator(cpu=True)
-        pairs = pair_groups(pairs_at(side, 64), codec, policy.eos_ids[0])
-        pairs.sort(key=lambda g: max(map(len, g.completions)))  # as dpo_sft.py does within a step
-        chosen = [Group(g.prompt, g.completions[:1]) for g in pairs]
-        cfg = replace(dpo_sft.Config(), precision="no")
-        took = {"hybrid": [], "sft": [], "reference": []}  # (wall, CPU) seconds of each step
-        for _ in range(args.steps + 1):
-            for name in took:
-                began = time.perf_counter(), time.process_time()
-                if name == "reference":
-                    dpo_sft.reference_logps(policy, pairs, cfg, accelerator, show=False)
-                elif name == "hybrid":
-                    dpo_sft.update(policy, optimizer, accelerator, pairs, torch.full((128,), -20.0), 64, cfg)
-                else:
-                    dpo_sft.update(policy, optimizer, accelerator, chosen, None, 64, replace(cfg, loss="sft"))
-                took[name].append((time.perf_counter() - began[0], time.process_time() - began[1]))
-        s = {name: statistics.median(wall for wall, _ in t[1:]) for name, t in took.items()}
-        responses = {n: sum(len(c) for g in groups for c in g.completions) for n, groups in (("hybrid", pairs), ("sft", chosen))}
-        prompts = sum(len(g.prompt.ids) for g in pairs)
-        walls, cpus = ([h[i] / f[i] for h, f in zip(took["hybrid"][1:], took["sft"][1:])] for i in (0, 1))
-        per_pair = statistics.median(walls)
-        results[str(side)] = {
-            "seconds": s, "samples_per_s": {n: 64 / s[n] for n in ("hybrid", "sft")}, "prompt_tokens": prompts, "response_tokens": responses,
-            "per_pair": per_pair, "per_pair_quartiles": statistics.quantiles(walls)[::2], "per_pair_range": [min(walls), max(walls)],
-            "per_pair_by_cpu": statistics.median(cpus), "per_response_token": per_pair * responses["sft"] / responses["hybrid"],
-            "per_token": per_pair * (prompts + responses["sft"]) / (prompts + responses["hybrid"]),
-            "per_pair_with_reference": (s["hybrid"] + s["reference"]) / s["sft"]}
+        results[str(side)] = report(*measure(args.steps, side))
         print(side, json.dumps(results[str(side)]), flush=True)
-    (HERE / "hybrid.json").write_text(json.dumps(results, indent=1) + "\n")
+    Path(args.out).write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""Extra memory of scoring at vocabulary 151,936: `python benchmarks/memory.py`, writes memory.json.
+"""Extra memory of log-probabilities at vocabulary 151,936: `python benchmarks/memory.py`.
 
-Each case runs in a process of its own: one warm-up pass of 16 tokens (so that gradients exist), then one pass
-forward and backward over T tokens; reported is how far the peak resident memory rose above the warm-up's.
+Writes memory.json. Each case runs in a process of its own: one warm-up pass of 16 tokens (so that
+gradients exist), then one pass forward and backward over T tokens. Reported is how far the peak
+resident memory rose above the warm-up's.
 """
 
+import argparse
 import json
 import resource
 import subprocess
@@ -20,9 +22,10 @@ def plain_logps(policy, hidden, targets, temperature):
     return logp.gather(-1, targets[:, None])[:, 0], logp.new_zeros(len(targets))
 
 
-def case(way: str, tokens: int) -> None:
+def run_case(way: str, tokens: int) -> None:
+    """Print the extra megabytes of one case, `chunked` (ours) or `plain`."""
     import torch
-    from models import random_group, random_policy
+    from workloads import random_group, random_policy
 
     import common
 
@@ -31,24 +34,46 @@ def case(way: str, tokens: int) -> None:
         common.chunked_logps = plain_logps
     policy = random_policy("wide_head")
 
-    def run(count: int) -> int:
-        common.token_logps(policy, [random_group(0, 20, count, 1)])[0].sum().backward()
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024  # MB
+    def peak_mb(num_tokens: int) -> int:
+        group = random_group(0, 20, num_tokens, 1)
+        logp, _ = common.token_logps(policy, [group])
+        logp.sum().backward()
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
-    before = run(16)
-    print(run(tokens) - before)
+    before = peak_mb(16)
+    print(peak_mb(tokens) - before)
+
+
+def extra_mb(way: str, tokens: int) -> int:
+    """`run_case` in a new process."""
+    command = [sys.executable, __file__, "--case", way, str(tokens)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=HERE)
+    return int(done.stdout)
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--case", nargs=2, metavar=("WAY", "TOKENS"), help="one case, printed")
+    args = parser.parse_args()
+    if args.case:
+        way, tokens = args.case
+        run_case(way, int(tokens))
+        return
+
     results = {}
     for tokens in (512, 1024, 2048):
-        for way in ("chunked", "plain"):
-            out = subprocess.run([sys.executable, __file__, way, str(tokens)], capture_output=True, text=True, check=True, cwd=HERE)
-            results[f"{way} {tokens}"] = int(out.stdout)
-        print(f"{tokens:>5} tokens: chunked +{results[f'chunked {tokens}']} MB, plain +{results[f'plain {tokens}']} MB, "
-              f"{results[f'plain {tokens}'] / max(1, results[f'chunked {tokens}']):.1f}x", flush=True)
-    (HERE / "memory.json").write_text(json.dumps({"date": time.strftime("%Y-%m-%d"), "extra_mb": results}, indent=1) + "\n")
+        chunked, plain = extra_mb("chunked", tokens), extra_mb("plain", tokens)
+        results[f"chunked {tokens}"], results[f"plain {tokens}"] = chunked, plain
+        print(
+            f"{tokens:>5} tokens: chunked +{chunked} MB, plain +{plain} MB, "
+            f"{plain / max(1, chunked):.1f}x",
+            flush=True,
+        )
+    report = {"date": time.strftime("%Y-%m-%d"), "extra_mb": results}
+    (HERE / "memory.json").write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    case(sys.argv[1], int(sys.argv[2])) if len(sys.argv) == 3 else main()
+    main()

@@ -1,65 +1,127 @@
-"""What a GRPO step on the embedded world spends its time on: `python benchmarks/profile_grpo.py` (half a minute).
+"""What a GRPO step on the embedded world spends its time on: `python benchmarks/profile_grpo.py`.
 
-Prints self CPU time by kind of operation over some steps, rollout and update apart.
+Prints self CPU time by kind of operation over some steps, rollout and update apart. Half a minute.
 """
 
 import argparse
 import os
+import statistics
 import time
 from collections import Counter
+from functools import partial
 
 import torch
+import workloads  # puts the project on the path
 from accelerate import Accelerator
-from models import random_policy  # noqa: F401  (puts the project on the path)
 from torch.profiler import profile
 
 import grpo
-from common import load_model
-from data import PromptStream, load_rows
+from common import Policies
+from model.loading import load_model
+from rewards import make_rewards
+from rewards.groups import parse_weights, reward_group
+from sources import load_examples
+from sources.stream import PromptStream
 
-os.chdir(os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
-KINDS = {"matrix products": ("mm", "addmm", "bmm", "linear"), "attention": ("scaled_dot_product",), "convolution": ("convolution",),
-         "copies": ("copy_", "cat", "index", "gather", "scatter", "clone", "select", "masked"), "element by element": (
-             "mul", "add", "sub", "div", "silu", "neg", "pow", "rsqrt", "exp", "softmax", "sum", "mean", "where", "fill", "logsumexp"),
-         "optimizer": ("foreach", "adam")}
+os.chdir(workloads.ROOT)  # the stage's defaults name toy/base
+
+KINDS = {
+    "matrix products": ("mm", "addmm", "bmm", "linear"),
+    "attention": ("scaled_dot_product",),
+    "convolution": ("convolution",),
+    "copies": ("copy_", "cat", "index", "gather", "scatter", "clone", "select", "masked"),
+    "element by element": (
+        "mul", "add", "sub", "div", "silu", "neg", "pow", "rsqrt", "exp", "softmax", "sum",
+        "mean", "where", "fill", "logsumexp",
+    ),
+    "optimizer": ("foreach", "adam"),
+}  # fmt: skip
 
 
-def kind_of(name: str) -> str:
-    name = name.removeprefix("aten::").strip("_")
-    return next((kind for kind, words in KINDS.items() if any(word in name.lower() for word in words)), "rest")
+def kind_of(operation: str) -> str:
+    """The first kind whose words the name of an operation holds."""
+    operation = operation.removeprefix("aten::").strip("_").lower()
+    for kind, words in KINDS.items():
+        if any(word in operation for word in words):
+            return kind
+    return "rest"
+
+
+class Step:
+    """The two halves of a GRPO step, at the stage's own defaults."""
+
+    def __init__(self):
+        self.cfg = cfg = grpo.Config(precision="no")
+        policy, encoder = load_model(cfg.model, freeze_vision=cfg.freeze_vision)
+        trainable = [p for p in policy.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trainable, lr=cfg.lr)
+        self.policies = Policies(policy, policy, policy, optimizer)
+        self.accelerator = Accelerator(cpu=True)
+
+        self.stream = PromptStream(load_examples("toy", count=256), encoder, seed=0)
+        self.generator = torch.Generator().manual_seed(0)
+        self.reward = partial(
+            reward_group,
+            encoder=encoder,
+            eos_ids=policy.eos_ids,
+            rewards=make_rewards(cfg, None),
+            weights=parse_weights(cfg.reward_weights),
+            progress=0.0,
+        )
+
+    def rollout(self) -> list:
+        return grpo.collect_rollout(
+            self.policies.sampler,
+            self.stream,
+            self.cfg.prompts_per_step,
+            self.reward,
+            self.generator,
+            self.cfg,
+        )
+
+    def update(self, rollout: list) -> None:
+        grpo.train_on(rollout, self.policies, None, self.accelerator, self.cfg)
+
+
+def measure(step: Step, half: str, steps: int) -> tuple[float, Counter]:
+    """Median seconds of one half, and seconds a step by kind of operation under the profiler."""
+
+    def prepare():
+        """The half as a function without arguments; what it needs is made outside the clock."""
+        if half == "rollout":
+            return step.rollout
+        return partial(step.update, step.rollout())
+
+    walls, by_kind = [], Counter()
+    for _ in range(steps):
+        run = prepare()
+        began = time.perf_counter()
+        run()
+        walls.append(time.perf_counter() - began)
+
+        run = prepare()
+        with profile() as record:
+            run()
+        for event in record.key_averages():
+            by_kind[kind_of(event.key)] += event.self_cpu_time_total / 1e6 / steps
+    return statistics.median(walls), by_kind
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=6)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--steps", type=int, default=6, help="steps of each half")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    cfg = grpo.Config(precision="no")
-    policy, codec = load_model(cfg.model, freeze_vision=cfg.freeze_vision)
-    optimizer = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=cfg.lr)
-    stream, generator = PromptStream(load_rows("toy", count=256), codec, seed=0), torch.Generator().manual_seed(0)
-    accelerator = Accelerator(cpu=True)
 
-    def rollout():
-        return grpo.rollout(policy, stream, cfg.prompts_per_step, cfg, codec, None, generator)
-
-    grpo.train_on(rollout(), policy, None, optimizer, accelerator, cfg)  # warm up
-    for name in ("rollout", "update"):
-        walls, counts = [], Counter()
-        for _ in range(args.steps):
-            scored = rollout() if name == "update" else None
-            began = time.perf_counter()
-            grpo.train_on(scored, policy, None, optimizer, accelerator, cfg) if name == "update" else rollout()
-            walls.append(time.perf_counter() - began)
-            scored = rollout() if name == "update" else None
-            with profile() as record:
-                grpo.train_on(scored, policy, None, optimizer, accelerator, cfg) if name == "update" else rollout()
-            for event in record.key_averages():
-                counts[kind_of(event.key)] += event.self_cpu_time_total / 1e6 / args.steps
-        wall = sorted(walls)[len(walls) // 2]
-        total = sum(counts.values())
-        print(f"{name}: {1e3 * wall:.0f} ms a step; operations, profiled: {1e3 * total:.0f} ms")
-        for kind, seconds in counts.most_common():
+    step = Step()
+    step.update(step.rollout())  # warm up
+    for half in ("rollout", "update"):
+        wall, by_kind = measure(step, half, args.steps)
+        total = by_kind.total()
+        print(f"{half}: {1e3 * wall:.0f} ms a step; operations, profiled: {1e3 * total:.0f} ms")
+        for kind, seconds in by_kind.most_common():
             print(f"    {100 * seconds / total:5.1f} %  {kind}")
 
 

@@ -1,43 +1,52 @@
-"""A real Qwen2.5-VL with random weights, small enough for thousands of forwards, and prompts for it."""
+"""A real Qwen2.5-VL with random weights, small enough for thousands of passes, and prompts."""
 
 import os
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
-from PIL import Image  # noqa: E402
-from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as hf  # noqa: E402
+import pytest
+import torch
+from PIL import Image
+from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as hf
 
-from common import Group  # noqa: E402
-from toy import world  # noqa: E402
-from toy.train_base import build  # noqa: E402
+from common import Policies
+from model.loading import save_model
+from model.records import Group
+from toy import world
+from toy.train_base import build
 
-torch.set_num_threads(1)  # the model is tiny: threads that wait for each other cost more than they bring
+# The model is tiny: threads that wait for each other cost more than they bring.
+torch.set_num_threads(1)
 
 
 def fresh_policy(seed: int = 0):
-    """(policy, codec). Weights are drawn larger than HF's 0.02, so that predictions are far from uniform."""
+    """(policy, encoder), weights larger than HF's 0.02: predictions are then far from uniform."""
     torch.manual_seed(seed)
-    policy, codec = build()
+    policy, encoder = build()
+
     with torch.no_grad():
-        for name, p in policy.named_parameters():
-            if p.ndim > 1:
-                p.normal_(0.0, 0.15)
-    return policy, codec
+        for parameter in policy.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0.0, 0.15)
+
+    return policy, encoder
 
 
 @pytest.fixture
 def tiny():
+    """(policy, encoder) in fp32."""
     return fresh_policy()
 
 
 def keep_fp64(setattr=setattr):
-    """HF's norm and the tower's rotary embedding go through fp32 inside, which would bury differences below
-    1e-7; with this they stay in fp64."""
+    """Keep fp64 where HF goes through fp32, which would bury differences below 1e-7.
+
+    It does so in two places: its norm, and the rotary embedding of the vision tower.
+    """
 
     def norm(self, x):
-        return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon))
+        mean_square = x.pow(2).mean(-1, keepdim=True)
+        return self.weight * (x * torch.rsqrt(mean_square + self.variance_epsilon))
 
     def rotate(q, k, cos, sin):
         cos, sin = cos.unsqueeze(-2).double(), sin.unsqueeze(-2).double()
@@ -49,32 +58,83 @@ def keep_fp64(setattr=setattr):
 
 @pytest.fixture
 def tiny64(monkeypatch):
-    """The same in fp64."""
+    """(policy, encoder) in fp64."""
     keep_fp64(monkeypatch.setattr)
-    policy, codec = fresh_policy()
-    return policy.double(), codec
+    policy, encoder = fresh_policy()
+    return policy.double(), encoder
 
 
-def make_row(pictures: int = 1, question: str = "count the red things .", seed: int = 0, **more) -> dict:
-    """A row with 0, 1 or more pictures of unequal size."""
+@pytest.fixture
+def start(tmp_path):
+    """The folder of a model with random weights, for a stage to start from."""
+    policy, encoder = fresh_policy()
+    save_model(policy, encoder, tmp_path / "start")
+    return str(tmp_path / "start")
+
+
+def make_example(
+    images: int = 1, question: str = "count the red things .", seed: int = 0, **more
+) -> dict:
+    """An example with 0, 1 or more images of unequal size."""
     sizes = [(84, 84), (56, 112), (28, 28)]
-    scenes = [row["images"][0].resize(sizes[i % 3]) for i, row in enumerate(world.rows(max(1, pictures), seed))]
-    return {"id": f"row{seed}-{pictures}", "images": scenes[:pictures], "question": question, "instruction": "",
-            "format": "think", "answer": "2", "answer_type": "number", "choices": [], "kind": "count", **more}
+    drawn = world.examples(max(1, images), seed)
+    scenes = [example["images"][0].resize(sizes[i % 3]) for i, example in enumerate(drawn)]
+
+    return {
+        "id": f"example{seed}-{images}",
+        "images": scenes[:images],
+        "question": question,
+        "instruction": "",
+        "format": "think",
+        "answer": "2",
+        "answer_type": "number",
+        "choices": [],
+        "kind": "count",
+        **more,
+    }
 
 
-def make_groups(codec, seed: int = 0, sizes=(3, 1, 2), pictures=(1, 0, 2), longest: int = 7) -> list[Group]:
-    """Groups of unequal sizes, prompts, pictures and completion lengths; ids are ordinary words."""
+def make_groups(
+    encoder, seed: int = 0, sizes=(3, 1, 2), images=(1, 0, 2), longest: int = 7
+) -> list[Group]:
+    """Groups of unequal sizes, prompts, images and completion lengths; ids are ordinary words."""
     g = torch.Generator().manual_seed(seed)
+    eos = torch.tensor([encoder.tokenizer.eos_token_id])
+    vocabulary = len(encoder.tokenizer)
+
     groups = []
-    for i, (size, count) in enumerate(zip(sizes, pictures)):
+    for i, (size, num_images) in enumerate(zip(sizes, images)):
         question = "how many red things are there ?" if i % 2 else "count the circles ."
-        prompt = codec.encode(make_row(count, question, seed=seed + i))
-        words = [torch.randint(10, len(codec.tokenizer) - 1, (int(torch.randint(1, longest, (1,), generator=g)),), generator=g)
-                 for _ in range(size)]
-        groups.append(Group(prompt, [torch.cat([w, torch.tensor([codec.tokenizer.eos_token_id])]) for w in words]))
+        prompt = encoder.encode(make_example(num_images, question, seed=seed + i))
+
+        completions = []
+        for _ in range(size):
+            length = int(torch.randint(1, longest, (1,), generator=g))
+            words = torch.randint(10, vocabulary - 1, (length,), generator=g)
+            completions.append(torch.cat([words, eos]))
+        groups.append(Group(prompt, completions))
+
     return groups
 
 
 def blank(size=(84, 84), mode="RGB") -> Image.Image:
+    """A black image."""
     return Image.new(mode, size)
+
+
+def policies_of(policy, optimizer) -> Policies:
+    """One policy without any wrapper that trains and samples."""
+    return Policies(trained=policy, bare=policy, sampler=policy, optimizer=optimizer)
+
+
+class KeepGradients(torch.optim.SGD):
+    """An optimizer that keeps the gradients, by name of the weight, and leaves the weights."""
+
+    def __init__(self, policy):
+        super().__init__(policy.parameters(), lr=0.0)
+        self.policy = policy
+        self.grads = {}
+
+    def step(self, closure=None):
+        named = self.policy.named_parameters()
+        self.grads = {name: p.grad.clone() for name, p in named if p.grad is not None}

@@ -1,15 +1,17 @@
-"""Attention over a flat list of prompts and rows, against a loop that looks up each token's keys by name."""
+"""Attention over one list of prompts and completions, against a loop that looks keys up by name."""
 
 from types import SimpleNamespace
 
 import torch
-from conftest import make_groups
 
-from attention import Layout, attend
 from common import token_logps
+from conftest import make_groups
+from model.attention import Layout, attend
 
 HEADS, KV_HEADS, WIDTH = 4, 2, 8
-MODULE = SimpleNamespace(num_key_value_groups=HEADS // KV_HEADS, is_causal=True)  # what HF's attention asks its layer for
+
+# What HF's attention asks its layer for.
+MODULE = SimpleNamespace(num_key_value_groups=HEADS // KV_HEADS, is_causal=True)
 
 
 def docstring_layout() -> Layout:
@@ -17,17 +19,24 @@ def docstring_layout() -> Layout:
     return Layout.of([3, 2], [2, 3, 2], [0, 0, 1], "cpu")
 
 
-def who_sees_whom(prompt_lengths, row_lengths, prompt_of) -> list[list[int]]:
-    """Oracle: for each token of the list, the places it looks at, one after the other."""
-    starts, at = [], 0
-    for length in [*prompt_lengths, *row_lengths]:
-        starts.append(at)
-        at += length
-    seen = [[start + i for i in range(step + 1)] for start, length in zip(starts, prompt_lengths) for step in range(length)]
-    for row, length in enumerate(row_lengths):
-        own, prompt = starts[len(prompt_lengths) + row], prompt_of[row]
-        before = [starts[prompt] + i for i in range(prompt_lengths[prompt])]
-        seen += [before + [own + i for i in range(step + 1)] for step in range(length)]
+def who_sees_whom(prompt_lengths, completion_lengths, prompt_of) -> list[list[int]]:
+    """Oracle: for each token of the list, the tokens it looks at, one after the other."""
+    offsets, end = [], 0
+    for length in [*prompt_lengths, *completion_lengths]:
+        offsets.append(end)
+        end += length
+
+    seen = []
+    for offset, length in zip(offsets, prompt_lengths):
+        for step in range(length):
+            seen.append([offset + i for i in range(step + 1)])
+
+    for b, length in enumerate(completion_lengths):
+        prompt, offset = prompt_of[b], offsets[len(prompt_lengths) + b]
+        whole_prompt = [offsets[prompt] + i for i in range(prompt_lengths[prompt])]
+        for step in range(length):
+            seen.append(whole_prompt + [offset + i for i in range(step + 1)])
+
     return seen
 
 
@@ -43,78 +52,134 @@ def loop(q, k, v, seen) -> torch.Tensor:
 
 
 def random_qkv(tokens: int) -> list[torch.Tensor]:
+    """Query, key and value of one layer, each (1, heads, tokens, d) in fp64."""
     g = torch.Generator().manual_seed(0)
-    return [torch.randn(1, heads, tokens, WIDTH, generator=g, dtype=torch.float64).requires_grad_() for heads in (HEADS, KV_HEADS, KV_HEADS)]
+    qkv = []
+    for heads in (HEADS, KV_HEADS, KV_HEADS):
+        x = torch.randn(1, heads, tokens, WIDTH, generator=g, dtype=torch.float64)
+        qkv.append(x.requires_grad_())
+    return qkv
 
 
 def test_layout_of_the_docstring():
-    """Written out by hand; a dot repeats the last token before it. Rows stand by falling length: b, a, c."""
+    """Written out by hand. Padding repeats the last token; longest completions come first."""
     layout = docstring_layout()
-    assert layout.starts.tolist() == [0, 3, 5, 7, 10]
-    prompts, rows = layout.blocks
-    assert prompts.queries.tolist() == prompts.keys.tolist() == [[0, 1, 2], [3, 4, 4]] and prompts.mask is None
-    assert rows.queries.tolist() == [[7, 8, 9], [5, 6, 6], [10, 11, 11]]
-    assert rows.keys.tolist() == [[0, 1, 2, 7, 8, 9], [0, 1, 2, 5, 6, 6], [3, 4, 4, 10, 11, 11]]
-    assert rows.mask[2, 0].int().tolist() == [[1, 1, 0, 1, 0, 0], [1, 1, 0, 1, 1, 0], [1, 1, 0, 1, 1, 1]]
-    assert layout.back.tolist() == [0, 1, 2, 3, 4, 9, 10, 6, 7, 8, 12, 13]
+    assert layout.offsets.tolist() == [0, 3, 5, 7, 10]
+    assert layout.last_of_prompt.tolist() == [2, 4]
+
+    prompts, completions = layout.blocks
+    assert prompts.queries.tolist() == prompts.keys.tolist() == [[0, 1, 2], [3, 4, 4]]
+    assert prompts.mask is None
+
+    assert completions.queries.tolist() == [[7, 8, 9], [5, 6, 6], [10, 11, 11]]
+    assert completions.keys.tolist() == [
+        [0, 1, 2, 7, 8, 9],
+        [0, 1, 2, 5, 6, 6],
+        [3, 4, 4, 10, 11, 11],
+    ]
+    assert completions.mask[2, 0].int().tolist() == [
+        [1, 1, 0, 1, 0, 0],
+        [1, 1, 0, 1, 1, 0],
+        [1, 1, 0, 1, 1, 1],
+    ]
+
+    assert layout.slot_of_token.tolist() == [0, 1, 2, 3, 4, 9, 10, 6, 7, 8, 12, 13]
 
 
-def test_long_and_short_are_kept_apart():
-    """Every prompt and row once, none padded to twice its length, as queries or as keys. In one block, a long row would
-    stretch all others to its own length, and a long prompt everyone's keys."""
-    prompts, rows = [700, 40, 35, 600], [5, 400, 60, 0, 61, 33, 1, 31, 7, 0, 260]
-    prompt_of, lengths = [0, 0, 0, 1, 1, 1, 2, 2, 3, 3, 3], [*prompts, *rows]
-    layout, found = Layout.of(prompts, rows, prompt_of, "cpu"), []
-    starts = {start: i for i, start in enumerate(layout.starts.tolist()) if lengths[i]}
+def test_long_and_short_sequences_are_kept_apart():
+    """Every sequence is in one block, and none is padded to twice its length, as query or as key.
+
+    In one block of all, a long completion would pad every other to its own length, and a long
+    prompt would pad the keys of all.
+    """
+    prompts = [700, 40, 35, 600]
+    completions = [5, 400, 60, 0, 61, 33, 1, 31, 7, 0, 260]
+    prompt_of = [0, 0, 0, 1, 1, 1, 2, 2, 3, 3, 3]
+    lengths = [*prompts, *completions]
+
+    layout = Layout.of(prompts, completions, prompt_of, "cpu")
+    sequence_at = {at: i for i, at in enumerate(layout.offsets.tolist()) if lengths[i]}
+
+    found = []
     for block in layout.blocks:
-        members = [starts[start] for start in block.queries[:, 0].tolist()]
+        members = [sequence_at[at] for at in block.queries[:, 0].tolist()]
         found += members
-        keys = [lengths[i] + (0 if block.mask is None else prompts[prompt_of[i - 4]]) for i in members]
-        assert all(2 * lengths[i] > block.queries.shape[1] for i in members) and 2 * min(keys) > block.keys.shape[1]
-    assert sorted(found) == sorted(starts.values())
-    assert len(set(layout.back.tolist())) == sum(lengths) < (4 * max(prompts) + 11 * max(rows)) / 3
+        assert all(2 * lengths[i] > block.queries.shape[1] for i in members)
+
+        num_keys = [lengths[i] for i in members]
+        if block.mask is not None:  # completions: their prompt's keys as well
+            num_keys = [lengths[i] + prompts[prompt_of[i - len(prompts)]] for i in members]
+        assert 2 * min(num_keys) > block.keys.shape[1]
+
+    assert sorted(found) == sorted(sequence_at.values())
+
+    slots = len(set(layout.slot_of_token.tolist()))
+    in_one_block = len(prompts) * max(prompts) + len(completions) * max(completions)
+    assert slots == sum(lengths) < in_one_block / 3
 
 
 def test_attend_equals_a_loop():
-    """fp64, values and gradients, rows of 0 to 4 tokens. As one long text, where everyone sees all before it, it differs."""
-    lengths, rows, prompt_of = [3, 5, 1], [3, 0, 4, 1, 2], [0, 0, 1, 1, 2]
-    seen = who_sees_whom(lengths, rows, prompt_of)
-    weights = torch.randn(len(seen), HEADS, WIDTH, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    found = []
-    for function in (lambda *qkv: attend(MODULE, *qkv, Layout.of(lengths, rows, prompt_of, "cpu"))[0],
-                     lambda *qkv: loop(*qkv, seen),
-                     lambda *qkv: loop(*qkv, [list(range(i + 1)) for i in range(len(seen))])):
+    """fp64, values and gradients, completions of 0 to 4 tokens.
+
+    As one long text, where everyone sees all that comes before, the result is another.
+    """
+    prompts, completions, prompt_of = [3, 5, 1], [3, 0, 4, 1, 2], [0, 0, 1, 1, 2]
+    layout = Layout.of(prompts, completions, prompt_of, "cpu")
+    seen = who_sees_whom(prompts, completions, prompt_of)
+    everything_before = [list(range(i + 1)) for i in range(len(seen))]
+
+    g = torch.Generator().manual_seed(1)
+    weights = torch.randn(len(seen), HEADS, WIDTH, generator=g, dtype=torch.float64)
+
+    results = []
+    for function in (
+        lambda *qkv: attend(MODULE, *qkv, layout)[0],
+        lambda *qkv: loop(*qkv, seen),
+        lambda *qkv: loop(*qkv, everything_before),
+    ):
         qkv = random_qkv(len(seen))
         out = function(*qkv)
         (out[0] * weights).sum().backward()
-        found.append([out.detach(), *[x.grad for x in qkv]])
-    ours, wanted, one_text = found
+        results.append([out.detach(), *[x.grad for x in qkv]])
+
+    ours, wanted, one_text = results
     assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(ours, wanted))
     assert not any(torch.allclose(a, b, atol=1e-2) for a, b in zip(ours, one_text))
 
 
-def test_rows_look_at_nobody_elses_tokens():
-    """To the last bit: group q does not depend on group p, nor row b on its sibling a; both of p's rows do on p."""
+def test_completions_attend_to_nobody_elses_tokens():
+    """To the last bit: group q does not depend on group p, nor completion b on its sibling a.
+
+    Both completions of p do depend on p.
+    """
     layout, qkv = docstring_layout(), random_qkv(12)
     out = attend(MODULE, *qkv, layout)[0][0]  # (tokens, heads, d)
-    reach = torch.autograd.grad(out[[3, 4, 10, 11]].sum(), qkv, retain_graph=True)  # q1 q2 c1 c2
-    assert all(grad[:, :, [0, 1, 2, 5, 6, 7, 8, 9]].abs().max() == 0 for grad in reach)
-    assert all(grad[:, :, [3, 4]].abs().max() > 0 for grad in reach)
+
+    of_q = torch.autograd.grad(out[[3, 4, 10, 11]].sum(), qkv, retain_graph=True)  # q1 q2 c1 c2
+    assert all(grad[:, :, [0, 1, 2, 5, 6, 7, 8, 9]].abs().max() == 0 for grad in of_q)
+    assert all(grad[:, :, [3, 4]].abs().max() > 0 for grad in of_q)
+
     of_b = torch.autograd.grad(out[[7, 8, 9]].sum(), qkv)
-    assert all(grad[:, :, [5, 6]].abs().max() == 0 for grad in of_b) and of_b[1][:, :, :3].abs().amin((0, 1, 3)).min() > 0
+    assert all(grad[:, :, [5, 6]].abs().max() == 0 for grad in of_b)
+    assert of_b[1][:, :, :3].abs().amin((0, 1, 3)).min() > 0
 
 
 def test_layers_see_no_padding(tiny):
-    """A row of 28 tokens beside rows of one: the layers get each prompt once and each token once, no more."""
-    policy, codec = tiny
-    groups = make_groups(codec, sizes=(3, 4), pictures=(1, 0))
+    """A completion of 28 tokens beside some of one: the layers get each prompt and token once."""
+    policy, encoder = tiny
+    groups = make_groups(encoder, sizes=(3, 4), images=(1, 0))
     groups[0].completions[0] = torch.arange(10, 38)
     groups[1].completions[1:] = [c[-1:] for c in groups[1].completions[1:]]
+
     passed = []
     mlp = policy.vlm.model.language_model.layers[0].mlp
     mlp.register_forward_hook(lambda module, args, out: passed.append(args[0].shape[:-1]))
     token_logps(policy, groups)
+
     prompts = sum(len(g.prompt.ids) for g in groups)
-    inputs = [len(c) - 1 for g in groups for c in g.completions]  # nothing is predicted from the last token
+    # The last token of a completion is no input: nothing is predicted from it.
+    inputs = [len(c) - 1 for g in groups for c in g.completions]
     assert passed == [(1, prompts + sum(inputs))]
-    assert prompts + len(inputs) * max(inputs) > 2 * passed[0][1], "padded to the longest, it would be twice as much"
+
+    padded = prompts + len(inputs) * max(inputs)
+    assert padded > 2 * passed[0][1], "padded to the longest, it would be twice as much"

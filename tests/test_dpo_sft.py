@@ -3,173 +3,242 @@
 import math
 from dataclasses import replace
 
+import datasets
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import fresh_policy, make_groups, make_row
 
 import dpo_sft
-from common import Group, completion_mask, load_model, micro_batches, save_model, token_logps
+from common import micro_batches, token_logps
+from conftest import KeepGradients, fresh_policy, make_example, make_groups, policies_of
 from dpo_sft import Config, dpo_loss, hybrid_loss, reference_key, reference_logps, sft_loss
+from model.loading import load_model, save_model
+from model.records import Group, completion_mask
 
 CFG = Config(grad_clip=1e9)
 
 
-def make_pairs(codec, count=4, seed=0):
-    return make_groups(codec, seed, sizes=(2,) * count, pictures=(1, 0, 2, 1)[:count])
+def make_pairs(encoder, count=4, seed=0) -> list[Group]:
+    return make_groups(encoder, seed, sizes=(2,) * count, images=(1, 0, 2, 1)[:count])
+
+
+# --- DPO -----------------------------------------------------------------------------------------
 
 
 def test_dpo_equals_the_closed_form():
     """-log sigmoid(beta * margin), pair by pair in plain Python."""
     g = torch.Generator().manual_seed(0)
-    chosen, rejected, chosen_ref, rejected_ref = -10 * torch.rand(4, 20, generator=g, dtype=torch.float64)
-    loss, rewards = dpo_loss(chosen, rejected, chosen_ref, rejected_ref, 0.1)
+    logps = -10 * torch.rand(4, 20, generator=g, dtype=torch.float64)
+    chosen, rejected, chosen_ref, rejected_ref = logps
+    loss, chosen_reward, rejected_reward = dpo_loss(
+        chosen, rejected, chosen_ref, rejected_ref, 0.1
+    )
+
     for i in range(20):
-        h = 0.1 * ((chosen[i] - chosen_ref[i]) - (rejected[i] - rejected_ref[i])).item()
-        assert loss[i].item() == pytest.approx(-math.log(1 / (1 + math.exp(-h))), abs=1e-12)
-    assert torch.allclose(rewards[0], 0.1 * (chosen - chosen_ref))
-    swapped, _ = dpo_loss(rejected, chosen, rejected_ref, chosen_ref, 0.1)
+        margin = 0.1 * ((chosen[i] - chosen_ref[i]) - (rejected[i] - rejected_ref[i])).item()
+        closed_form = -math.log(1 / (1 + math.exp(-margin)))
+        assert loss[i].item() == pytest.approx(closed_form, abs=1e-12)
+
+    assert torch.allclose(chosen_reward, 0.1 * (chosen - chosen_ref))
+    assert torch.allclose(rejected_reward, 0.1 * (rejected - rejected_ref))
+
+    swapped, *_ = dpo_loss(rejected, chosen, rejected_ref, chosen_ref, 0.1)
     assert not torch.allclose(loss, swapped), "which side is which matters"
 
 
 def test_dpo_gradient_signs_and_far_tails():
     """Chosen up, rejected down, by beta * sigmoid(-h); finite where log(sigmoid) would be -inf."""
     logps = torch.tensor([-5.0, -7.0], requires_grad=True)
-    loss, _ = dpo_loss(logps[:1], logps[1:], torch.tensor([-5.0]), torch.tensor([-7.0]), 0.1)
+    ref = logps.detach()
+    loss, *_ = dpo_loss(logps[:1], logps[1:], ref[:1], ref[1:], 0.1)
     loss.sum().backward()
     assert torch.allclose(logps.grad, torch.tensor([-0.05, 0.05]))
-    far, _ = dpo_loss(torch.tensor([-2000.0]), torch.tensor([0.0]), torch.zeros(1), torch.zeros(1), 0.1)
-    assert far.item() == pytest.approx(200.0) and torch.sigmoid(torch.tensor(-200.0)).log().isinf()
+
+    zero = torch.zeros(1)
+    far, *_ = dpo_loss(torch.tensor([-2000.0]), zero, zero, zero, 0.1)
+    assert far.item() == pytest.approx(200.0)
+    assert torch.sigmoid(torch.tensor(-200.0)).log().isinf()
 
 
 def test_dpo_starts_at_log2(tiny):
     """Policy = reference: loss 0.6931, rewards and margin 0, gradient not 0."""
-    policy, codec = tiny
-    groups = make_pairs(codec)
-    logp, _ = token_logps(policy, groups)
-    mask = completion_mask(groups)
-    terms = hybrid_loss(logp, logp.detach().sum(-1), mask, replace(CFG, loss="dpo"))
-    assert torch.allclose(terms["loss"], torch.full((4,), math.log(2))) and terms["margin"].abs().max() == 0
+    policy, encoder = tiny
+    pairs = make_pairs(encoder)
+    logp, _ = token_logps(policy, pairs)
+    logp_ref = logp.detach().sum(-1).view(-1, 2)
+    terms = hybrid_loss(logp, logp_ref, completion_mask(pairs), replace(CFG, loss="dpo"))
+
+    assert torch.allclose(terms["loss"], torch.full((4,), math.log(2)))
+    assert terms["margin"].abs().max() == 0
+
     terms["loss"].sum().backward()
     assert policy.vlm.model.language_model.embed_tokens.weight.grad.abs().max() > 0
 
 
+# --- SFT and the sum -----------------------------------------------------------------------------
+
+
+def hf_loss(policy, prompt, completion):
+    """HF's own loss of one response, the prompt masked by -100."""
+    ids = torch.cat([prompt.ids, completion])[None]
+    labels = ids.clone()
+    labels[:, : len(prompt.ids)] = -100
+    out = policy.vlm(
+        input_ids=ids,
+        labels=labels,
+        pixel_values=prompt.pixel_values,
+        image_grid_thw=prompt.image_grid_thw,
+        mm_token_type_ids=(ids == policy.vlm.config.image_token_id).int(),
+    )
+    return out.loss
+
+
 def test_sft_term_equals_hf_loss(tiny):
-    """One response: HF's own loss with the prompt masked. Several: the mean over each response's own tokens."""
-    policy, codec = tiny
-    policy.banned[:] = False
-    groups = make_pairs(codec)
+    """The mean over each response's own tokens, as in HF's own loss of one response."""
+    policy, encoder = tiny
+    policy.suppressed[:] = False  # HF's loss suppresses no ids
+    pairs = make_pairs(encoder)
+
     with torch.no_grad():
-        logp, _ = token_logps(policy, groups)
-        mask = completion_mask(groups)
-        ours = sft_loss(logp[0::2], mask[0::2])
-        for i, group in enumerate(groups):
-            ids = torch.cat([group.prompt.ids, group.completions[0]])[None]
-            labels = ids.clone()
-            labels[:, : len(group.prompt.ids)] = -100
-            hf = policy.vlm(input_ids=ids, labels=labels, pixel_values=group.prompt.pixels, image_grid_thw=group.prompt.grids,
-                            mm_token_type_ids=(ids == codec.image_token_id).int()).loss
-            assert torch.allclose(ours[i], hf, atol=1e-5)
-    padded_mean = -(logp[0::2] * mask[0::2]).mean(-1)
-    assert not torch.allclose(ours, padded_mean, atol=1e-3), "over the padded width it would be another loss"
+        logp, _ = token_logps(policy, pairs)
+        logp, mask = logp[0::2], completion_mask(pairs)[0::2]  # chosen
+        ours = sft_loss(logp, mask)
+        for i, pair in enumerate(pairs):
+            wanted = hf_loss(policy, pair.prompt, pair.completions[0])
+            assert torch.allclose(ours[i], wanted, atol=1e-5)
+
+    padded_mean = -(logp * mask).mean(-1)
+    assert not torch.allclose(ours, padded_mean, atol=1e-3), "over the padding it is another loss"
 
 
 def test_hybrid_is_the_sum_and_its_parts_alone():
-    """lambda weighs SFT beside DPO; `dpo` is without it, and `sft` alone is given the chosen rows alone."""
+    """lambda weighs SFT beside DPO; `dpo` is without it; `sft` alone is given chosen alone."""
     g = torch.Generator().manual_seed(0)
-    logp, mask, ref = -torch.rand(6, 4, generator=g), torch.ones(6, 4), -4 * torch.rand(6, generator=g)
-    by = {loss: hybrid_loss(logp, ref, mask, replace(CFG, loss=loss, sft_weight=0.5)) for loss in ("hybrid", "dpo")}
-    by["sft"] = hybrid_loss(logp[0::2], None, mask[0::2], replace(CFG, loss="sft", sft_weight=0.5))
-    assert torch.allclose(by["hybrid"]["loss"], by["dpo"]["loss"] + 0.5 * by["sft"]["loss"])
-    assert torch.allclose(by["hybrid"]["chosen_logp"], by["sft"]["chosen_logp"]) and torch.allclose(by["dpo"]["loss"], by["dpo"]["dpo"])
+    logp, mask = -torch.rand(6, 4, generator=g), torch.ones(6, 4)
+    logp_ref = -4 * torch.rand(3, 2, generator=g)
+    cfg = replace(CFG, sft_weight=0.5)
+
+    hybrid = hybrid_loss(logp, logp_ref, mask, replace(cfg, loss="hybrid"))
+    dpo = hybrid_loss(logp, logp_ref, mask, replace(cfg, loss="dpo"))
+    sft = hybrid_loss(logp[0::2], None, mask[0::2], replace(cfg, loss="sft"))
+
+    assert torch.allclose(hybrid["loss"], dpo["loss"] + 0.5 * sft["loss"])
+    assert torch.allclose(hybrid["chosen_logp"], sft["chosen_logp"])
+    assert torch.allclose(dpo["loss"], dpo["dpo"])
 
 
-def train(policy, groups, cfg, steps=25, lr=3e-3):
+def train(policy, pairs, cfg, steps=25, lr=3e-3) -> tuple[dict, dict]:
+    """The sums of the first and of the last step."""
     accelerator = Accelerator(cpu=True)
-    ref = reference_logps(policy, groups, cfg, accelerator, show=False)
+    logp_ref = reference_logps(policy, pairs, cfg, accelerator, show=False).view(-1, 2)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=lr, weight_decay=0.0)
-    return [dpo_sft.update(policy, optimizer, accelerator, groups, ref, len(groups), cfg) for _ in range(steps)]
+    policies = policies_of(policy, optimizer)
+
+    sums = []
+    for _ in range(steps):
+        sums.append(dpo_sft.update(pairs, logp_ref, pairs[:1], policies, accelerator, cfg))
+    return sums[0], sums[-1]
 
 
 def test_margin_up_chosen_may_fall(tiny):
-    """DPO alone widens the margin and lets chosen sink where the two responses share most of their words;
-    lambda 1 keeps chosen at least as likely as before."""
-    policy, codec = tiny
+    """DPO alone widens the margin and lets chosen sink, where responses share most of their words.
+
+    lambda 1 keeps chosen at least as likely as before.
+    """
+    policy, encoder = tiny
     words = torch.randint(10, 60, (8,), generator=torch.Generator().manual_seed(1))
     eos = torch.tensor([policy.eos_ids[0]])
-    groups = [Group(codec.encode(make_row(1, seed=s)), [torch.cat([words, eos]), torch.cat([words[:-1], words[:1], eos])]) for s in range(3)]
-    alone = train(policy, groups, replace(CFG, loss="dpo"))
+    chosen = torch.cat([words, eos])
+    rejected = torch.cat([words[:-1], words[:1], eos])
+    pairs = []
+    for seed in range(3):
+        pairs.append(Group(encoder.encode(make_example(1, seed=seed)), [chosen, rejected]))
+
+    dpo_first, dpo_last = train(policy, pairs, replace(CFG, loss="dpo"))
     fresh, _ = fresh_policy()
-    hybrid = train(fresh, groups, CFG)
-    assert alone[-1]["margin"] > alone[0]["margin"] + 0.5 and hybrid[-1]["margin"] > hybrid[0]["margin"]
-    assert alone[-1]["chosen_logp"] < alone[0]["chosen_logp"], "the well-known sinking"
-    assert hybrid[-1]["chosen_logp"] > hybrid[0]["chosen_logp"] and hybrid[-1]["chosen_reward"] > 0 > alone[-1]["chosen_reward"]
+    hybrid_first, hybrid_last = train(fresh, pairs, CFG)
+
+    assert dpo_last["margin"] > dpo_first["margin"] + 0.5
+    assert hybrid_last["margin"] > hybrid_first["margin"]
+    assert dpo_last["chosen_logp"] < dpo_first["chosen_logp"], "the well-known sinking"
+    assert hybrid_last["chosen_logp"] > hybrid_first["chosen_logp"]
+    assert hybrid_last["chosen_reward"] > 0 > dpo_last["chosen_reward"]
 
 
 @pytest.mark.parametrize("budget", [1, 150, 10_000])
 def test_micro_batches_of_pairs_give_the_same_gradient(tiny64, budget):
     """fp64, 1e-10, whichever way pairs are packed; a pair stays whole."""
-    policy, codec = tiny64
-    groups = make_pairs(codec)
-    ref = torch.linspace(-30, -10, 8, dtype=torch.float64)
+    policy, encoder = tiny64
+    pairs = make_pairs(encoder)
+    logp_ref = torch.linspace(-30, -10, 8, dtype=torch.float64).view(-1, 2)
+
     grads = []
-    for tokens in (10_000, budget):
-        seen = {}
+    for max_tokens in (10_000, budget):
+        optimizer = KeepGradients(policy)
+        cfg = replace(CFG, max_tokens_per_micro_batch=max_tokens)
+        policies = policies_of(policy, optimizer)
+        dpo_sft.update(pairs, logp_ref, pairs[:1], policies, Accelerator(cpu=True), cfg)
+        grads.append(optimizer.grads)
 
-        class NoStep(torch.optim.SGD):
-            def step(self, closure=None):
-                seen.update({n: p.grad.clone() for n, p in policy.named_parameters() if p.grad is not None})
+    whole, cut = grads
+    assert all(torch.allclose(whole[name], cut[name], atol=1e-10) for name in whole)
+    for part in micro_batches(pairs, budget, split=False):
+        assert all(len(pair.completions) == 2 for pair in part.groups)
 
-        cfg = replace(CFG, max_tokens_per_micro_batch=tokens)
-        dpo_sft.update(policy, NoStep(policy.parameters(), lr=0.0), Accelerator(cpu=True), groups, ref, 4, cfg)
-        grads.append(seen)
-    assert all(torch.allclose(grads[0][n], grads[1][n], atol=1e-10) for n in grads[0])
-    assert all(len(g.completions) == 2 for part in micro_batches(groups, budget, split=False) for g in part)
+
+# --- Reference and pairs -------------------------------------------------------------------------
 
 
 def test_reference_cache_key(tiny):
-    """Another weight, another answer, another picture or precision: another key. The same: the same."""
-    policy, codec = tiny
-    groups = make_pairs(codec)
-    key = reference_key(policy, groups, "no")
-    assert key == reference_key(policy, groups, "no") != reference_key(policy, groups, "bf16")
-    assert key != reference_key(policy, groups[:3], "no")
-    brighter = Group(replace(groups[0].prompt, pixels=groups[0].prompt.pixels + 0.01), groups[0].completions)
-    assert key != reference_key(policy, [brighter, *groups[1:]], "no")
+    """Another weight, answer, image or precision: another key. The same: the same."""
+    policy, encoder = tiny
+    pairs = make_pairs(encoder)
+    key = reference_key(policy, pairs, "no")
+
+    assert reference_key(policy, pairs, "no") == key
+    assert reference_key(policy, pairs, "bf16") != key
+    assert reference_key(policy, pairs[:3], "no") != key
+
+    prompt = pairs[0].prompt
+    brighter = replace(prompt, pixel_values=prompt.pixel_values + 0.01)
+    changed = [Group(brighter, pairs[0].completions), *pairs[1:]]
+    assert reference_key(policy, changed, "no") != key
+
     with torch.no_grad():
         policy.vlm.lm_head.weight[0, 0] += 1e-3
-    assert key != reference_key(policy, groups, "no")
-
-
-def test_prompt_ids_are_a_prefix(tiny):
-    """Chosen and rejected share the very same prompt ids, pictures expanded, and end in EOS."""
-    _, codec = tiny
-    prompt = codec.encode(make_row(2))
-    for text in ("<think> that is 2 . </think> <answer> 2 </answer>", "answer : 2"):
-        completion = codec.encode_completion(text, codec.tokenizer.eos_token_id)
-        together = codec.tokenizer(codec.tokenizer.decode(prompt.ids.tolist()) + " " + text, add_special_tokens=False)["input_ids"]
-        assert torch.cat([prompt.ids, completion[:-1]]).tolist() == together
-        assert completion[-1] == codec.tokenizer.eos_token_id
+    assert reference_key(policy, pairs, "no") != key
 
 
 def test_unusable_pairs_are_named_and_skipped(tiny, tmp_path):
-    """Too long, empty, or with a word the model cannot say: each is named; with none left the flag is."""
-    import datasets
+    """Too long, empty, or with a word the model cannot say: each is named.
 
-    policy, codec = tiny
-    save_model(policy, codec, tmp_path / "model")
-    policy, codec = load_model(str(tmp_path / "model"))
+    Where none is left, the flag is named.
+    """
+    policy, encoder = tiny
+    save_model(policy, encoder, tmp_path / "model")
+    policy, encoder = load_model(str(tmp_path / "model"))
 
-    def record(i, chosen, rejected):
-        return {"id": f"p{i}", "images": [], "question": "count the circles .", "instruction": "",
-                "chosen": [{"role": "assistant", "content": chosen}], "rejected": [{"role": "assistant", "content": rejected}]}
-
-    rows = [record(0, "that is 2 .", "2"), record(1, "that is 2 . " * 30, "2"), record(2, "", "2"), record(3, "zebra", "2")]
+    records = []
+    for i, chosen in enumerate(["that is 2 .", "that is 2 . " * 30, "", "zebra"]):
+        records.append(
+            {
+                "id": f"p{i}",
+                "images": [],
+                "question": "count the circles .",
+                "instruction": "",
+                "chosen": [{"role": "assistant", "content": chosen}],
+                "rejected": [{"role": "assistant", "content": "2"}],
+            }
+        )
     file = tmp_path / "pairs.parquet"
-    datasets.Dataset.from_list(rows).to_parquet(file)
-    said = []
-    groups = dpo_sft.load_pairs(Config(pairs=str(file), max_response_tokens=50), codec, policy, said.append)
-    assert len(groups) == 1 and [s.split("row ")[1][:2] for s in said] == ["p1", "p2", "p3"]
-    datasets.Dataset.from_list(rows[1:]).to_parquet(file)
+    cfg = Config(pairs=str(file), max_response_tokens=50)
+
+    warnings = []
+    datasets.Dataset.from_list(records).to_parquet(file)
+    pairs = dpo_sft.load_pairs(cfg, encoder, policy, warnings.append)
+    assert len(pairs) == 1
+    assert [w.split("example ")[1][:2] for w in warnings] == ["p1", "p2", "p3"]
+
+    datasets.Dataset.from_list(records[1:]).to_parquet(file)
     with pytest.raises(ValueError, match="--pairs"):
-        dpo_sft.load_pairs(Config(pairs=str(file), max_response_tokens=50), codec, policy, said.append)
+        dpo_sft.load_pairs(cfg, encoder, policy, warnings.append)

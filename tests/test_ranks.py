@@ -7,19 +7,27 @@ from dataclasses import replace
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import fresh_policy, keep_fp64, make_groups
 
 import dpo_sft
 import grpo
-from common import completion_mask, save_model
-from runs import sum_over_ranks
+from common import Policies
+from conftest import fresh_policy, keep_fp64, make_groups, policies_of
+from harness.ranks import sum_over_ranks
+from harness.run import read_jsonl
+from model.records import completion_mask
 
 WORLD = 2
-CFG = replace(grpo.Config(), grad_clip=1e9)
+GRPO = replace(grpo.Config(), grad_clip=1e9)
+DPO = replace(dpo_sft.Config(), grad_clip=1e9)
+
+# --- Two processes -------------------------------------------------------------------------------
 
 
 def on_two_ranks(work, *args):
-    """Run `work(rank, *args)` in two new processes that know each other; any failure in one fails the test."""
+    """Run `work(rank, *args)` in two new processes that know each other.
+
+    Any failure in one fails the test.
+    """
     with socket.socket() as s:
         s.bind(("localhost", 0))
         port = s.getsockname()[1]
@@ -27,122 +35,200 @@ def on_two_ranks(work, *args):
 
 
 def enter(rank, port, work, args):
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(WORLD), MASTER_ADDR="localhost", MASTER_PORT=str(port),
-                      ACCELERATE_USE_CPU="true")  # what `accelerate launch --cpu` sets
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(WORLD),
+        MASTER_ADDR="localhost",
+        MASTER_PORT=str(port),
+        ACCELERATE_USE_CPU="true",  # what `accelerate launch --cpu` sets
+    )
     torch.set_num_threads(1)
     work(rank, *args)
 
 
-class NoStep(torch.optim.SGD):
-    """An optimizer that keeps the gradients and leaves the weights."""
+# --- Gradients -----------------------------------------------------------------------------------
+
+
+class KeepGradients(torch.optim.SGD):
+    """An optimizer that keeps the gradients, in order of the weights, and leaves the weights."""
 
     def step(self, closure=None):
-        self.seen = [p.grad.clone() for group in self.param_groups for p in group["params"]]
+        weights = [p for group in self.param_groups for p in group["params"]]
+        self.grads = [p.grad.clone() for p in weights]
 
 
-def grpo_gradients(policy, accelerator, groups, advantages, cfg):
-    optimizer = NoStep(policy.parameters(), lr=0.0)
-    mask = completion_mask(groups).double()
-    sums = grpo.update(policy, None, optimizer, accelerator, groups, advantages, mask, None, cfg)
-    return optimizer.seen, sums
+def wrapped(policy, accelerator) -> Policies:
+    """The policy as accelerate wraps it, with an optimizer that keeps the gradients."""
+    trained = accelerator.prepare(policy)
+    policies = policies_of(policy, KeepGradients(trained.parameters(), lr=0.0))
+    return replace(policies, trained=trained)
 
 
-def dpo_gradients(policy, accelerator, groups, logp_ref, own, cfg):
-    optimizer = NoStep(policy.parameters(), lr=0.0)
-    dpo_sft.update(policy, optimizer, accelerator, groups, logp_ref, own, cfg)
-    return optimizer.seen
+def grpo_gradients(policies, accelerator, groups, advantages, cfg):
+    """Gradients and sums of one GRPO update."""
+    batch = grpo.UpdateBatch(groups, advantages, completion_mask(groups).double(), None)
+    sums = grpo.update(batch, policies, None, accelerator, cfg)
+    return policies.optimizer.grads, sums
+
+
+def dpo_gradients(policies, accelerator, pairs, logp_ref, padding, cfg):
+    """Gradients of one DPO update."""
+    dpo_sft.update(pairs, logp_ref, padding, policies, accelerator, cfg)
+    return policies.optimizer.grads
 
 
 def fp64_policy():
+    """The same as the fixture `tiny64`, in a process of its own."""
     keep_fp64()
-    policy, codec = fresh_policy()
-    return policy.double(), codec
+    policy, encoder = fresh_policy()
+    return policy.double(), encoder
+
+
+def step_inputs(encoder):
+    """Three groups with 1, 0 and 2 images, and the advantages of their 3, 2 and 3 completions."""
+    groups = make_groups(encoder, sizes=(3, 2, 3), images=(1, 0, 2))
+    advantages = [1.0, -0.5, -0.5, 0.7, -0.7, 0.0, 1.1, -1.1]
+    return groups, torch.tensor(advantages, dtype=torch.float64)
+
+
+def share_of(rank, groups, advantages):
+    """Rank 0 has two groups with images, rank 1 one of text only: sizes and passes all differ."""
+    if rank == 0:
+        return [groups[0], groups[2]], advantages[[0, 1, 2, 5, 6, 7]]
+    return [groups[1]], advantages[3:5]
+
+
+def close(grads, others, atol) -> bool:
+    return all(torch.allclose(a, b, atol=atol) for a, b in zip(grads, others))
 
 
 def check_grpo(rank, folder, budget):
-    """Rank 0 has two groups with pictures, rank 1 one of text only: sizes, passes and towers all differ."""
-    policy, codec = fp64_policy()
-    groups = make_groups(codec, sizes=(3, 2, 3), pictures=(1, 0, 2))
-    advantages = torch.tensor([1.0, -0.5, -0.5, 0.7, -0.7, 0.0, 1.1, -1.1], dtype=torch.float64)
-    mine, rows = ([groups[0], groups[2]], [0, 1, 2, 5, 6, 7]) if rank == 0 else ([groups[1]], [3, 4])
+    """One rank of `test_two_ranks_equal_one`."""
+    policy, encoder = fp64_policy()
     accelerator = Accelerator(cpu=True)
     assert accelerator.num_processes == WORLD
-    cfg = replace(CFG, max_tokens_per_micro_batch=budget)
-    seen, sums = grpo_gradients(accelerator.prepare(policy), accelerator, mine, advantages[rows], cfg)
-    total = sum_over_ranks({"tokens": sums["tokens"], "loss": sums["loss"]}, accelerator)
-    torch.save({"grads": seen, "total": total}, f"{folder}/rank{rank}.pt")
+
+    groups, advantages = share_of(rank, *step_inputs(encoder))
+    cfg = replace(GRPO, max_tokens_per_micro_batch=budget)
+    policies = wrapped(policy, accelerator)
+    grads, sums = grpo_gradients(policies, accelerator, groups, advantages, cfg)
+    total = sum_over_ranks({name: sums[name] for name in ("tokens", "loss")}, accelerator)
+    torch.save({"grads": grads, "total": total}, f"{folder}/rank{rank}.pt")
 
 
 @pytest.mark.parametrize("budget", [10_000, 60])
 def test_two_ranks_equal_one(tiny64, tmp_path, budget):
-    """fp64, 1e-10: tokens of both ranks make one normaliser. Averaging each rank's own mean would differ."""
+    """fp64, 1e-10: the tokens of both ranks make one normaliser.
+
+    Averaging each rank's own mean would differ.
+    """
     on_two_ranks(check_grpo, str(tmp_path), budget)
     ranks = [torch.load(tmp_path / f"rank{r}.pt", weights_only=True) for r in range(WORLD)]
-    policy, codec = tiny64
-    groups = make_groups(codec, sizes=(3, 2, 3), pictures=(1, 0, 2))
-    advantages = torch.tensor([1.0, -0.5, -0.5, 0.7, -0.7, 0.0, 1.1, -1.1], dtype=torch.float64)
-    alone, sums = grpo_gradients(policy, Accelerator(cpu=True), groups, advantages, CFG)
+
+    policy, encoder = tiny64
+    accelerator = Accelerator(cpu=True)
+    policies = wrapped(policy, accelerator)
+    groups, advantages = step_inputs(encoder)
+    alone, sums = grpo_gradients(policies, accelerator, groups, advantages, GRPO)
+
     for rank in ranks:
-        assert all(torch.allclose(a, b, atol=1e-10) for a, b in zip(rank["grads"], alone))
-        assert rank["total"]["tokens"] == sums["tokens"] and rank["total"]["loss"] == pytest.approx(sums["loss"], abs=1e-9)
-    parts = [grpo_gradients(policy, Accelerator(cpu=True), g, a, CFG)[0]
-             for g, a in (([groups[0], groups[2]], advantages[[0, 1, 2, 5, 6, 7]]), ([groups[1]], advantages[3:5]))]
+        assert close(rank["grads"], alone, atol=1e-10)
+        assert rank["total"]["tokens"] == sums["tokens"]
+        assert rank["total"]["loss"] == pytest.approx(sums["loss"], abs=1e-9)
+
+    parts = []
+    for rank in range(WORLD):
+        share = share_of(rank, groups, advantages)
+        grads, _ = grpo_gradients(policies, accelerator, *share, GRPO)
+        parts.append(grads)
     means = [(a + b) / 2 for a, b in zip(*parts)]
-    assert not all(torch.allclose(a, b, atol=1e-4) for a, b in zip(means, alone)), "the classic mean of means"
+    assert not close(means, alone, atol=1e-4), "the classic mean of means"
 
 
 def check_uneven(rank, folder):
     """Rank 0 needs six passes, rank 1 one; and in stage 2 rank 1 has no pair left at all."""
-    policy, codec = fp64_policy()
+    policy, encoder = fp64_policy()
     accelerator = Accelerator(cpu=True)
-    policy = accelerator.prepare(policy)
-    groups = make_groups(codec, sizes=(6,) if rank == 0 else (1,), pictures=(1,))
-    advantages = torch.ones(6 if rank == 0 else 1, dtype=torch.float64)
-    seen, _ = grpo_gradients(policy, accelerator, groups, advantages, replace(CFG, max_tokens_per_micro_batch=1))
-    assert all(torch.isfinite(g).all() for g in seen)
-    pairs = make_groups(codec, sizes=(2, 2, 2), pictures=(1, 0, 2))
-    mine, own = (pairs, 3) if rank == 0 else (pairs[:1], 0)
-    cfg = replace(dpo_sft.Config(), grad_clip=1e9, max_tokens_per_micro_batch=1)
-    ref = torch.linspace(-30, -10, 2 * len(mine), dtype=torch.float64)
-    torch.save(dpo_gradients(policy, accelerator, mine, ref, own, cfg), f"{folder}/rank{rank}.pt")
+    policies = wrapped(policy, accelerator)
+
+    size = 6 if rank == 0 else 1
+    groups = make_groups(encoder, sizes=(size,), images=(1,))
+    advantages = torch.ones(size, dtype=torch.float64)
+    cfg = replace(GRPO, max_tokens_per_micro_batch=1)
+    grads, _ = grpo_gradients(policies, accelerator, groups, advantages, cfg)
+    assert all(torch.isfinite(grad).all() for grad in grads)
+
+    pairs = make_groups(encoder, sizes=(2, 2, 2), images=(1, 0, 2))
+    mine = pairs if rank == 0 else []
+    logp_ref = torch.linspace(-30, -10, 6, dtype=torch.float64).view(-1, 2)[: len(mine)]
+    cfg = replace(DPO, max_tokens_per_micro_batch=1)
+    grads = dpo_gradients(policies, accelerator, mine, logp_ref, pairs[:1], cfg)
+    torch.save(grads, f"{folder}/rank{rank}.pt")
 
 
 def test_uneven_ranks_do_not_hang(tiny64, tmp_path):
-    """Every rank runs as many passes as the busiest one, the idle ones with weight 0, and the sum is right."""
+    """Every rank runs as many passes as the busiest one, and the sum is right.
+
+    The passes that a rank adds send gradients of zero.
+    """
     on_two_ranks(check_uneven, str(tmp_path))
-    policy, codec = tiny64
-    pairs = make_groups(codec, sizes=(2, 2, 2), pictures=(1, 0, 2))
-    ref = torch.linspace(-30, -10, 6, dtype=torch.float64)
-    alone = dpo_gradients(policy, Accelerator(cpu=True), pairs, ref, 3, replace(dpo_sft.Config(), grad_clip=1e9))
+
+    policy, encoder = tiny64
+    accelerator = Accelerator(cpu=True)
+    policies = wrapped(policy, accelerator)
+    pairs = make_groups(encoder, sizes=(2, 2, 2), images=(1, 0, 2))
+    logp_ref = torch.linspace(-30, -10, 6, dtype=torch.float64).view(-1, 2)
+    alone = dpo_gradients(policies, accelerator, pairs, logp_ref, pairs[:1], DPO)
+
     for rank in range(WORLD):
-        found = torch.load(tmp_path / f"rank{rank}.pt", weights_only=True)
-        assert all(torch.allclose(a, b, atol=1e-10) for a, b in zip(found, alone))
+        grads = torch.load(tmp_path / f"rank{rank}.pt", weights_only=True)
+        assert close(grads, alone, atol=1e-10)
+
+
+# --- A run ---------------------------------------------------------------------------------------
 
 
 def run_grpo(rank, cfg):
-    seen, score = [], grpo.score
+    """A run of the stage that notes which prompts and completions this rank has seen."""
+    seen = []
+    reward_group = grpo.reward_group
 
-    def watch(group, *args):
-        seen.append((group.prompt.row["id"], [c.tolist() for c in group.completions]))
-        return score(group, *args)
+    def watched(group, *args, **more):
+        completions = [c.tolist() for c in group.completions]
+        seen.append((group.prompt.example["id"], completions))
+        return reward_group(group, *args, **more)
 
-    grpo.score = watch
+    grpo.reward_group = watched
     grpo.main(cfg)
     torch.save(seen, f"{cfg.run_dir}/seen{rank}.pt")
 
 
-def test_a_run_on_two_ranks(tmp_path):
-    """One folder, metrics of all completions, other prompts and other samples on each rank; it resumes."""
-    policy, codec = fresh_policy()
-    save_model(policy, codec, tmp_path / "start")
-    cfg = grpo.Config(model=str(tmp_path / "start"), run_dir=str(tmp_path / "run"), rows=12, steps=2, prompts_per_step=4,
-                      group_size=3, max_new_tokens=6, save_every=1, lr=1e-3)
+def test_a_run_on_two_ranks(start, tmp_path):
+    """One folder, metrics of all completions, other prompts and samples on each rank; resumable."""
+    folder = tmp_path / "run"
+    cfg = grpo.Config(
+        model=start,
+        run_dir=str(folder),
+        max_examples=12,
+        steps=2,
+        prompts_per_step=4,
+        group_size=3,
+        max_new_tokens=6,
+        save_every=1,
+        lr=1e-3,
+    )
     on_two_ranks(run_grpo, cfg)
-    seen = [torch.load(tmp_path / f"run/seen{r}.pt", weights_only=True) for r in range(WORLD)]
-    assert not {i for i, _ in seen[0]} & {i for i, _ in seen[1]} and len(seen[0]) == len(seen[1]) == 4
-    assert all(a != b for (_, a), (_, b) in zip(*seen)), "the ranks must not draw the same random numbers"
-    assert len((tmp_path / "run/metrics.jsonl").read_text().splitlines()) == 2
+
+    first, second = (torch.load(folder / f"seen{r}.pt", weights_only=True) for r in range(WORLD))
+    assert not {name for name, _ in first} & {name for name, _ in second}
+    assert len(first) == len(second) == 4
+    for (_, a), (_, b) in zip(first, second):
+        assert a != b, "the ranks must not draw the same random numbers"
+    assert len(read_jsonl(folder / "metrics.jsonl")) == 2
+
     on_two_ranks(run_grpo, replace(cfg, resume=True, steps=3))
-    assert len((tmp_path / "run/metrics.jsonl").read_text().splitlines()) == 3
+    assert len(read_jsonl(folder / "metrics.jsonl")) == 3
+
     with pytest.raises(ValueError, match="--resume.*saved by 2 processes"):
         grpo.main(replace(cfg, resume=True, steps=4))

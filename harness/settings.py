@@ -1,0 +1,133 @@
+"""Settings that several stages share.
+
+A stage's `Config` inherits the classes it needs, adds the settings of its own algorithm, and
+overrides a default where the stage differs:
+
+    @dataclass(frozen=True)
+    class Config(ModelSettings, OptimizerSettings, RunSettings):
+        beta: float = flag(0.1, "DPO's beta; LLaMA-Factory")
+        lr: float = flag(1e-4, "AdamW step; paper: 1e-6")
+
+`--help` prints the first line of each class' docstring as the title of its flags. A `__post_init__`
+checks values, raises ValueError naming the flag, and calls `super().__post_init__()`.
+"""
+
+from dataclasses import dataclass
+
+from harness.cli import flag
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The end of the chain of `__post_init__` calls."""
+
+    def __post_init__(self):
+        pass
+
+
+@dataclass(frozen=True)
+class ModelSettings(Settings):
+    """What a model may see."""
+
+    max_prompt_tokens: int = flag(3000, "longer prompts are skipped and counted, tokens; MM-EUREKA")
+    max_pixels: int | None = flag(
+        None, "images are scaled down to this many pixels, None: as the model says"
+    )
+
+
+@dataclass(frozen=True)
+class DataSettings(ModelSettings):
+    """Questions."""
+
+    data: str = flag("toy", "`toy`, a folder, a file or a hub name; paper: Orsta-47k + ViRL39K")
+    max_examples: int | None = flag(
+        None, "examples of --data to use, None for all (toy: 2048); ours", alias="rows"
+    )
+    instruction: str | None = flag(
+        None, "format instruction after each question, None for the built-in; ours"
+    )
+
+
+@dataclass(frozen=True)
+class SamplingSettings(Settings):
+    """Sampling."""
+
+    max_new_tokens: int = flag(64, "limit of a completion, tokens; paper: 10240")
+    sample_batch: int = flag(
+        512, "completions decoded at a time in each process; ours", alias="sample_rows"
+    )
+    compile_decode: bool = flag(
+        False, "static cache and a compiled decoding step: for a GPU and many tokens; ours"
+    )
+
+
+@dataclass(frozen=True)
+class OptimizerSettings(Settings):
+    """Optimizer and memory."""
+
+    lr: float = flag(2e-4, "AdamW step; paper: 1e-6")
+    schedule: str = flag(
+        "constant",
+        "`constant` or `cosine` after the warm-up; MM-EUREKA: cosine, paper: not stated",
+    )
+    warmup_steps: int = flag(
+        2, "steps (GRPO: rollouts) of linear warm-up; MM-EUREKA: 3 % of the run, paper: not stated"
+    )
+    weight_decay: float = flag(0.0, "AdamW weight decay; MM-EUREKA, paper: not stated")
+    grad_clip: float = flag(1.0, "largest gradient norm; MM-EUREKA, LLaMA-Factory")
+    max_tokens_per_micro_batch: int = flag(
+        3072, "tokens a forward pass may hold, prompts counted once; ours"
+    )
+    gradient_checkpointing: bool = flag(
+        False, "recompute layers in backward: less memory, about a third slower"
+    )
+    freeze_vision: bool = flag(
+        True, "do not train the vision tower; MM-EUREKA, LLaMA-Factory, paper: silent"
+    )
+    save_every: int = flag(
+        20,
+        "steps (GRPO: rollouts) between checkpoints (for --resume, and `evaluate.py --gf_runs`)",
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.schedule not in ("constant", "cosine"):
+            raise ValueError(f"--schedule {self.schedule}: wanted constant or cosine")
+
+
+@dataclass(frozen=True)
+class JudgeSettings(Settings):
+    """The judge."""
+
+    judge_url: str = flag(
+        "", "OpenAI-compatible endpoint that grades `text` answers; paper: GPT-4o"
+    )
+    judge_model: str = flag("", "model name at --judge_url")
+
+
+@dataclass(frozen=True)
+class RunSettings(Settings):
+    """The run and its folder."""
+
+    precision: str = flag(
+        "auto", "`no` (fp32), `bf16`, or `auto`: bf16 on a GPU; weights are fp32 always"
+    )
+    seed: int = flag(0, "of the toy questions, of the order of the data, and of sampling; ours")
+    run_dir: str = flag("", "folder of the run; empty: runs/STAGE_DATE_TIME")
+    resume: bool = flag(False, "go on with the run in --run_dir, bit-exactly on a CPU")
+    overwrite: bool = flag(False, "empty --run_dir first")
+    log_with: str = flag(
+        "", "a tracker that accelerate knows, `tensorboard` or `wandb`; empty: none"
+    )
+
+
+@dataclass(frozen=True)
+class OneShotSettings(RunSettings):
+    """The run of a stage that trains nothing: it has no checkpoint to go on from."""
+
+    resume: bool = flag(False, "not used here: this stage starts over")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.resume:
+            raise ValueError("--resume: this stage starts over, use --overwrite")

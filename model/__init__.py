@@ -1,0 +1,11 @@
+"""The model's room: everything between an example and the log-probability of a token.
+
+    records.py     Prompt and Group, the two records that every stage passes around
+    prompts.py     an example becomes a Prompt: token ids, pixel values, positions
+    qwen.py        the model family, Qwen2.5-VL: vision tower, positions, layers, head
+    attention.py   attention for one prompt with many completions
+    sampling.py    prompts become groups of sampled completions
+    loading.py     model folders in and out
+
+Nothing here knows of rewards, losses, data sets or runs.
+"""

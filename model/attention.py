@@ -1,0 +1,204 @@
+"""Attention for one prompt with many completions: one flat list of tokens, no padding.
+
+From the last token of a completion nothing is predicted, so the model never reads it: the *input*
+of a completion is all its tokens but the last. A pass over prompt p with the inputs a and b, and
+prompt q with the input c, is one list, prompts first:
+
+    p1 p2 p3 q1 q2 a1 a2 b1 b2 b3 c1 c2
+
+Every layer works on this list token by token. Only attention must know who belongs together:
+
+    a prompt looks back at itself     a completion looks at its whole prompt, then back at itself
+        p1 p2 p3                          a:  p1 p2 p3 | a1 a2 .
+        q1 q2 .                           b:  p1 p2 p3 | b1 b2 b3
+                                          c:  q1 q2 .  | c1 c2 .
+
+So the keys and values of a prompt are computed once, however many completions it has, and in the
+backward pass their gradients add up. The dots are the only padding there is: attention alone sees
+them, and masks them.
+
+Long and short sequences go to different *blocks*, one call of attention each, so that no sequence
+is padded to twice its length.
+
+Dimensions beside those of `records.py`
+    tokens   length of the list          d   width of one attention head
+    n        sequences in a block        Q   longest of them      K   keys that they look at
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+NAME = "one_prompt_many_completions"  # what HF's layers know `attend` by
+
+
+# --- 1. The layout: where each token stands, and at which tokens it looks ----------------------
+
+
+@dataclass(frozen=True)
+class Block:
+    """Prompts, or completions, of about the same length: one call of attention."""
+
+    queries: Tensor  # (n, Q) indices into the list
+    keys: Tensor  # (n, K) indices into the list; a completion's prompt comes first
+    mask: Tensor | None  # (n, 1, Q, K) bool, True where a query sees a key; None: causal (prompts)
+    is_token: Tensor  # (n, Q) bool, False where `queries` is padding; on the CPU
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where prompts and completions stand in the list, and the blocks that attention works on."""
+
+    offsets: Tensor  # (N + B,) index of the first token of each prompt and completion; CPU
+    last_of_prompt: Tensor  # (N,) index of the last token of each prompt; on the CPU
+    blocks: list[Block]
+    slot_of_token: Tensor  # (tokens,) where each token is found among the outputs of all blocks
+
+    @classmethod
+    def of(
+        cls,
+        prompt_lengths: list[int],
+        completion_lengths: list[int],
+        prompt_of: list[int],
+        device: torch.device,
+    ) -> "Layout":
+        """Lay out a pass.
+
+        prompt_lengths      N tokens
+        completion_lengths  B input tokens, 0 for a completion that is EOS alone
+        prompt_of           B, the prompt of each completion; empty for a pass over prompts alone
+        """
+        num_prompts = len(prompt_lengths)
+        lengths = torch.tensor([*prompt_lengths, *completion_lengths])  # (N + B,)
+        offsets = lengths.cumsum(0) - lengths  # (N + B,)
+
+        blocks = []
+        for prompts in bucket_by_length(range(num_prompts), lengths):
+            blocks.append(prompt_block(prompts, offsets, lengths, device))
+
+            # Only completions of these prompts: a long prompt would pad the keys of all the others.
+            here = [num_prompts + b for b, prompt in enumerate(prompt_of) if prompt in prompts]
+            for completions in bucket_by_length(here, lengths):
+                their_prompts = [prompt_of[c - num_prompts] for c in completions]
+                blocks.append(
+                    completion_block(completions, their_prompts, offsets, lengths, device)
+                )
+
+        last_of_prompt = (offsets + lengths - 1)[:num_prompts]
+        return cls(offsets, last_of_prompt, blocks, invert(blocks, int(lengths.sum())).to(device))
+
+
+def prompt_block(prompts: list[int], offsets: Tensor, lengths: Tensor, device) -> Block:
+    """Prompts that look back at themselves: causal attention, so no mask is needed."""
+    queries, is_token = padded_indices(offsets[prompts], lengths[prompts])  # (n, Q)
+    return Block(queries.to(device), queries.to(device), None, is_token)
+
+
+def completion_block(
+    completions: list[int], prompts: list[int], offsets: Tensor, lengths: Tensor, device
+) -> Block:
+    """Completions that look at their whole prompt and back at themselves; prompts (n,) of each."""
+    prompt_keys, in_prompt = padded_indices(offsets[prompts], lengths[prompts])  # (n, S)
+    queries, is_token = padded_indices(offsets[completions], lengths[completions])  # (n, Q)
+    num, longest = queries.shape
+
+    earlier = torch.ones(longest, longest, dtype=torch.bool, device=device).tril()  # (Q, Q)
+    in_prompt = in_prompt.to(device)[:, None].expand(-1, longest, -1)  # (n, Q, S)
+    mask = torch.cat([in_prompt, earlier.expand(num, -1, -1)], dim=2)  # (n, Q, S + Q)
+
+    keys = torch.cat([prompt_keys, queries], dim=1)  # (n, S + Q)
+    return Block(queries.to(device), keys.to(device), mask[:, None], is_token)
+
+
+def invert(blocks: list[Block], num_tokens: int) -> Tensor:
+    """(tokens,) the slot of each token's output, all blocks laid end to end, padding skipped."""
+    token_of_slot = torch.cat([block.queries.cpu().flatten() for block in blocks])  # (slots,)
+    is_token = torch.cat([block.is_token.flatten() for block in blocks])  # (slots,)
+
+    slot_of_token = torch.empty(num_tokens, dtype=torch.long)
+    slot_of_token[token_of_slot[is_token]] = is_token.nonzero()[:, 0]
+    return slot_of_token
+
+
+def padded_indices(offsets: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Indices of n sequences in the list, padded to the longest.
+
+    offsets, lengths (n,) -> indices (n, longest), is_token (n, longest) bool. Padding repeats the
+    last token of its own sequence, so that every index is a valid one.
+    """
+    step = torch.arange(int(lengths.max()))  # (longest,)
+    is_token = step < lengths[:, None]
+    return offsets[:, None] + torch.minimum(step, lengths[:, None] - 1), is_token
+
+
+def bucket_by_length(sequences: Iterable[int], lengths: Tensor) -> list[list[int]]:
+    """Sort by length and cut into buckets, each with its longest under twice its shortest.
+
+    A sequence of length 0 (a completion that is EOS alone) is in no bucket: it has no token here.
+    """
+    length = lengths.tolist()
+    buckets: list[list[int]] = []
+
+    for i in sorted(sequences, key=lambda i: -length[i]):
+        if length[i] == 0:
+            continue
+        if buckets and length[buckets[-1][0]] < 2 * length[i]:
+            buckets[-1].append(i)
+        else:
+            buckets.append([i])
+    return buckets
+
+
+# --- 2. Attention ------------------------------------------------------------------------------
+
+
+def attend(
+    module, q: Tensor, k: Tensor, v: Tensor, layout: Layout | Tensor | None, **kwargs
+) -> tuple[Tensor, None]:
+    """One layer's attention over the list. HF's decoder layers call it, see `register` below.
+
+    q            (1, query heads, tokens, d)
+    k, v         (1, key heads, tokens, d)
+    layout       the layout of the pass. Given a mask, or None, instead, this is HF's own attention:
+                 for HF's forward, and for decoding, where each sequence asks with one token
+                 (test_greedy_equals_generate)
+    returns      (1, tokens, query heads, d), and None for the attention weights, as HF wants it
+
+    Trap: with more keys than queries, SDPA's `is_causal` starts at the upper left: the first token
+    of a completion would see one token of its prompt instead of all. So completions bring a mask
+    (test_attend_equals_a_loop).
+    """
+    if not isinstance(layout, Layout):
+        return sdpa_attention_forward(module, q, k, v, layout, **kwargs)
+
+    # Under autocast the rotary embedding made q and k fp32; cast first, there is less to gather.
+    q, k = q.to(v.dtype), k.to(v.dtype)
+
+    outputs = []
+    for block in layout.blocks:
+        block_q = gather_tokens(q, block.queries)  # (n, query heads, Q, d)
+        block_k = gather_tokens(k, block.keys)  # (n, key heads, K, d)
+        block_v = gather_tokens(v, block.keys)  # (n, key heads, K, d)
+        out, _ = sdpa_attention_forward(module, block_q, block_k, block_v, block.mask, **kwargs)
+        outputs.append(out.flatten(0, 1))  # (n * Q, query heads, d)
+
+    in_slots = torch.cat(outputs)  # (slots, query heads, d), padding included
+    return in_slots.index_select(0, layout.slot_of_token)[None], None
+
+
+def gather_tokens(x: Tensor, indices: Tensor) -> Tensor:
+    """x (1, heads, tokens, d) at indices (n, Q) -> (n, heads, Q, d)."""
+    tokens_first = x[0].transpose(0, 1)  # (tokens, heads, d)
+    gathered = tokens_first.index_select(0, indices.flatten())  # (n * Q, heads, d)
+    return gathered.unflatten(0, indices.shape).transpose(1, 2)
+
+
+# HF's layers find an attention function by its name, and hand it their second argument untouched:
+# so a Layout can travel where HF expects a mask. HF's own forward makes an ordinary mask instead.
+AttentionInterface.register(NAME, attend)
+AttentionMaskInterface.register(NAME, sdpa_mask)

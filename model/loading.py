@@ -1,0 +1,122 @@
+"""Model folders in and out: weights, tokenizer and image processor, as Hugging Face keeps them."""
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import AutoImageProcessor, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from model.prompts import PromptEncoder
+from model.qwen import Policy, load_weights
+
+# A progress bar for each saved file would tear the table of steps on the terminal apart.
+transformers_logging.disable_progress_bar()
+
+
+def load_model(
+    name: str,
+    *,
+    flag: str = "--model",
+    freeze_vision: bool = False,
+    gradient_checkpointing: bool = False,
+    max_pixels: int | None = None,
+) -> tuple[Policy, PromptEncoder]:
+    """Load a Qwen2.5-VL folder or hub name: fp32 weights, tokenizer and image processor.
+
+    name                    a folder, or a hub name (OWNER/NAME)
+    flag                    the flag that errors name
+    freeze_vision           do not train the vision tower
+    gradient_checkpointing  see `Policy`
+    max_pixels              images are scaled down to this many pixels; None: as the folder says
+    Raises ValueError when it is missing, half written or of another architecture.
+
+    Trap: from_pretrained fills weights that are missing with random ones and only warns
+    (test_half_written_model_folder_is_refused). Dropout stays off for good, by `eval` here and no
+    `train()` anywhere: logp, logp_old and logp_ref have to be the same function.
+    """
+    check_folder(name, flag)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        # The joint processor class wants a video reader (torchvision); still images do not need
+        # one.
+        image_processor = AutoImageProcessor.from_pretrained(name, backend="pil")
+        vlm, lacking = load_weights(name)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise ValueError(f"{flag} {name}: cannot be loaded: {error}") from error
+    if lacking:
+        raise ValueError(f"{flag} {name}: weights are incomplete, first missing: {lacking[0]}")
+
+    if max_pixels is not None:
+        image_processor.size = {**dict(image_processor.size), "longest_edge": max_pixels}
+    vlm.eval()
+    vlm.model.visual.requires_grad_(not freeze_vision)
+
+    eos_ids = eos_token_ids(vlm, tokenizer)
+    suppressed = suppressed_ids(vlm, tokenizer, eos_ids)
+    policy = Policy(vlm, eos_ids, suppressed, gradient_checkpointing)
+    encoder = PromptEncoder(
+        tokenizer, image_processor, vlm.config.image_token_id, image_processor.merge_size
+    )
+    return policy, encoder
+
+
+def check_folder(name: str, flag: str) -> None:
+    """Raise ValueError if `name` is a path and not a whole model folder. A hub name passes."""
+    looks_like_path = name.startswith((".", "/")) or name.count("/") > 1
+    if not Path(name).exists() and not looks_like_path:
+        return
+
+    for needed in ("config.json", "tokenizer_config.json", "preprocessor_config.json"):
+        if not (Path(name) / needed).is_file():
+            raise ValueError(f"{flag} {name}: not a model folder, {needed} is missing")
+
+
+def eos_token_ids(vlm, tokenizer) -> list[int]:
+    """Every id that ends a completion. The tokenizer's own comes first: pairs are ended with it.
+
+    Trap: Qwen stops on two ids. With the tokenizer's alone, half of the completions would run on
+    past their end, into junk that is then trained on (test_every_eos_id_ends_a_completion).
+    """
+    listed = vlm.generation_config.eos_token_id
+    if not isinstance(listed, list):
+        listed = [listed]
+
+    ids = []
+    for i in [tokenizer.eos_token_id, *listed]:
+        if i is not None and i not in ids:
+            ids.append(i)
+    return ids
+
+
+def suppressed_ids(vlm, tokenizer, eos_ids: list[int]) -> Tensor:
+    """(V,) bool: special ids but EOS, and ids beyond the tokenizer (Qwen pads its table).
+
+    Trap: a sampled image token makes the next pass look for an image that is not there
+    (test_image_tokens_are_never_sampled_nor_scored).
+    """
+    vocabulary = vlm.config.text_config.vocab_size
+    suppressed = torch.zeros(vocabulary, dtype=torch.bool)
+    suppressed[len(tokenizer) :] = True
+
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special |= set(tokenizer.all_special_ids)
+    suppressed[[i for i in special if i < vocabulary]] = True
+
+    suppressed[eos_ids] = False
+    return suppressed
+
+
+def save_model(policy: Policy, encoder: PromptEncoder, folder: Path) -> None:
+    """Write a plain Hugging Face folder that `from_pretrained` opens, complete or not at all."""
+    partial = folder.with_name(folder.name + ".partial")
+    policy.vlm.save_pretrained(partial)
+    encoder.tokenizer.save_pretrained(partial)
+    encoder.image_processor.save_pretrained(partial)
+
+    if folder.exists():
+        for old in folder.iterdir():
+            old.unlink()
+        folder.rmdir()
+    partial.rename(folder)

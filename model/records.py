@@ -1,0 +1,59 @@
+"""The two records that every stage passes around: a Prompt, and a Group of completions of it.
+
+GRPO samples G completions of a prompt, DPO holds a chosen and a rejected one, pass@k wants k of
+them. All three are groups, so all three are sampled and scored by the same functions.
+
+Dimension key, used in every file of the project
+    N  prompts (= groups) in a batch     S  tokens of a prompt (of the longest, where padded)
+    B  completions in a batch            T  tokens of the longest completion, EOS included
+    G  completions of one prompt         V  vocabulary         D  hidden width
+
+The B completions of a batch lie in group order: all of group 0 first, then all of group 1.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+class ExampleError(ValueError):
+    """An example that cannot be used, and why. Loaders skip it, count it and name it."""
+
+
+@dataclass(frozen=True, eq=False)  # equal by identity alone: it is the key of the feature cache
+class Prompt:
+    """One encoded prompt. Its tensors stay on the CPU until a batch needs them."""
+
+    example: dict  # where it came from: question, answer, images, ... (see `sources`)
+    ids: Tensor  # (S,) token ids, each image already expanded to its placeholder tokens
+    positions: Tensor  # (3, S) M-RoPE positions: time, height, width
+    pixel_values: Tensor | None  # (patches, patch_dim) of all its images, in order
+    image_grid_thw: Tensor | None  # (images, 3) patches in time, height, width
+
+
+@dataclass(frozen=True)
+class Group:
+    """One prompt and its completions."""
+
+    prompt: Prompt
+    completions: list[Tensor]  # each (t,) ids as sampled; never decoded and tokenized again
+
+
+def completion_mask(groups: list[Group]) -> Tensor:
+    """Which entries of a (B, T) tensor are tokens and which are padding.
+
+    Returns (B, T) float: 1 where completion b has a token t (its EOS is one), 0 elsewhere.
+
+    Trap: lengths come from the records, never from `ids != pad`. Where padding and EOS share an id,
+    that would mask the EOS out, and the model would never be taught to stop
+    (test_mask_survives_pad_equals_eos).
+    """
+    lengths = torch.tensor([len(c) for group in groups for c in group.completions])  # (B,)
+    token = torch.arange(int(lengths.max()))  # (T,)
+    return (token < lengths[:, None]).float()
+
+
+def is_truncated(completion: Tensor, eos_ids: list[int]) -> bool:
+    """True if a completion (t,) ran into the length limit instead of ending by itself."""
+    return int(completion[-1]) not in eos_ids

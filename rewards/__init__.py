@@ -1,0 +1,70 @@
+"""Rewards: what a completion is paid for, by name.
+
+A reward is one function of an example and a completion, and one entry in the dictionary of
+`make_rewards` below. A run sums them with the weights of --reward_weights:
+
+    R = 0.5 * format + 1 * accuracy (+ 1 * overlong)       SPECS section 3: independent, and summed
+
+    format     1 if the response is one think block, then one answer block, and nothing else
+    accuracy   1 if the answer in the response equals the gold answer (`grading.py`)
+    overlong   0 to -1 in the last tokens before the limit (DAPO eq. 13), with --overlong_buffer
+
+None means "could not be scored", as when a judge does not answer. Such a completion is left out of
+its group, since calling it wrong would teach something.
+
+    groups.py       the rewards of a sampled group
+    grading.py      the accuracy of a response, by the type of the answer
+    format.py       the format
+    math_worker.py  math-verify in a process of its own
+    judge.py        a language model that answers yes or no
+
+To add a reward, write the function and enter it in `make_rewards`. It is then logged, plotted and
+recorded under its name.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rewards.format import is_in_format
+from rewards.grading import Grade, grade
+from rewards.judge import Judge, make_judge
+
+__all__ = ["Completion", "Grade", "Judge", "Reward", "grade", "is_in_format", "make_judge"]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a reward may look at, beside the example."""
+
+    text: str  # the response, up to its EOS and without special tokens
+    length: int  # tokens, EOS included
+    truncated: bool  # it ran into the limit of tokens
+    progress: float  # of the training: 0 at the first step, 1 at the last
+
+
+Reward = Callable[[dict, Completion], float | None]
+
+
+def make_rewards(cfg, judge: Judge | None) -> dict[str, Reward]:
+    """The rewards of a run by name, from the settings of `grpo.py`."""
+
+    def in_format(example: dict, completion: Completion) -> float:
+        return float(is_in_format(completion.text))
+
+    def accuracy(example: dict, completion: Completion) -> float | None:
+        return grade(example, completion.text, judge).score
+
+    def overlong(example: dict, completion: Completion) -> float:
+        return overlong_penalty(completion.length, cfg.max_new_tokens, cfg.overlong_buffer)
+
+    rewards = {"format": in_format, "accuracy": accuracy}
+    if cfg.overlong_buffer:
+        rewards["overlong"] = overlong
+    return rewards
+
+
+def overlong_penalty(length: int, limit: int, buffer: int) -> float:
+    """0 up to limit - buffer tokens, then down to -1 at the limit. Source: DAPO eq. 13."""
+    if buffer == 0:
+        return 0.0
+    return min(0.0, (limit - buffer - length) / buffer)

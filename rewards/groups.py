@@ -1,0 +1,88 @@
+"""A sampled group and what its completions were paid."""
+
+import math
+from dataclasses import dataclass
+
+from model.prompts import PromptEncoder
+from model.records import Group, is_truncated
+from rewards import Completion, Judge, Reward, grade
+
+
+@dataclass(frozen=True)
+class RewardedGroup:
+    """A sampled group. Each list has one entry for each of its G completions."""
+
+    group: Group
+    responses: list[str]  # the text of each completion
+    truncated: list[bool]  # it ran into the limit of tokens
+    rewards: list[dict[str, float | None]]  # by name; None: could not be scored
+    totals: list[float]  # the weighted sum, which is trained on; nan if a part could not be scored
+
+    def known(self, name: str) -> list[float]:
+        """One reward of all completions that could be scored."""
+        return [by_name[name] for by_name in self.rewards if by_name[name] is not None]
+
+    def known_totals(self) -> list[float]:
+        """The weighted sums of all completions that could be scored."""
+        return [total for total in self.totals if not math.isnan(total)]
+
+
+def reward_group(
+    group: Group,
+    encoder: PromptEncoder,
+    eos_ids: list[int],
+    rewards: dict[str, Reward],
+    weights: dict[str, float],
+    progress: float,
+) -> RewardedGroup:
+    """Pay every completion of a group: each reward by its name, and their weighted sum.
+
+    weights   by name, 1 for a reward that is not named
+    progress  of the training, 0 to 1; see `Completion`
+    """
+    example = group.prompt.example
+    responses = [encoder.decode(ids) for ids in group.completions]
+    truncated = [is_truncated(ids, eos_ids) for ids in group.completions]
+
+    paid, totals = [], []
+    for ids, text, cut in zip(group.completions, responses, truncated):
+        completion = Completion(text, len(ids), cut, progress)
+        by_name = {name: reward(example, completion) for name, reward in rewards.items()}
+        paid.append(by_name)
+        totals.append(weighted_sum(by_name, weights))
+    return RewardedGroup(group, responses, truncated, paid, totals)
+
+
+def weighted_sum(by_name: dict[str, float | None], weights: dict[str, float]) -> float:
+    """The reward that is trained on; nan if one of its parts could not be scored."""
+    total = 0.0
+    for name, reward in by_name.items():
+        total += float("nan") if reward is None else weights.get(name, 1.0) * reward
+    return total
+
+
+def parse_weights(text: str) -> dict[str, float]:
+    """`format=0.5,accuracy=1` -> weights by name. Raises ValueError naming --reward_weights."""
+    weights = {}
+    for part in text.split(","):
+        name, _, weight = part.partition("=")
+        try:
+            weights[name.strip()] = float(weight)
+        except ValueError as error:
+            raise ValueError(f"--reward_weights {text}: wanted NAME=WEIGHT,NAME=WEIGHT") from error
+    return weights
+
+
+def sample_record(rewarded: RewardedGroup, encoder: PromptEncoder, judge: Judge | None) -> dict:
+    """What samples.jsonl holds of a group. The grader is asked once more, for its reasons."""
+    prompt, example = rewarded.group.prompt, rewarded.group.prompt.example
+    return {
+        "id": example["id"],
+        "prompt": encoder.tokenizer.decode(prompt.ids.tolist()),
+        "gold": example["answer"],
+        "completions": rewarded.responses,
+        "truncated": rewarded.truncated,
+        "rewards": rewarded.rewards,
+        "totals": rewarded.totals,
+        "reasons": [grade(example, text, judge).reason for text in rewarded.responses],
+    }

@@ -1,0 +1,82 @@
+"""Where examples come from, and how they become a stream of prompts.
+
+    tables.py    folders, files and hub data sets, opened by the `datasets` library
+    toy.py       the embedded world: its examples, its evaluation sets, its formats
+    stream.py    examples to prompts: an endless shuffled stream, or a list
+
+An *example* is a dictionary, the same for every source:
+
+    id            str    names the example in errors and files
+    images        list   PIL images or paths, in the order of the `<image>` placeholders
+                         (without placeholders all images come first)
+    question      str    without any format instruction
+    instruction   str    the format that is asked for ("" for none), appended to the question
+    format        str    name of that format, for reports
+    answer        str    gold, never empty
+    answer_type   str    "number", "choice", "math" or "text": how `rewards.grade` compares
+    choices       list   option texts of a "choice" example, [] otherwise
+    kind          str    a label to report by (question type, category)
+"""
+
+from collections.abc import Callable, Sequence
+
+from sources.stream import read_all
+from sources.tables import table_examples
+from sources.toy import evaluation_sets, toy_examples
+
+
+def load_examples(
+    source: str,
+    *,
+    split: str = "train",
+    count: int | None = None,
+    seed: int = 0,
+    instruction: str | None = None,
+) -> Sequence[dict]:
+    """The examples of a source.
+
+    source: `toy`, or what `datasets` opens: a folder, a file (parquet, jsonl, json, csv) or a hub
+        name, with at least the columns `question` and `answer`.
+    split: a split of a folder or hub data set. A file has none, so there `split` has no effect.
+        `toy` has "train", and any other name is the held-out split.
+    count: how many examples, the first ones of a table; None for all (`toy`: 2048).
+    seed: of the questions that `toy` draws. A table ignores it.
+    instruction: the format instruction of each example; None for the one of the source.
+
+    Raises ValueError naming --data if there is no example. Examples of a table are read, and their
+    images decoded, when they are asked for: one that cannot be used raises ExampleError then.
+    """
+    if source == "toy":
+        examples = toy_examples(count, seed, held_out=split != "train", instruction=instruction)
+    else:
+        examples = table_examples(source, split, count, instruction)
+    if not len(examples):
+        raise ValueError(f"--data {source}: split {split!r} has no examples")
+    return examples
+
+
+def load_evaluation_sets(
+    source: str,
+    *,
+    split: str,
+    count: int,
+    seed: int,
+    instruction: str | None,
+    warn: Callable[[str], None],
+) -> dict[str, list[dict]]:
+    """Held-out examples by name of the set; `id` is the one that is as in training.
+
+    `toy` has other sets as well, a table has `id` alone. The arguments are those of
+    `load_examples`; examples that cannot be read are named to `warn`.
+    """
+    if source == "toy":
+        return evaluation_sets(count, seed)
+    examples = load_examples(source, split=split, count=count, instruction=instruction)
+    return {"id": read_all(examples, warn)}
+
+
+def with_shuffled_images(examples: list[dict]) -> list[dict]:
+    """Each question with the images of another, a third of the list away."""
+    shift = max(1, len(examples) // 3)
+    others = examples[shift:] + examples[:shift]
+    return [{**example, "images": other["images"]} for example, other in zip(examples, others)]

@@ -1,0 +1,154 @@
+"""Examples to prompts: an endless shuffled stream for GRPO, lists for the other stages.
+
+An example that cannot be used (an over-long prompt, a broken image) raises ExampleError. Here it is
+skipped and named to `warn`, so that one bad example does not end a run, and is not lost silently.
+"""
+
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
+
+from model.prompts import PromptEncoder
+from model.records import ExampleError, Prompt
+
+Value = TypeVar("Value")
+
+
+class PromptStream:
+    """Endless encoded prompts of this rank's part of the examples, reshuffled every epoch.
+
+    All ranks agree on the shuffled order of an epoch; rank r of R takes every R-th example of it,
+    from the r-th on (test_ranks_get_disjoint_prompts).
+
+    position: examples read so far. Setting it resumes the stream exactly.
+    skipped: how many of them could not be used.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[dict],
+        encoder: PromptEncoder,
+        *,
+        seed: int,
+        max_prompt_tokens: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        warn: Callable[[str], None] = print,
+    ):
+        if len(examples) < world_size:
+            raise ValueError(
+                f"--data: {len(examples)} examples for {world_size} processes, each needs one"
+            )
+        self.examples = examples
+        self.encoder = encoder
+        self.seed = seed
+        self.max_prompt_tokens = max_prompt_tokens
+        self.warn = warn
+
+        self.position = 0
+        self.skipped = 0
+        self.places = range(rank, len(examples), world_size)  # of this rank, in any epoch's order
+        self.epoch = -1  # the epoch that `order` belongs to
+        self.order: list[int] = []
+
+    def __iter__(self) -> Iterator[Prompt]:
+        skipped_in_a_row = 0
+        while True:
+            index = self.next_index()
+            try:
+                prompt = self.encoder.encode(self.examples[index], self.max_prompt_tokens)
+            except ExampleError as error:
+                self.warn(f"skipped: {error}")
+                self.skipped += 1
+                skipped_in_a_row += 1
+                if skipped_in_a_row >= len(self.places):  # without this, it would search for ever
+                    raise ValueError(
+                        f"--data: none of {len(self.places)} examples can be used, "
+                        f"the last: {error}"
+                    ) from error
+                continue
+            skipped_in_a_row = 0
+            yield prompt
+
+    def next_index(self) -> int:
+        """The index of the next example, and one step forward."""
+        epoch, step = divmod(self.position, len(self.places))
+        self.position += 1
+        if epoch != self.epoch:
+            self.epoch = epoch
+            self.order = list(range(len(self.examples)))
+            random.Random(f"{self.seed} {epoch}").shuffle(self.order)
+        return self.order[self.places[step]]
+
+    def take(self, count: int) -> list[Prompt]:
+        """The next `count` prompts."""
+        stream = iter(self)
+        return [next(stream) for _ in range(count)]
+
+
+def read_usable(
+    read: Callable[[int], Value], indices: Iterable[int], warn: Callable[[str], None]
+) -> list[Value]:
+    """`read(i)` for every index for which it works, in order; the others are named to `warn`."""
+    values = []
+    for i in indices:
+        try:
+            values.append(read(i))
+        except ExampleError as error:
+            warn(f"skipped: {error}")
+    return values
+
+
+def read_all(examples: Sequence[dict], warn: Callable[[str], None]) -> list[dict]:
+    """Every example that can be read, in order."""
+    return read_usable(examples.__getitem__, range(len(examples)), warn)
+
+
+def encode_all(
+    examples: Sequence[dict],
+    encoder: PromptEncoder,
+    max_prompt_tokens: int | None = None,
+    warn: Callable[[str], None] = print,
+    rank: int = 0,
+    world_size: int = 1,
+) -> list[Prompt]:
+    """The prompts of this rank's part of the examples, in order. Raises ValueError without any."""
+
+    def encode(i: int) -> Prompt:
+        return encoder.encode(examples[i], max_prompt_tokens)
+
+    prompts = read_usable(encode, range(rank, len(examples), world_size), warn)
+    if not prompts:
+        raise ValueError(f"--data: none of {len(examples)} examples can be used")
+    return prompts
+
+
+class EncodedSets:
+    """Named sets of examples, encoded once for all encoders that make the same prompts of them."""
+
+    def __init__(
+        self,
+        sets: dict[str, list[dict]],
+        max_prompt_tokens: int | None,
+        warn: Callable[[str], None],
+    ):
+        self.sets = sets
+        self.max_prompt_tokens = max_prompt_tokens
+        self.warn = warn
+        self.encoded: dict[str, dict[str, list[Prompt]]] = {}
+
+    def for_encoder(self, encoder: PromptEncoder) -> dict[str, list[Prompt]]:
+        """Name of the set -> its prompts."""
+        key = self.key(encoder)
+        if key not in self.encoded:
+            self.encoded[key] = {
+                name: encode_all(examples, encoder, self.max_prompt_tokens, self.warn)
+                for name, examples in self.sets.items()
+            }
+        return self.encoded[key]
+
+    def key(self, encoder: PromptEncoder) -> str:
+        """All that the prompts depend on: vocabulary, chat template, how images are resized."""
+        tokenizer = encoder.tokenizer
+        vocabulary = tokenizer.backend_tokenizer.to_str()
+        return f"{vocabulary} {tokenizer.chat_template} {encoder.image_processor}"

@@ -1,0 +1,57 @@
+"""The embedded world as a source: examples to train on, sets to evaluate on, formats to check.
+
+    id           held-out images, everything else as in training
+    tags, brackets, last_line      other formats than training asks for
+    wording      questions in words that training never uses
+    task         a kind of question that training never asks
+
+Each set differs from training in one thing, so that a fall in a rate has one possible cause.
+"""
+
+from toy import world
+
+DEFAULT_COUNT = 2048  # examples, where nobody says how many
+
+TRAINED_AND_OOD = [world.THINK, *world.TAGS, world.BRACKETS, world.LAST_LINE, world.PLAIN]
+TOY_FORMATS = {form.instruction: form for form in TRAINED_AND_OOD}
+
+
+def toy_examples(
+    count: int | None, seed: int, *, held_out: bool = False, instruction: str | None = None
+) -> list[dict]:
+    """Examples as in training.
+
+    count: None for 2048.
+    seed: chooses the questions and their images.
+    instruction: replaces the one that asks for the think format.
+    """
+    if count is None:
+        count = DEFAULT_COUNT
+    examples = world.examples(count, seed, held_out=held_out)
+    if instruction is not None:
+        examples = [{**example, "instruction": instruction} for example in examples]
+    return examples
+
+
+def evaluation_sets(
+    count: int, seed: int, *, formats_only: bool = False
+) -> dict[str, list[dict]]:
+    """Held-out examples by name of the set, `count` in each.
+
+    formats_only: leave `wording` and `task` out, where only the format is measured.
+    """
+    sets = {"id": world.examples(count, seed, held_out=True)}
+    for name, formats in world.OOD_FORMATS.items():
+        sets[name] = world.examples(count, seed, held_out=True, formats=formats)
+    if not formats_only:
+        sets["wording"] = world.examples(count, seed, held_out=True, unseen_wording=True)
+        sets["task"] = world.examples(count, seed, held_out=True, kinds=(world.OOD_KIND,))
+    return sets
+
+
+def obeys_format(example: dict, response: str) -> bool:
+    """True if a response has exactly the format that its example's instruction asks for.
+
+    The instruction must be one of this world's (a key of TOY_FORMATS).
+    """
+    return TOY_FORMATS[example["instruction"]].obeyed_by(response)

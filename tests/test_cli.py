@@ -1,0 +1,133 @@
+"""The command line: wrong flags are named, help is complete, and the paper's settings parse."""
+
+import functools
+import importlib
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from harness.cli import flag, parse_cli
+from harness.run import read_jsonl
+from model.loading import load_model
+
+ROOT = Path(__file__).parent.parent
+STAGES = ["grpo.py", "build_prefs.py", "dpo_sft.py", "evaluate.py"]
+
+
+def stage_module(stage: str):
+    """`grpo.py` -> the module."""
+    return importlib.import_module(stage.removesuffix(".py"))
+
+
+@functools.cache
+def help_of(stage: str) -> str:
+    """What `python STAGE --help` prints."""
+    command = [sys.executable, stage, "--help"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+@dataclass(frozen=True)
+class Small:
+    lr: float = flag(0.5, "a rate, per step")
+    max_examples: int | None = flag(None, "how many, None for all", alias="rows")
+    verify: bool = flag(True, "check it")
+
+    def __post_init__(self):
+        if self.lr < 0:
+            raise ValueError("--lr must not be negative")
+
+
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (["--lrr", "1"], ["--lrr", "did you mean --lr?"]),
+        (["--lr", "x"], ["--lr", "'x'"]),
+        (["--max_examples", "1.5"], ["--max_examples", "1.5"]),
+        (["--rows", "1.5"], ["--rows", "1.5"]),
+        (["--lr=-1"], ["--lr must not be negative"]),
+        (["stray"], ["stray"]),
+    ],
+)
+def test_wrong_flags_are_named(argv, words, capsys):
+    """Unknown, ill-typed, out of range: the message names the flag, and the nearest that exists."""
+    with pytest.raises(SystemExit):
+        parse_cli(Small, "doc", argv)
+    error = capsys.readouterr().err
+    assert all(word in error for word in words), error
+
+
+def test_flags_and_files(tmp_path):
+    """--no_verify, None, an alias, and @file with comments."""
+    file = tmp_path / "small.args"
+    file.write_text("--lr 0.25  # per step\n\n# a comment\n--no_verify\n")
+
+    assert parse_cli(Small, "", [f"@{file}", "--max_examples", "3"]) == Small(0.25, 3, False)
+    assert parse_cli(Small, "", [f"@{file}", "--rows", "3"]) == Small(0.25, 3, False)
+    assert parse_cli(Small, "", []) == Small()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_help_says_unit_default_and_source(stage):
+    """Every setting of every stage; the help starts with what the stage is."""
+    out = help_of(stage)
+    module = stage_module(stage)
+
+    for name, field in module.Config.__dataclass_fields__.items():
+        assert f"--{name}" in out
+        assert field.metadata["help"]
+
+    assert module.__doc__.splitlines()[0] in out
+    assert "paper" in out
+    assert "(default:" in out
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_shared_settings_stand_behind_those_of_the_stage(stage):
+    """--help groups flags: the stage's own first, each shared class under its docstring."""
+    out = help_of(stage)
+    own = out.index("settings of this stage:")
+    run = out.index("The run and its folder:")
+    assert own < run < out.index("--run_dir", run)
+
+    first_flag = re.search(r"--(\w+)", out[own:])[1]
+    own_fields = list(stage_module(stage).Config.__annotations__)
+    assert first_flag == own_fields[0]
+
+
+@pytest.mark.parametrize("config", sorted((ROOT / "configs").glob("*.args")), ids=lambda p: p.name)
+def test_paper_settings_parse(config):
+    """The files in configs/ are accepted by the stage that their name says."""
+    stage = next(s for s in STAGES if config.name.startswith(s.removesuffix(".py")))
+    settings = parse_cli(stage_module(stage).Config, "", [f"@{config}"])
+    assert getattr(settings, "lr", 1e-6) == 1e-6
+
+
+LAUNCH = (
+    "launch --cpu --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no"
+)
+SMALL_RUN = (
+    "grpo.py --precision bf16 --steps 2 --prompts_per_step 4 --max_examples 8 --kl_beta 0.01"
+)
+
+
+def test_accelerate_launches_a_stage_in_bf16(tmp_path):
+    """The README's command, with a bf16 copy that samples and fp32 weights that train."""
+    accelerate = str(Path(sys.executable).with_name("accelerate"))
+    folder = tmp_path / "run"
+    command = [accelerate, *LAUNCH.split(), *SMALL_RUN.split(), "--run_dir", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+    steps = read_jsonl(folder / "metrics.jsonl")
+    assert len(steps) == 2
+    assert all(0 < step["grad_norm"] < 100 for step in steps)
+    assert all(abs(step["ratio"] - 1) < 0.1 for step in steps)
+
+    trained, _ = load_model(str(folder / "model"))
+    base, _ = load_model(str(ROOT / "toy/base"))
+    moved = [(a - b).abs().max() for a, b in zip(trained.parameters(), base.parameters())]
+    assert 0 < max(moved) < 1e-2, "a step of 2e-4 moves fp32 weights by about that, bf16 by more"

@@ -1,0 +1,100 @@
+"""Model folders: what is saved opens again, and what is half written is refused."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from common import token_logps
+from conftest import fresh_policy, make_groups
+from model.loading import load_model, save_model
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_save_and_load_give_equal_logps(tiny, tmp_path, tied):
+    """Heads like 3B's (tied) and 7B's (untied): the folder opens, and the tie survives a step."""
+    policy, encoder = tiny
+    if not tied:
+        policy.vlm.config.tie_word_embeddings = False
+        policy.vlm.lm_head.weight = nn.Parameter(torch.randn_like(policy.vlm.lm_head.weight))
+    save_model(policy, encoder, tmp_path / "model")
+
+    loaded, loaded_encoder = load_model(str(tmp_path / "model"))
+    groups = make_groups(loaded_encoder)
+    with torch.no_grad():
+        assert torch.equal(token_logps(policy, groups)[0], token_logps(loaded, groups)[0])
+
+    optimizer = torch.optim.SGD(loaded.parameters(), lr=0.1)
+    token_logps(loaded, groups)[0].sum().backward()
+    optimizer.step()
+
+    embedding = loaded.vlm.model.language_model.embed_tokens.weight
+    assert (loaded.vlm.lm_head.weight is embedding) == tied
+
+
+def test_weights_load_as_fp32_in_eval_mode(tmp_path):
+    """bf16 folders too (as Qwen's are): trained weights are fp32, and dropout stays off."""
+    policy, encoder = fresh_policy()
+    half = copy.deepcopy(policy)
+    half.vlm.bfloat16()
+    save_model(half, encoder, tmp_path / "half")
+
+    loaded, _ = load_model(str(tmp_path / "half"))
+    assert {p.dtype for p in loaded.parameters()} == {torch.float32}
+    assert not loaded.vlm.training
+
+
+def without_weights(folder: Path) -> None:
+    for file in folder.glob("*.safetensors"):
+        file.unlink()
+
+
+def without_config(folder: Path) -> None:
+    (folder / "config.json").unlink()
+
+
+def without_image_processor(folder: Path) -> None:
+    (folder / "preprocessor_config.json").unlink()
+
+
+def with_weights_cut_off(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:5000])
+
+
+@pytest.mark.parametrize(
+    "damage, words",
+    [
+        (without_weights, "model"),
+        (without_config, "config.json"),
+        (without_image_processor, "preprocessor_config.json"),
+        (with_weights_cut_off, "cannot be loaded"),
+    ],
+)
+def test_half_written_model_folder_is_refused(start, damage, words):
+    """Missing or cut files: --model is named, with what is wrong."""
+    damage(Path(start))
+    with pytest.raises(ValueError, match="--model") as error:
+        load_model(start)
+    assert words in str(error.value)
+
+
+def test_a_folder_that_is_not_there_is_no_hub_name():
+    """runs/zero/model before stage 1 has run: what is missing is a file, not a login at the hub."""
+    message = "--zero runs/no/model: not a model folder, config.json is missing"
+    with pytest.raises(ValueError, match=message):
+        load_model("runs/no/model", flag="--zero")
+
+
+def test_missing_weights_are_refused(start):
+    """from_pretrained would fill them in with random ones and only warn."""
+    file = f"{start}/model.safetensors"
+    tensors = load_file(file)
+    del tensors[next(name for name in tensors if "q_proj.weight" in name)]
+    save_file(tensors, file, metadata={"format": "pt"})
+
+    with pytest.raises(ValueError, match="incomplete.*q_proj"):
+        load_model(start)

@@ -1,0 +1,216 @@
+"""Run folder and resume: what is saved is enough to go on as if nothing had happened."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+from PIL import Image
+
+import dpo_sft
+import grpo
+from harness.run import read_jsonl
+from model.loading import load_model
+
+
+def weights(folder) -> dict:
+    policy, _ = load_model(str(folder))
+    return dict(policy.named_parameters())
+
+
+def same_weights(folder, other) -> bool:
+    """To the last bit."""
+    a, b = weights(folder), weights(other)
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def stripped(folder) -> list[dict]:
+    """metrics.jsonl without what a clock decides."""
+    steps = read_jsonl(Path(folder) / "metrics.jsonl")
+    return [{k: v for k, v in step.items() if k not in ("step_s", "gen%")} for step in steps]
+
+
+def grpo_config(start, folder, **more) -> grpo.Config:
+    small = dict(
+        model=start,
+        run_dir=str(folder),
+        max_examples=12,
+        steps=4,
+        prompts_per_step=4,
+        group_size=3,
+        max_new_tokens=6,
+        updates_per_rollout=2,
+        save_every=1,
+        sample_every=1,
+        lr=1e-3,
+    )
+    return grpo.Config(**{**small, **more})
+
+
+# --- Resume --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_resume_equals_uninterrupted(start, tmp_path, stop):
+    """GRPO, stopped after any step and resumed: bit-equal to an unbroken run, weights and logs.
+
+    The run crosses the edge of an epoch: 12 examples, 16 prompts.
+    """
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    grpo.main(grpo_config(start, whole))
+    grpo.main(grpo_config(start, cut, steps=stop))
+
+    with open(cut / "metrics.jsonl", "a") as file:  # a step that was logged but not saved
+        file.write(json.dumps({"step": stop + 1, "reward": 99}) + "\n")
+    grpo.main(grpo_config(start, cut, resume=True))
+
+    assert stripped(cut) == stripped(whole)
+    assert same_weights(cut / "model", whole / "model")
+    assert not same_weights(cut / "model", start), "something was trained"
+
+
+def test_dpo_resume_equals_uninterrupted(start, tmp_path):
+    """Stage 2: the reference log-probs of a resumed run are still the start model's."""
+    pairs = []
+    for i in range(9):
+        pairs.append(
+            {
+                "id": str(i),
+                "images": [],
+                "question": "count the circles .",
+                "instruction": "",
+                "chosen": [{"role": "assistant", "content": f"that is {i} ."}],
+                "rejected": [{"role": "assistant", "content": f"{i} is that"}],
+            }
+        )
+    datasets.Dataset.from_list(pairs).to_parquet(tmp_path / "pairs.parquet")
+
+    small = dpo_sft.Config(
+        model=start,
+        pairs=str(tmp_path / "pairs.parquet"),
+        batch_pairs=4,
+        epochs=2,
+        save_every=1,
+        lr=1e-3,
+    )
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+
+    dpo_sft.main(replace(small, run_dir=str(whole)))
+    for name in ("config.json", "metrics.jsonl", "curves.png", "state.pt"):
+        assert (whole / name).is_file()
+    assert (whole / "model/model.safetensors").is_file()
+
+    first = stripped(whole)[0]
+    assert first["dpo"] == pytest.approx(0.6931, abs=1e-4)
+    assert abs(first["margin"]) < 1e-5
+
+    dpo_sft.main(replace(small, run_dir=str(cut), max_steps=2))
+    dpo_sft.main(replace(small, run_dir=str(cut), resume=True))
+    assert stripped(cut) == stripped(whole)
+    assert len(stripped(whole)) == 6
+    assert same_weights(cut / "model", whole / "model")
+
+
+def test_state_is_read_without_running_it(start, tmp_path):
+    """A checkpoint that holds code is refused: weights_only."""
+    grpo.main(grpo_config(start, tmp_path / "run", steps=1))
+
+    class Evil:
+        def __reduce__(self):
+            return (print, ("ran",))
+
+    torch.save({"step": 1, "optimizer": Evil(), "ranks": [{}]}, tmp_path / "run/state.pt")
+    with pytest.raises(Exception, match="(?i)weights"):
+        grpo.main(grpo_config(start, tmp_path / "run", resume=True))
+
+
+# --- The folder ----------------------------------------------------------------------------------
+
+
+def test_run_folder_is_complete_and_safe(start, tmp_path, capsys):
+    """What a run leaves; a folder that is in use is neither mixed up nor emptied unasked."""
+    folder = tmp_path / "run"
+    grpo.main(grpo_config(start, folder, steps=2))
+
+    out = capsys.readouterr().out
+    assert "4 prompts x 3 samples = 12 completions a rollout -> 2 optimizer steps" in out
+    for name in ("config.json", "metrics.jsonl", "samples.jsonl", "curves.png", "state.pt"):
+        assert (folder / name).is_file(), name
+    assert (folder / "model/config.json").is_file()
+    assert (folder / "step_00002").is_dir()
+
+    sample = read_jsonl(folder / "samples.jsonl")[0]
+    assert len(sample["completions"]) == len(sample["rewards"]) == len(sample["reasons"]) == 3
+    assert (folder / sample["images"][0]).is_file()
+
+    first = stripped(folder)[0]
+    assert 0.5 < first["ratio"] < 1.5
+    assert first["unscored"] == 0
+    assert first["skipped_updates"] == 0
+
+    with pytest.raises(FileExistsError, match="--resume"):
+        grpo.main(grpo_config(start, folder, steps=2))
+
+    grpo.main(grpo_config(start, folder, steps=1, overwrite=True))
+    assert len(stripped(folder)) == 1
+    assert not (folder / "step_00002").exists()
+
+
+def test_odd_line_breaks_survive(tmp_path):
+    """U+2028 inside a response ends no record; `splitlines` would cut it in two."""
+    record = {"response": "a\u2028b\x85c"}
+    text = json.dumps(record, ensure_ascii=False) + "\n"
+    (tmp_path / "x.jsonl").write_text(text, encoding="utf-8")
+
+    assert read_jsonl(tmp_path / "x.jsonl") == [record]
+    assert len(text.splitlines()) == 3
+
+
+def test_images_given_as_files_are_recorded(start, tmp_path):
+    """Examples of a jsonl file name image files, one in CMYK; a broken example is skipped.
+
+    A run that stopped before its first checkpoint starts its log anew.
+    """
+    Image.new("CMYK", (84, 84)).save(tmp_path / "a.jpg")
+    lines = []
+    for i in range(6):
+        answer = "2" if i else ""  # the first has none
+        example = {"question": "count the circles .", "answer": answer, "images": ["a.jpg"]}
+        lines.append(json.dumps({"id": str(i), **example}) + "\n")
+    data = tmp_path / "examples.jsonl"
+    data.write_text("".join(lines))
+
+    folder = tmp_path / "run"
+    cfg = grpo_config(start, folder, data=str(data), max_examples=None, steps=2)
+    grpo.main(cfg)
+    sample = read_jsonl(folder / "samples.jsonl")[0]
+    assert (folder / sample["images"][0]).is_file()
+    assert read_jsonl(folder / "metrics.jsonl")[-1]["skipped_examples"] >= 1
+
+    (folder / "state.pt").unlink()
+    grpo.main(replace(cfg, resume=True))
+    assert [record["step"] for record in read_jsonl(folder / "metrics.jsonl")] == [1, 2]
+
+
+def test_only_a_run_is_ever_emptied(start, tmp_path):
+    """--overwrite of a folder that no run made (a home folder, say) is refused.
+
+    Nothing in it is touched.
+    """
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "thesis.txt").write_text("years")
+
+    for more in ({"overwrite": True}, {"resume": True}):
+        with pytest.raises(FileExistsError, match="--run_dir.*left alone"):
+            grpo.main(grpo_config(start, home, **more))
+
+    assert (home / "thesis.txt").read_text() == "years"
+
+
+def test_missing_tracker_is_named(start, tmp_path):
+    """A tracker that is not installed would otherwise log nothing, without a word."""
+    with pytest.raises(ValueError, match="--log_with nonsense"):
+        grpo.main(grpo_config(start, tmp_path / "run", log_with="nonsense"))

@@ -1,0 +1,361 @@
+"""The sampler against HF's `generate`, and against `token_logps`."""
+
+import copy
+
+import pytest
+import torch
+
+from common import token_logps
+from conftest import make_example, make_groups
+from model import sampling
+from model.records import Group, is_truncated
+from model.sampling import prefill, refresh, sample_groups, sampling_copy
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def greedy(policy, prompts, max_new_tokens, **more) -> list[Group]:
+    """One greedy completion of each prompt."""
+    groups, _ = sample_groups(
+        policy, prompts, 1, max_new_tokens=max_new_tokens, temperature=0.0, **more
+    )
+    return groups
+
+
+def greedy_by_hf(policy, prompt, max_new_tokens) -> torch.Tensor:
+    """`generate` on one prompt alone, the same ids suppressed."""
+    ids = prompt.ids[None]
+    images = {}
+    if prompt.pixel_values is not None:
+        images = {
+            "pixel_values": prompt.pixel_values,
+            "image_grid_thw": prompt.image_grid_thw,
+            "mm_token_type_ids": (ids == policy.vlm.config.image_token_id).int(),
+        }
+
+    out = policy.vlm.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        suppress_tokens=policy.suppressed.nonzero()[:, 0].tolist(),
+        **images,
+    )
+    return out[0, len(prompt.ids) :]
+
+
+# --- Against HF, against token_logps, against the distribution -----------------------------------
+
+
+def test_greedy_equals_generate(tiny):
+    """Token for token: unequal prompts in a batch, 0 to 2 images, some sequences ending early."""
+    policy, encoder = tiny
+    questions = [
+        (1, "count the red things ."),
+        (0, "how many red things and blue things are there ?"),
+        (2, "subtract all circles . how many things are left ?"),
+        (1, "count the circles ."),
+    ]
+    prompts = [encoder.encode(make_example(n, question, seed=n)) for n, question in questions]
+
+    lengths = set()
+    for boost in (0.0, 1.5):  # with a likelier EOS some sequences end before the limit
+        policy.vlm.lm_head.weight.data[policy.eos_ids[0]] *= 1 + boost
+        for prompt, group in zip(prompts, greedy(policy, prompts, 12)):
+            completion = group.completions[0].tolist()
+            assert completion == greedy_by_hf(policy, prompt, 12).tolist()
+            lengths.add(len(completion))
+
+    assert len(lengths) > 1, "the test should see early ends as well"
+
+
+def test_generate_leaves_nothing_behind(tiny):
+    """HF keeps the rope deltas of the last `generate` on the module; our positions are our own."""
+    policy, encoder = tiny
+    groups = make_groups(encoder)
+
+    with torch.no_grad():
+        before = token_logps(policy, groups)[0]
+        greedy_by_hf(policy, encoder.encode(make_example(2)), 3)
+        assert torch.equal(before, token_logps(policy, groups)[0])
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 1.6])
+def test_sampled_equals_scored(tiny, temperature):
+    """The sampler's log-probs are those of `token_logps`, at any temperature.
+
+    Computed at another temperature, they differ.
+    """
+    policy, encoder = tiny
+    prompts = [encoder.encode(make_example(n)) for n in (1, 0)]
+    eos_ids = policy.eos_ids
+    policy.eos_ids = [10**6]  # nothing ends: all sequences stay active
+
+    steps = []
+
+    def keep_logps(logits):
+        steps.append(logits.log_softmax(-1))
+        return logits.amax(-1)
+
+    groups, _ = sample_groups(
+        policy,
+        prompts,
+        2,
+        max_new_tokens=5,
+        temperature=temperature,
+        logits_stat=keep_logps,
+        generator=seeded(),
+    )
+    policy.eos_ids = eos_ids
+
+    ids = torch.stack([c for g in groups for c in g.completions])  # (B, T)
+    sampled = torch.stack(steps, 1).gather(-1, ids[..., None])[..., 0]  # (B, T)
+    with torch.no_grad():
+        same, _ = token_logps(policy, groups, temperature)
+        other, _ = token_logps(policy, groups, temperature * 1.2)
+    assert torch.allclose(sampled, same, atol=1e-4)
+    assert not torch.allclose(sampled, other, atol=1e-2)
+
+
+def test_samples_follow_the_distribution(tiny):
+    """4000 draws of a first token against its probabilities: total variation under 0.1."""
+    policy, encoder = tiny
+    prompt = encoder.encode(make_example(1))
+    policy.vlm.lm_head.weight.data *= 0.3
+
+    groups, _ = sample_groups(
+        policy,
+        [prompt],
+        4000,
+        max_new_tokens=1,
+        temperature=1.0,
+        sample_batch=4000,
+        generator=seeded(),
+    )
+    drawn = torch.cat(groups[0].completions)
+    frequency = torch.bincount(drawn, minlength=len(encoder.tokenizer)) / 4000
+
+    with torch.no_grad():
+        hidden, *_ = prefill(policy, [prompt])
+        exact = policy.logits(hidden, 1.0).softmax(-1)[0]
+    assert (frequency - exact).abs().sum() / 2 < 0.1
+    assert frequency[policy.suppressed].sum() == 0
+
+
+def test_image_tokens_are_never_sampled_nor_scored(tiny):
+    """+100 on the image token's logit changes neither the samples nor their log-probs."""
+    policy, encoder = tiny
+    prompts = [encoder.encode(make_example(1))]
+    image_ids = torch.tensor([encoder.image_token_id, policy.vlm.config.video_token_id])
+
+    def run():
+        groups, _ = sample_groups(
+            policy, prompts, 4, max_new_tokens=6, temperature=1.0, generator=seeded(3)
+        )
+        with torch.no_grad():
+            return groups[0].completions, token_logps(policy, groups)[0]
+
+    before, logp_before = run()
+
+    head = policy.vlm.lm_head.forward
+    bias = torch.zeros(len(encoder.tokenizer)).index_fill(0, image_ids, 100.0)
+    policy.vlm.lm_head.forward = lambda hidden: head(hidden) + bias
+    after, logp_after = run()
+
+    assert all(torch.equal(a, b) for a, b in zip(before, after))
+    assert torch.allclose(logp_before, logp_after)
+    assert not torch.isin(torch.cat(after), image_ids).any()
+
+
+# --- Groups and ends -----------------------------------------------------------------------------
+
+
+def test_groups_are_contiguous(tiny):
+    """Completions n*G to n*G + G-1 share prompt n, however many are decoded at a time."""
+    policy, encoder = tiny
+    prompts = [encoder.encode(make_example(n % 3, seed=n)) for n in range(5)]
+    alone = [greedy(policy, [prompt], 4)[0].completions[0] for prompt in prompts]
+
+    for sample_batch in (2, 6, 100):
+        groups, _ = sample_groups(
+            policy, prompts, 2, max_new_tokens=4, temperature=0.0, sample_batch=sample_batch
+        )
+        assert [g.prompt is p for g, p in zip(groups, prompts)] == [True] * 5
+        assert all(torch.equal(c, a) for g, a in zip(groups, alone) for c in g.completions)
+
+    prompt_of = torch.arange(3)
+    dealt_out = prompt_of.repeat(2).tolist()
+    assert prompt_of.repeat_interleave(2).tolist() != dealt_out, "the classic mistake: in turn"
+
+
+def test_every_eos_id_ends_a_completion(tiny):
+    """Qwen stops on two ids; both stay in the completion, and nothing comes after them."""
+    policy, encoder = tiny
+    assert len(policy.eos_ids) == 2
+    assert policy.eos_ids[0] == encoder.tokenizer.eos_token_id
+
+    prompts = [encoder.encode(make_example(1))]
+    head = policy.vlm.lm_head.forward
+    for eos in policy.eos_ids:
+        bias = torch.zeros(len(encoder.tokenizer))
+        bias[eos] = 1e4
+        policy.vlm.lm_head.forward = lambda hidden, bias=bias: head(hidden) + bias
+
+        groups, _ = sample_groups(policy, prompts, 3, max_new_tokens=8, temperature=1.0)
+        assert [c.tolist() for c in groups[0].completions] == [[eos]] * 3
+        assert not is_truncated(groups[0].completions[0], policy.eos_ids)
+
+
+def test_completion_without_eos_is_truncated(tiny):
+    """The limit is reached: the completion has exactly that many tokens, and says so."""
+    policy, encoder = tiny
+    eos_ids = torch.tensor(policy.eos_ids)
+    policy.vlm.lm_head.weight.data[policy.eos_ids] = 0
+    head = policy.vlm.lm_head.forward
+    policy.vlm.lm_head.forward = lambda hidden: head(hidden).index_fill(-1, eos_ids, -1e4)
+
+    prompts = [encoder.encode(make_example(1))]
+    groups, _ = sample_groups(policy, prompts, 2, max_new_tokens=5, temperature=1.0)
+    for completion in groups[0].completions:
+        assert len(completion) == 5
+        assert is_truncated(completion, policy.eos_ids)
+
+
+def test_dropping_ended_sequences_changes_no_completion(tiny):
+    """Sequences that end early leave the batch; the others say what they say alone (greedy)."""
+    policy, encoder = tiny
+    policy.vlm.lm_head.weight.data[policy.eos_ids[0]] *= 2.5
+    prompts = [encoder.encode(make_example(n % 3, seed=n)) for n in range(12)]
+
+    groups = greedy(policy, prompts, 20)
+    lengths = {len(g.completions[0]) for g in groups}
+    assert len(lengths) > 2, "the test needs sequences of unequal length"
+
+    for prompt, group in zip(prompts, groups):
+        alone = greedy(policy, [prompt], 20)[0]
+        assert torch.equal(group.completions[0], alone.completions[0])
+
+
+def test_sampling_is_seeded_and_modes_are_left_alone(tiny):
+    """The same generator state draws the same tokens; the model stays in eval mode, no gradient."""
+    policy, encoder = tiny
+    prompt = encoder.encode(make_example(1))
+
+    runs = []
+    for _ in range(2):
+        groups, _ = sample_groups(
+            policy, [prompt], 4, max_new_tokens=6, temperature=1.0, generator=seeded(5)
+        )
+        runs.append([c.tolist() for c in groups[0].completions])
+
+    assert runs[0] == runs[1]
+    assert len({tuple(completion) for completion in runs[0]}) > 1
+    assert not policy.vlm.training
+    assert all(p.grad is None for p in policy.parameters())
+    assert isinstance(groups[0], Group)
+
+
+def test_static_decoding_changes_no_token(tiny, monkeypatch):
+    """A compiled step of fixed shapes gives the tokens of the plain loop, greedy and sampled.
+
+    Sequences end at unequal lengths. Here the step is traced, not compiled: once, not once a token.
+    """
+    policy, encoder = tiny
+    policy.vlm.lm_head.weight.data[policy.eos_ids[0]] *= 2.5
+    traced = {"backend": "eager", "fullgraph": True, "dynamic": False}
+    monkeypatch.setattr(sampling, "COMPILE", traced)
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    prompts = [encoder.encode(make_example(n % 3, seed=n)) for n in range(4)]
+
+    def completions(temperature, compile_decode):
+        groups, _ = sample_groups(
+            policy,
+            prompts,
+            2,
+            max_new_tokens=20,
+            temperature=temperature,
+            compile_decode=compile_decode,
+            generator=seeded(1),
+        )
+        return [c for g in groups for c in g.completions]
+
+    for plain, static in zip(completions(0.0, False), completions(0.0, True)):
+        assert torch.equal(plain, static)
+
+    # Sequences that were dropped draw no random numbers, so of sampled ones the first tokens agree.
+    for plain, static in zip(completions(1.0, False), completions(1.0, True)):
+        assert plain[0] == static[0]
+
+    assert counters["stats"]["unique_graphs"] == 1
+
+
+# --- The bf16 copy that samples ------------------------------------------------------------------
+
+
+def test_bf16_copy_keeps_its_positions(tiny):
+    """Every weight is rounded, the head stays tied, and position 5000 stays where it is.
+
+    Rounded like the weights, the rotary frequencies would put it elsewhere.
+    """
+    policy, _ = tiny
+    sampler = sampling_copy(policy)
+    rounded = copy.deepcopy(policy).bfloat16()
+
+    assert {p.dtype for p in sampler.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in policy.parameters()} == {torch.float32}
+    assert sampler.vlm.lm_head.weight is sampler.vlm.model.language_model.embed_tokens.weight
+
+    def cosines(p):
+        far = torch.full((3, 1, 1), 5000)
+        return p.vlm.model.language_model.rotary_emb(torch.zeros(1, 1, 64), far)[0]
+
+    assert torch.equal(cosines(policy), cosines(sampler))
+    assert (cosines(policy) - cosines(rounded)).abs().max() > 0.5
+
+
+def test_bf16_copy_is_refreshed(tiny):
+    """It samples nearly what the policy would; after a step, only `refresh` brings new weights."""
+    policy, encoder = tiny
+    sampler = sampling_copy(policy)
+    prompts = [encoder.encode(make_example(n % 3, seed=n)) for n in range(8)]
+
+    def probabilities(p):
+        with torch.no_grad():
+            hidden, *_ = prefill(p, prompts)
+            return p.logits(hidden, 1.0).softmax(-1)  # (8, V)
+
+    def distance():
+        return float((probabilities(policy) - probabilities(sampler)).abs().sum(-1).mean() / 2)
+
+    assert distance() < 0.05
+
+    with torch.no_grad():
+        for p in policy.parameters():
+            p += 0.1 * torch.randn_like(p)
+    assert distance() > 0.2, "the copy still is the policy of before"
+
+    refresh(sampler, policy)
+    assert distance() < 0.05
+
+
+def test_bf16_copy_sees_what_is_trained_on(tiny):
+    """A frozen tower encodes an image once for both, in the policy's precision.
+
+    Training finds the very features that sampling used.
+    """
+    policy, encoder = tiny
+    policy.vlm.model.visual.requires_grad_(False)
+    sampler = sampling_copy(policy)
+    prompts = [encoder.encode(make_example(1, seed=n)) for n in range(3)]
+
+    groups, _ = sample_groups(sampler, prompts, 2, max_new_tokens=4, temperature=1.0)
+    sampled_from = {p: policy.feature_cache[p] for p in prompts}
+    assert {features.dtype for features in sampled_from.values()} == {torch.float32}
+    assert len(sampler.feature_cache) == 0
+
+    token_logps(policy, groups)
+    assert all(policy.feature_cache[p] is sampled_from[p] for p in prompts)

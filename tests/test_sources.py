@@ -1,0 +1,188 @@
+"""Sources and the stream of prompts: what cannot be used is named, and nothing is lost silently."""
+
+import io
+import json
+
+import datasets
+import pytest
+from PIL import Image
+
+import dpo_sft
+from conftest import blank, make_example
+from model.records import ExampleError
+from sources import load_examples
+from sources.stream import PromptStream, encode_all
+
+# --- Tables --------------------------------------------------------------------------------------
+
+
+def write_jsonl(path, records) -> str:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return str(path)
+
+
+def test_examples_of_a_file(tmp_path, tiny):
+    """A jsonl file with relative image paths: optional columns are filled in."""
+    _, encoder = tiny
+    blank().save(tmp_path / "a.png")
+    boxed = {"id": "a", "question": "how many ?", "answer": "\\boxed{2}", "images": ["a.png"]}
+    choice = {"id": "b", "question": "which ?", "answer": "B", "choices": ["x", "y"], "images": []}
+    file = write_jsonl(tmp_path / "examples.jsonl", [boxed, choice])
+
+    examples = load_examples(file, instruction="")
+    assert examples[0]["answer_type"] == "math"
+    assert examples[1]["answer_type"] == "choice"
+    assert examples[0]["instruction"] == ""
+    assert load_examples(file)[0]["instruction"].startswith("First think")
+    assert len(encode_all([examples[0]], encoder)[0].pixel_values) == 36
+    assert len(load_examples(file, count=1)) == 1
+
+
+def test_examples_are_read_when_asked_for(tmp_path):
+    """A table of embedded images is not decoded as a whole."""
+    table = datasets.Dataset.from_list([{"question": "q", "answer": "1", "images": [blank()]}] * 3)
+    table = table.cast_column("images", datasets.List(datasets.Image()))
+    table.to_parquet(tmp_path / "t.parquet")
+
+    examples = load_examples(str(tmp_path / "t.parquet"))
+    assert not isinstance(examples, list)
+    assert isinstance(examples[1]["images"][0], Image.Image)
+
+
+CARD = "---\nconfigs:\n- config_name: default\n  data_files: rows.parquet\n---\n"
+
+
+@pytest.mark.parametrize("card", ["", CARD])
+def test_folders_of_one_name_are_not_confused(tmp_path, card):
+    """Another folder of the same name, and a folder written anew, give their own examples.
+
+    With a card that names the data file, and without.
+    """
+    for count, parent in ((3, "a"), (4, "b"), (5, "a")):
+        folder = tmp_path / parent / "rows"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "README.md").write_text(card + "rows\n")
+        table = datasets.Dataset.from_list([{"question": "q", "answer": "1"}] * count)
+        table.to_parquet(folder / "rows.parquet")
+        assert len(load_examples(str(folder))) == count
+
+
+def test_bad_sources_name_the_flag(tmp_path):
+    """Of an unknown kind, and empty."""
+    (tmp_path / "examples.txt").write_text("x")
+    (tmp_path / "empty.jsonl").write_text("")
+    for source in ("examples.txt", "empty.jsonl"):
+        with pytest.raises(ValueError, match="--data"):
+            load_examples(str(tmp_path / source))
+
+
+@pytest.mark.parametrize(
+    "bad, word",
+    [
+        ({"answer": ""}, "answer"),
+        ({"answer": None}, "answer"),
+        ({"question": ""}, "question"),
+        ({"answer_type": "poem"}, "answer_type"),
+    ],
+)
+def test_examples_that_cannot_be_graded_are_named(tmp_path, bad, word):
+    """The error says which example lacks what."""
+    record = {"id": "r1", "question": "q", "answer": "1", "answer_type": "number", **bad}
+    file = write_jsonl(tmp_path / "r.jsonl", [record])
+    with pytest.raises(ExampleError, match=f"example r1 has .*{word}"):
+        load_examples(file)[0]
+
+
+def test_broken_image_inside_a_table_is_skipped(tiny, tmp_path):
+    """An embedded image that cannot be opened: its example is named and skipped.
+
+    In training and in pairs alike.
+    """
+    policy, encoder = tiny
+    whole = io.BytesIO()
+    blank().save(whole, "PNG")
+
+    records = []
+    for image in (whole.getvalue(), b"no image at all"):
+        records.append(
+            {
+                "question": "count the circles .",
+                "instruction": "",
+                "answer": "2",
+                "images": [{"bytes": image, "path": None}],
+                "chosen": [{"role": "assistant", "content": "2"}],
+                "rejected": [{"role": "assistant", "content": "3"}],
+            }
+        )
+    file = str(tmp_path / "t.parquet")
+    table = datasets.Dataset.from_list(records)
+    table.cast_column("images", datasets.List(datasets.Image())).to_parquet(file)
+
+    warnings = []
+    prompts = encode_all(load_examples(file), encoder, warn=warnings.append)
+    pairs = dpo_sft.load_pairs(dpo_sft.Config(pairs=file), encoder, policy, warnings.append)
+
+    assert len(prompts) == len(pairs) == 1
+    assert ["image cannot be read" in warning for warning in warnings] == [True, True]
+    assert "--data" in warnings[0]
+    assert "--pairs" in warnings[1]
+    assert all("example number 1" in warning for warning in warnings)
+
+
+# --- The stream ----------------------------------------------------------------------------------
+
+
+def ids_of(prompts) -> list[str]:
+    return [prompt.example["id"] for prompt in prompts]
+
+
+def test_stream_skips_counts_and_goes_on(tiny):
+    """Broken examples are warned about and counted; each good one comes once an epoch.
+
+    Where all are broken, it is an error.
+    """
+    _, encoder = tiny
+    examples = []
+    for i, shape in enumerate(("circles", "squares", "triangles")):
+        examples.append(make_example(0, f"count the {shape} .", seed=i, id=f"r{i}"))
+    broken = {**make_example(0), "id": "broken", "images": ["nowhere.png"]}
+    examples.insert(1, broken)
+
+    warnings = []
+    stream = PromptStream(examples, encoder, seed=0, warn=warnings.append)
+    ids = ids_of(stream.take(9))
+    assert all(sorted(ids[i : i + 3]) == ["r0", "r1", "r2"] for i in (0, 3, 6))
+    assert stream.position - 9 == stream.skipped >= 2
+    assert all("broken" in warning for warning in warnings)
+
+    with pytest.raises(ValueError, match="--data: none of 1 examples"):
+        PromptStream([broken], encoder, seed=0, warn=warnings.append).take(1)
+    with pytest.raises(ValueError, match="--data: none of 1 examples"):
+        encode_all([broken], encoder, warn=warnings.append)
+
+
+def test_stream_goes_on_where_it_stopped(tiny):
+    """`position` is all it takes, across the edge of an epoch."""
+    _, encoder = tiny
+    examples = [make_example(0, id=f"r{i}") for i in range(5)]
+    ids = ids_of(PromptStream(examples, encoder, seed=3).take(12))
+
+    for cut in (1, 4, 5, 7):
+        first = PromptStream(examples, encoder, seed=3)
+        first.take(cut)
+        second = PromptStream(examples, encoder, seed=3)
+        second.position = first.position
+        assert ids_of(second.take(12 - cut)) == ids[cut:]
+
+    assert ids[:5] != ids[5:10], "each epoch has an order of its own"
+
+
+def test_ranks_get_disjoint_prompts(tiny):
+    """Two ranks share an epoch between them."""
+    _, encoder = tiny
+    examples = [make_example(0, id=f"r{i}") for i in range(6)]
+
+    ids = []
+    for rank in (0, 1):
+        ids += ids_of(PromptStream(examples, encoder, seed=0, rank=rank, world_size=2).take(3))
+    assert sorted(ids) == [example["id"] for example in examples]
