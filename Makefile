@@ -17,6 +17,10 @@ specs: .venv/ready
 	    --gf_runs DPO+SFT=$(RUNS)/warmup,SFT=$(RUNS)/sft
 	@echo "make specs took $$(( $$(date +%s) - $$(cat .venv/started) )) s; the picture is $(RUNS)/report/report.png"
 
+# A patched copy of a stage, `make variant NAME=gspo`; see variants/.
+variant: .venv/ready
+	$(BIN)/python variants/apply.py $(NAME)
+
 # Style first (ruff.toml), then every test and doctest that is not marked `slow`.
 test: .venv/ready
 	$(BIN)/ruff check --quiet --no-cache .
@@ -33,4 +37,4 @@ test-slow: .venv/ready
 	    -r requirements.txt -r requirements-test.txt
 	@touch .venv/ready
 
-.PHONY: specs test test-slow
+.PHONY: specs variant test test-slow

@@ -34,10 +34,10 @@ from dataclasses import dataclass
 
 from accelerate import Accelerator
 
+from harness import settings
 from harness.cli import flag, parse_cli, run_stage
 from harness.ranks import gather_objects, make_accelerator, rank_generator
 from harness.run import Run
-from harness.settings import JudgeSettings, ModelSettings, OneShotSettings, SamplingSettings
 from model.loading import load_model
 from model.prompts import PromptEncoder
 from model.qwen import Policy
@@ -51,7 +51,7 @@ from sources.stream import encode_all
 
 
 @dataclass(frozen=True)
-class Config(ModelSettings, SamplingSettings, JudgeSettings, OneShotSettings):
+class Config(settings.Model, settings.Sampling, settings.Judge, settings.OneShot):
     # models
     base: str = flag(
         "toy/base", "folder or hub name of the base model; paper: Qwen2.5-VL-7B-Instruct"

@@ -40,10 +40,30 @@ MAX_LOGITS = 2**24  # logits that exist at a time; of Qwen's vocabulary these ar
 # --- 1. Log-probabilities, the one function that both losses share ------------------------------
 
 
+def plain_token_logps(policy: Policy, groups: list[Group], temperature: float = 1.0) -> Tensor:
+    """What `token_logps` computes, as plainly as it can be said: logp (B, T).
+
+    Every completion alone, with its whole prompt, through Hugging Face's own forward. The prompt
+    and its images are encoded again for each completion, and all logits are kept.
+    """
+    logps = []
+    for group in groups:
+        for completion in group.completions:
+            logits = policy.plain_logits(group.prompt, completion) / temperature  # (S + t, V)
+            logits = logits.masked_fill(policy.suppressed, float("-inf"))
+
+            # The logits at token i are about token i + 1. So the first that count are those of the
+            # last prompt token, and the last ones are not needed.
+            first = len(group.prompt.ids) - 1
+            logp = logits[first:-1].log_softmax(-1)  # (t, V)
+            logps.append(logp.gather(-1, completion[:, None].to(logp.device))[:, 0])  # (t,)
+    return pad_sequence(logps, batch_first=True)
+
+
 def token_logps(
     policy: nn.Module, groups: list[Group], temperature: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """Score every token of every completion.
+    """Score every token of every completion: `plain_token_logps`, fast, and the entropy with it.
 
     policy    a Policy, or one that accelerate has wrapped
     returns   logp (B, T), nats, 0 where there is no token: log pi(token t | prompt, tokens < t) of
@@ -56,6 +76,9 @@ def token_logps(
         logp = [[a, b, EOS],      mask = [[1, 1, 1],
                 [c, EOS, 0],              [1, 1, 0],
                 [EOS, 0, 0]]              [1, 0, 0]]
+
+    Equal to the plain version (test_token_logps_equal_the_plain_version), and 17 to 20 times faster
+    on a rollout of the embedded world (16 prompts x 8, forward and backward, one CPU thread).
 
     Cost: each prompt and its images once a group, no padding. Memory: at most MAX_LOGITS logits at
     a time, computed again in backward if there are more chunks than one.
@@ -210,44 +233,44 @@ def with_spans(batches: list[list[Group]]) -> list[MicroBatch]:
 
 @dataclass
 class Policies:
-    """The one set of weights that is trained, seen from its three sides, and its optimizer."""
+    """The set of weights that is trained, seen from its sides, and what goes with it."""
 
     trained: nn.Module  # wrapped by accelerate (DDP, autocast): every forward with a gradient
     bare: Policy  # the same weights, unwrapped: to save, and to refresh the sampler
     sampler: Policy  # draws the tokens: `bare` itself, or its bf16 copy
     optimizer: torch.optim.Optimizer
+    reference: Policy | None = None  # the frozen start model of the KL term
+    skipped_in_a_row: int = 0  # steps without a finite gradient, see `training_step`
 
 
-def build_policies(policy: Policy, cfg, accelerator, betas: tuple[float, float]) -> Policies:
+def build_policies(
+    policy: Policy, cfg, accelerator, *, kl_beta: float = 0.0, resumed: bool = False
+) -> Policies:
     """Decide once what trains and what samples; the stages' loops know nothing of machines.
 
+    kl_beta  above 0 a reference is needed
+    resumed  the run goes on, so `policy` is no longer the start, and --model is loaded for it
+
     In mixed precision a bf16 copy samples. The sampler is never wrapped: it needs no gradient, and
-    no collective may run while tokens are drawn, since ranks sample for unequally long.
-    `accelerator.prepare` also makes the wrapped forward run under autocast.
+    no collective may run while tokens are drawn, since ranks sample for unequally long. The wrapped
+    policy runs under autocast by itself: `prepare` puts it into its forward.
     """
     sampler = policy
     if accelerator.mixed_precision == "bf16":
         sampler = sampling_copy(policy).to(accelerator.device)
 
+    reference = None
+    if kl_beta > 0:
+        reference = load_model(cfg.model)[0] if resumed else copy.deepcopy(policy)
+        reference.requires_grad_(False).to(accelerator.device)
+        if policy.vision_is_frozen():  # then the tower is the same in both
+            reference.feature_cache = policy.feature_cache
+
     trainable = [p for p in policy.parameters() if p.requires_grad]
+    betas = (cfg.adam_beta1, cfg.adam_beta2)
     optimizer = torch.optim.AdamW(trainable, lr=cfg.lr, betas=betas, weight_decay=cfg.weight_decay)
     trained, optimizer = accelerator.prepare(policy, optimizer)
-    return Policies(trained, accelerator.unwrap_model(trained), sampler, optimizer)
-
-
-def build_reference(policy: Policy, cfg, accelerator, resumed: bool) -> Policy | None:
-    """The frozen start model, for GRPO's KL term; None without that term.
-
-    resumed  the run goes on, so `policy` is no longer the start, and --model is loaded again
-    """
-    if cfg.kl_beta == 0:
-        return None
-    if resumed:
-        reference, _ = load_model(cfg.model, freeze_vision=cfg.freeze_vision)
-    else:
-        reference = copy.deepcopy(policy)
-    reference.feature_cache = policy.feature_cache  # a frozen tower is the same in both
-    return reference.to(accelerator.device)
+    return Policies(trained, accelerator.unwrap_model(trained), sampler, optimizer, reference)
 
 
 # --- 4. One training step ----------------------------------------------------------------------
@@ -261,7 +284,7 @@ def training_step(
     *,
     normalizer: float,
     padding: list[Group],
-    grad_clip: float,
+    cfg,
 ) -> dict[str, float]:
     """One optimizer step over all micro-batches of all ranks.
 
@@ -270,8 +293,11 @@ def training_step(
                       sums of what is logged
     normalizer        what the summed loss of the whole step, over all ranks, is divided by
     padding           any groups, for the padding passes of a rank with fewer micro-batches
-    returns           this rank's sums of metrics; `grad_norm` before clipping and `skipped_updates`
-                      (1 if the norm was not finite and no step was taken), equal on all ranks
+    returns           this rank's sums of metrics; `grad_norm` before clipping, and
+                      `skipped_updates` (1 if the norm was not finite and no step was taken), which
+                      are equal on all ranks
+
+    Raises ValueError after --max_skipped skipped steps in a row.
 
     Trap: dividing each micro-batch by its own count would give a token in a short micro-batch more
     weight than one in a long one (test_micro_batch_split_does_not_change_gradient).
@@ -286,8 +312,9 @@ def training_step(
         # DDP adds gradients up over ranks in the last pass only.
         with nullcontext() if is_last else accelerator.no_sync(policies.trained):
             if is_padding:
-                # Every rank runs the same number of passes, or the others would wait for it for
-                # ever (test_uneven_ranks_do_not_hang). This one sends gradients of zero.
+                # Every rank runs the same number of passes, or the others would wait for ever
+                # (test_uneven_ranks_do_not_hang). This one sends gradients of zero: it does not
+                # even compute the loss, where an inf times zero would be nan.
                 loss = 0.0 * token_logps(policies.trained, padding)[0].sum()
                 metrics = {}
             else:
@@ -299,30 +326,52 @@ def training_step(
         for name, value in metrics.items():
             sums[name] = sums.get(name, 0.0) + value.detach().double()
 
-    grad_norm = float(accelerator.clip_grad_norm_(policies.trained.parameters(), grad_clip))
-    skip = not math.isfinite(grad_norm)  # the same on all ranks: gradients are summed by now
-    if not skip:  # a nan would spread to every weight and never leave
-        policies.optimizer.step()
-    policies.optimizer.zero_grad()
+    grad_norm = float(accelerator.clip_grad_norm_(policies.trained.parameters(), cfg.grad_clip))
+    step_or_skip(policies, grad_norm, cfg.max_skipped)
 
+    # One look at the device for all metrics; `float` after each pass would wait for it each time.
     result = {name: float(value) for name, value in sums.items()}
-    result["grad_norm"] = 0.0 if skip else grad_norm
-    result["skipped_updates"] = float(skip)
+    result["skipped_updates"] = float(policies.skipped_in_a_row > 0)
+    result["grad_norm"] = grad_norm if math.isfinite(grad_norm) else 0.0
     return result
 
 
-def learning_rate(step: int, cfg, steps: int) -> float:
-    """The rate of step 0, 1, ...: linear warm-up, then constant, or cosine down to a tenth.
+def step_or_skip(policies: Policies, grad_norm: float, max_skipped: int) -> None:
+    """Take the optimizer step if the gradient is finite: a nan would spread to every weight.
 
-    Source: MM-EUREKA (cosine with a minimum of a tenth).
+    The norm is the same on all ranks, since gradients are summed by now: all step or none does.
     """
+    if math.isfinite(grad_norm):
+        policies.optimizer.step()
+        policies.skipped_in_a_row = 0
+    else:
+        policies.skipped_in_a_row += 1
+    policies.optimizer.zero_grad()
+
+    if policies.skipped_in_a_row >= max_skipped:
+        raise ValueError(
+            f"{policies.skipped_in_a_row} optimizer steps in a row had a gradient that is not "
+            "finite, so the run stops; no weight was changed by them. The last checkpoint in the "
+            "run's folder is good: lower --lr, or look at the data, and go on with --resume"
+        )
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, step: int, cfg, steps: int) -> float:
+    """Set and return the rate of step 0, 1, ...
+
+    GRPO counts rollouts: all updates of one share a rate, so that --updates_per_rollout does not
+    change the schedule.
+    """
+    rate = learning_rate(step, cfg, steps)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    return rate
+
+
+def learning_rate(step: int, cfg, steps: int) -> float:
+    """Linear warm-up, then constant, or cosine down to a tenth. Source: MM-EUREKA."""
     rate = cfg.lr * min(1.0, (step + 1) / max(1, cfg.warmup_steps))
     if cfg.schedule == "cosine":
         done = max(0, step - cfg.warmup_steps) / max(1, steps - cfg.warmup_steps)
         rate *= 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done))
     return rate
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = rate

@@ -31,11 +31,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from harness import settings
 from harness.cli import flag, parse_cli, run_stage, split_names
 from harness.plots import plot_report
 from harness.ranks import gather_objects, make_accelerator
 from harness.run import Run, append_jsonl, checkpoints, read_jsonl
-from harness.settings import JudgeSettings, ModelSettings, OneShotSettings, SamplingSettings
 from harness.tables import format_table
 from model.loading import load_model
 from model.prompts import PromptEncoder
@@ -49,7 +49,7 @@ from sources.toy import TOY_FORMATS, evaluation_sets, obeys_format
 
 
 @dataclass(frozen=True)
-class Config(ModelSettings, SamplingSettings, JudgeSettings, OneShotSettings):
+class Config(settings.Model, settings.Sampling, settings.Judge, settings.OneShot):
     # models and questions
     models: str = flag(
         "base=toy/base", "NAME=FOLDER, ... of the models to compare; the first is the one to beat"

@@ -199,7 +199,7 @@ def ours_grpo(examples: list[dict], steps: int) -> dict:
         clock.add("rollout", began)
 
         began = now()
-        grpo.train_on(rollout, policies, None, accelerator, SETTINGS)
+        grpo.train_on(rollout, policies, accelerator, SETTINGS)
         clock.add("update", began)
 
         ticks.append(now())
@@ -327,11 +327,12 @@ def our_loss_of(policy, encoder, inputs) -> float:
     logp_old = inputs.get("old_per_token_logps")
     logp_old = logp if logp_old is None else logp_old[:, : logp.shape[1]]
 
+    mask = completion_mask(groups)
     terms = grpo.policy_loss(
-        logp, logp_old, advantages, SETTINGS.clip_low, SETTINGS.clip_high
+        logp, logp_old, advantages, mask, SETTINGS.clip_low, SETTINGS.clip_high
     )
     tokens = inputs["num_items_in_batch"] / SETTINGS.updates_per_rollout
-    return float((terms["loss"] * completion_mask(groups)).sum() / tokens)
+    return float((terms["loss"] * mask).sum() / tokens)
 
 
 # --- DPO -----------------------------------------------------------------------------------------

@@ -80,7 +80,7 @@ class Step:
         )
 
     def update(self, rollout: list) -> None:
-        grpo.train_on(rollout, self.policies, None, self.accelerator, self.cfg)
+        grpo.train_on(rollout, self.policies, self.accelerator, self.cfg)
 
 
 def measure(step: Step, half: str, steps: int) -> tuple[float, Counter]:

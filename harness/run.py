@@ -22,8 +22,10 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
+from harness.plots import plot_curves
 from harness.ranks import gather_objects
-from model.prompts import load_image
+from model.loading import save_model
+from model.prompts import PromptEncoder, load_image
 
 
 class Run:
@@ -31,12 +33,12 @@ class Run:
 
     Every process calls the same methods, but only the main process writes.
 
-    config: the settings of the stage, a dataclass with those of `RunSettings`.
+    config: the settings of the stage, a dataclass with those of `settings.RunFolder`.
     stage: name of the stage, for the folder's name if --run_dir is empty.
     columns: the metrics that `log` prints on the terminal.
     """
 
-    def __init__(self, config, stage: str, accelerator: Accelerator, columns: list[str]):
+    def __init__(self, config, stage: str, accelerator: Accelerator, columns: list[str] = ()):
         self.config = config
         self.stage = stage
         self.accelerator = accelerator
@@ -59,6 +61,9 @@ class Run:
 
         Raises FileExistsError if it is not empty and neither --resume nor --overwrite is given,
         or if it is not the folder of a run: such a folder is never emptied.
+
+        --resume goes on with the flags of now. They are not compared with the run's old ones, which
+        config.json then no longer shows.
         """
         is_used = self.folder.exists() and any(self.folder.iterdir())
         if is_used and not (self.config.resume or self.config.overwrite):
@@ -81,7 +86,7 @@ class Run:
             (self.folder / "config.json").write_text(settings + "\n")
         self.accelerator.wait_for_everyone()
 
-    # --- what is said and logged -----------------------------------------------------------------
+    # --- what is said and logged ----------------------------------------------------------------
 
     def say(self, text: str) -> None:
         """Print once, from the main process."""
@@ -138,6 +143,14 @@ class Run:
         file = self.folder / "metrics.jsonl"
         return read_jsonl(file) if file.exists() else []
 
+    def finish_training(self, policies, encoder: PromptEncoder, panels: dict, title: str) -> None:
+        """Write the last model and the curves, and end the run. panels: see `plot_curves`."""
+        if self.writes:
+            save_model(policies.bare, encoder, self.folder / "model")
+            plot_curves(self.records(), panels, self.folder / "curves.png", title)
+        self.say(f"wrote {self.folder}/model, metrics.jsonl, curves.png")
+        self.finish()
+
     def finish(self) -> None:
         """Wait until all ranks are here, and end the run.
 
@@ -149,7 +162,16 @@ class Run:
         time.sleep(0.1)
         self.accelerator.end_training()
 
-    # --- checkpoints -----------------------------------------------------------------------------
+    # --- checkpoints ----------------------------------------------------------------------------
+
+    def save_checkpoint(self, step: int, policies, encoder: PromptEncoder, extra: dict) -> None:
+        """Write the model folder of a step, then the state that belongs to it.
+
+        policies: the `common.Policies` of the run. extra: see `save_state`.
+        """
+        if self.writes:
+            save_model(policies.bare, encoder, self.model_folder(step))
+        self.save_state(step, policies.optimizer, extra)
 
     def save_state(self, step: int, optimizer, extra: dict) -> None:
         """Write what --resume needs: step, optimizer, and `extra` of every rank.

@@ -4,7 +4,7 @@ A stage's `Config` inherits the classes it needs, adds the settings of its own a
 overrides a default where the stage differs:
 
     @dataclass(frozen=True)
-    class Config(ModelSettings, OptimizerSettings, RunSettings):
+    class Config(settings.Model, settings.Optimizer, settings.RunFolder):
         beta: float = flag(0.1, "DPO's beta; LLaMA-Factory")
         lr: float = flag(1e-4, "AdamW step; paper: 1e-6")
 
@@ -26,7 +26,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class ModelSettings(Settings):
+class Model(Settings):
     """What a model may see."""
 
     max_prompt_tokens: int = flag(3000, "longer prompts are skipped and counted, tokens; MM-EUREKA")
@@ -36,7 +36,7 @@ class ModelSettings(Settings):
 
 
 @dataclass(frozen=True)
-class DataSettings(ModelSettings):
+class Data(Model):
     """Questions."""
 
     data: str = flag("toy", "`toy`, a folder, a file or a hub name; paper: Orsta-47k + ViRL39K")
@@ -49,7 +49,7 @@ class DataSettings(ModelSettings):
 
 
 @dataclass(frozen=True)
-class SamplingSettings(Settings):
+class Sampling(Settings):
     """Sampling."""
 
     max_new_tokens: int = flag(64, "limit of a completion, tokens; paper: 10240")
@@ -62,7 +62,7 @@ class SamplingSettings(Settings):
 
 
 @dataclass(frozen=True)
-class OptimizerSettings(Settings):
+class Optimizer(Settings):
     """Optimizer and memory."""
 
     lr: float = flag(2e-4, "AdamW step; paper: 1e-6")
@@ -74,7 +74,12 @@ class OptimizerSettings(Settings):
         2, "steps (GRPO: rollouts) of linear warm-up; MM-EUREKA: 3 % of the run, paper: not stated"
     )
     weight_decay: float = flag(0.0, "AdamW weight decay; MM-EUREKA, paper: not stated")
+    adam_beta1: float = flag(0.9, "AdamW's decay of the mean gradient; MM-EUREKA")
+    adam_beta2: float = flag(0.95, "AdamW's decay of its square; MM-EUREKA")
     grad_clip: float = flag(1.0, "largest gradient norm; MM-EUREKA, LLaMA-Factory")
+    max_skipped: int = flag(
+        5, "stop after so many steps in a row whose gradient is not finite; ours"
+    )
     max_tokens_per_micro_batch: int = flag(
         3072, "tokens a forward pass may hold, prompts counted once; ours"
     )
@@ -82,7 +87,7 @@ class OptimizerSettings(Settings):
         False, "recompute layers in backward: less memory, about a third slower"
     )
     freeze_vision: bool = flag(
-        True, "do not train the vision tower; MM-EUREKA, LLaMA-Factory, paper: silent"
+        True, "vision tower and its projector stay; MM-EUREKA, LLaMA-Factory, paper: silent"
     )
     save_every: int = flag(
         20,
@@ -96,7 +101,7 @@ class OptimizerSettings(Settings):
 
 
 @dataclass(frozen=True)
-class JudgeSettings(Settings):
+class Judge(Settings):
     """The judge."""
 
     judge_url: str = flag(
@@ -106,7 +111,7 @@ class JudgeSettings(Settings):
 
 
 @dataclass(frozen=True)
-class RunSettings(Settings):
+class RunFolder(Settings):
     """The run and its folder."""
 
     precision: str = flag(
@@ -122,7 +127,7 @@ class RunSettings(Settings):
 
 
 @dataclass(frozen=True)
-class OneShotSettings(RunSettings):
+class OneShot(RunFolder):
     """The run of a stage that trains nothing: it has no checkpoint to go on from."""
 
     resume: bool = flag(False, "not used here: this stage starts over")

@@ -17,6 +17,10 @@ So the keys and values of a prompt are computed once, however many completions i
 backward pass their gradients add up. The dots are the only padding there is: attention alone sees
 them, and masks them.
 
+There are two ways to compute it, equal by test. The plain one is the definition: one mask over the
+whole list. It computes a score for every pair of tokens, also of those that have nothing to do with
+each other. The fast one gathers who belongs together, and is what runs.
+
 Long and short sequences go to different *blocks*, one call of attention each, so that no sequence
 is padded to twice its length.
 
@@ -37,7 +41,49 @@ from transformers.masking_utils import sdpa_mask
 NAME = "one_prompt_many_completions"  # what HF's layers know `attend` by
 
 
-# --- 1. The layout: where each token stands, and at which tokens it looks ----------------------
+# --- 1. The plain version ----------------------------------------------------------------------
+
+
+def plain_mask(
+    prompt_lengths: list[int], completion_lengths: list[int], prompt_of: list[int]
+) -> Tensor:
+    """(tokens, tokens) bool over the list: which token (first) looks at which (second).
+
+    A token looks at its group's prompt, and at its own sequence, and never ahead. Arguments as in
+    `Layout.of`.
+    """
+    num_prompts, num_completions = len(prompt_lengths), len(completion_lengths)
+    lengths = torch.tensor([*prompt_lengths, *completion_lengths])  # (N + B,)
+    prompt_of_sequence = torch.tensor([*range(num_prompts), *prompt_of])  # (N + B,)
+
+    sequence = torch.arange(num_prompts + num_completions).repeat_interleave(lengths)  # (tokens,)
+    prompt = prompt_of_sequence[sequence]  # (tokens,)
+    index = torch.arange(len(sequence))  # (tokens,)
+
+    same_sequence = sequence[:, None] == sequence
+    in_my_prompt = prompt[:, None] == sequence  # sequence n < N is prompt n
+    not_ahead = index[:, None] >= index
+    return (same_sequence | in_my_prompt) & not_ahead
+
+
+def plain_attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float) -> Tensor:
+    """Attention as it is defined: softmax(q k^T * scaling) v, over the tokens that the mask allows.
+
+    q        (1, query heads, tokens, d)
+    k, v     (1, key heads, tokens, d); several query heads share one key head
+    mask     (tokens, tokens) bool, see `plain_mask`
+    returns  (1, tokens, query heads, d)
+    """
+    queries_per_key = q.shape[1] // k.shape[1]
+    k = k.repeat_interleave(queries_per_key, dim=1)
+    v = v.repeat_interleave(queries_per_key, dim=1)
+
+    scores = q @ k.transpose(-1, -2) * scaling  # (1, query heads, tokens, tokens)
+    scores = scores.masked_fill(~mask, float("-inf"))
+    return (scores.softmax(-1) @ v).transpose(1, 2)
+
+
+# --- 2. The layout: where each token stands, and at which tokens it looks ----------------------
 
 
 @dataclass(frozen=True)
@@ -154,13 +200,16 @@ def bucket_by_length(sequences: Iterable[int], lengths: Tensor) -> list[list[int
     return buckets
 
 
-# --- 2. Attention ------------------------------------------------------------------------------
+# --- 3. The fast version -----------------------------------------------------------------------
 
 
 def attend(
     module, q: Tensor, k: Tensor, v: Tensor, layout: Layout | Tensor | None, **kwargs
 ) -> tuple[Tensor, None]:
-    """One layer's attention over the list. HF's decoder layers call it, see `register` below.
+    """`plain_attend` over `plain_mask`, block by block (test_attend_equals_the_plain_version).
+
+    34 to 54 times faster on a rollout of the embedded world (2,446 tokens, one CPU thread). HF's
+    decoder layers call it once a layer, see `register` below.
 
     q            (1, query heads, tokens, d)
     k, v         (1, key heads, tokens, d)

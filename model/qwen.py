@@ -64,6 +64,22 @@ class Policy(nn.Module):
         """
         return function(self, *args)
 
+    def plain_logits(self, prompt: Prompt, completion: Tensor) -> Tensor:
+        """(S + t, V) HF's own forward of one prompt and one completion (t,), alone and unmodified.
+
+        Entry i is about token i + 1. The plain version of scoring is made of it (`common.py`).
+        """
+        ids = torch.cat([prompt.ids, completion])[None].to(self.device)  # (1, S + t)
+        images = {}
+        if prompt.pixel_values is not None:
+            images["pixel_values"] = prompt.pixel_values.to(self.device)
+            images["image_grid_thw"] = prompt.image_grid_thw.to(self.device)
+
+        # Trap: without these, HF silently gives a prompt with images the positions of plain text
+        # (test_token_logps_equal_the_plain_version).
+        is_image = (ids == self.vlm.config.image_token_id).int()
+        return self.vlm(input_ids=ids, mm_token_type_ids=is_image, **images).logits[0]
+
     # --- embeddings -----------------------------------------------------------------------------
 
     def embed(self, ids: Tensor) -> Tensor:

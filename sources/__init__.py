@@ -20,7 +20,8 @@ An *example* is a dictionary, the same for every source:
 
 from collections.abc import Callable, Sequence
 
-from sources.stream import read_all
+from model.prompts import PromptEncoder
+from sources.stream import PromptStream, read_all
 from sources.tables import table_examples
 from sources.toy import evaluation_sets, toy_examples
 
@@ -80,3 +81,19 @@ def with_shuffled_images(examples: list[dict]) -> list[dict]:
     shift = max(1, len(examples) // 3)
     others = examples[shift:] + examples[:shift]
     return [{**example, "images": other["images"]} for example, other in zip(examples, others)]
+
+
+def build_stream(cfg, encoder: PromptEncoder, accelerator, warn) -> PromptStream:
+    """The stream of this rank's prompts, from the settings of `grpo.py`."""
+    examples = load_examples(
+        cfg.data, count=cfg.max_examples, seed=cfg.seed, instruction=cfg.instruction
+    )
+    return PromptStream(
+        examples,
+        encoder,
+        seed=cfg.seed,
+        max_prompt_tokens=cfg.max_prompt_tokens,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        warn=warn,
+    )

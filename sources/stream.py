@@ -80,6 +80,14 @@ class PromptStream:
             random.Random(f"{self.seed} {epoch}").shuffle(self.order)
         return self.order[self.places[step]]
 
+    def state(self) -> dict[str, int]:
+        """What `restore` needs to go on exactly here."""
+        return {"position": self.position, "skipped": self.skipped}
+
+    def restore(self, state: dict[str, int]) -> None:
+        self.position = state["position"]
+        self.skipped = state["skipped"]
+
     def take(self, count: int) -> list[Prompt]:
         """The next `count` prompts."""
         stream = iter(self)

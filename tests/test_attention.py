@@ -6,7 +6,7 @@ import torch
 
 from common import token_logps
 from conftest import make_groups
-from model.attention import Layout, attend
+from model.attention import Layout, attend, plain_attend, plain_mask
 
 HEADS, KV_HEADS, WIDTH = 4, 2, 8
 
@@ -145,6 +145,33 @@ def test_attend_equals_a_loop():
     ours, wanted, one_text = results
     assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(ours, wanted))
     assert not any(torch.allclose(a, b, atol=1e-2) for a, b in zip(ours, one_text))
+
+
+def test_attend_equals_the_plain_version():
+    """One mask over the whole list gives the same values and gradients, unequal lengths included.
+
+    The classic mistake, one causal mask over the list, lets a completion see its neighbours.
+    """
+    lengths = [3, 9, 2], [2, 5, 0, 3, 1, 7], [0, 0, 1, 1, 2, 2]
+    mask = plain_mask(*lengths)
+    tokens = len(mask)
+    weights = torch.randn(1, tokens, HEADS, WIDTH, dtype=torch.float64)
+
+    results = []
+    for plain in (True, False):
+        q, k, v = random_qkv(tokens)
+        if plain:
+            out = plain_attend(q, k, v, mask, WIDTH**-0.5)
+        else:
+            layout = Layout.of(*lengths, "cpu")
+            out, _ = attend(MODULE, q, k, v, layout, scaling=WIDTH**-0.5)
+        (out * weights).sum().backward()
+        results.append([out, q.grad, k.grad, v.grad])
+    assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(*results))
+
+    causal = torch.ones(tokens, tokens, dtype=torch.bool).tril()
+    wrong = plain_attend(*random_qkv(tokens), causal, WIDTH**-0.5)
+    assert not torch.allclose(wrong, results[0][0], atol=1e-3)
 
 
 def test_completions_attend_to_nobody_elses_tokens():

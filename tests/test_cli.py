@@ -27,7 +27,9 @@ def stage_module(stage: str):
 def help_of(stage: str) -> str:
     """What `python STAGE --help` prints."""
     command = [sys.executable, stage, "--help"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import common
 import grpo
-from common import learning_rate, micro_batches, token_logps
+from common import learning_rate, micro_batches, plain_token_logps, token_logps
 from conftest import make_groups
 from model.records import Group, completion_mask
 
@@ -55,6 +55,42 @@ def test_token_logps_equal_hf_completion_by_completion(tiny):
     with torch.no_grad():
         logp, _ = token_logps(policy, groups)
         assert torch.allclose(logp, separate_logps(policy, groups), atol=2e-5)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_token_logps_equal_the_plain_version(tiny64, temperature):
+    """fp64, 1e-9, values and gradients: shared prompts, no padding, chunks change nothing."""
+    policy, encoder = tiny64
+    groups = make_groups(encoder, sizes=(3, 1, 2), images=(1, 0, 2))
+    weights = torch.randn(completion_mask(groups).shape, dtype=torch.float64)
+
+    results = []
+    for score in (plain_token_logps, lambda *args: token_logps(*args)[0]):
+        policy.zero_grad()
+        logp = score(policy, groups, temperature)
+        (logp * weights).sum().backward()
+        gradients = [p.grad.clone() for p in policy.parameters() if p.grad is not None]
+        results.append([logp.detach(), *gradients])
+
+    plain, fast = results
+    assert len(plain) == len(fast) > 10
+    assert all(torch.allclose(a, b, atol=1e-9) for a, b in zip(plain, fast))
+
+
+def test_plain_version_needs_to_know_where_images_are(tiny):
+    """Without `mm_token_type_ids` HF silently takes an image for text, and every number moves."""
+    policy, encoder = tiny
+    (group,) = make_groups(encoder, sizes=(1,), images=(1,))
+    ids = torch.cat([group.prompt.ids, group.completions[0]])[None]
+
+    with torch.no_grad():
+        right = policy.plain_logits(group.prompt, group.completions[0])
+        wrong = policy.vlm(
+            input_ids=ids,
+            pixel_values=group.prompt.pixel_values,
+            image_grid_thw=group.prompt.image_grid_thw,
+        ).logits[0]
+    assert not torch.allclose(right, wrong, atol=1e-3)
 
 
 def test_completions_of_one_token(tiny):

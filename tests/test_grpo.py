@@ -152,7 +152,7 @@ def test_loss_equals_a_slow_triple_loop():
     """Over all signs, both sides of the band, unequal lengths."""
     for seed in range(20):
         logp, logp_old, advantages, mask = random_batch(seed)
-        terms = policy_loss(logp, logp_old, advantages, 0.2, 0.28)
+        terms = policy_loss(logp, logp_old, advantages, mask, 0.2, 0.28)
         fast = (terms["loss"] * mask).sum() / mask.sum()
 
         lists = [x.tolist() for x in (logp, logp_old, advantages, mask)]
@@ -174,7 +174,8 @@ def test_clip_quadrants(advantage, ratio, value, gradient):
     """Which side clips: A > 0 stops above 1 + high, A < 0 below 1 - low, the rest goes on."""
     r = torch.tensor(ratio, dtype=torch.float64, requires_grad=True)
     logp, logp_old = r.log().view(1, 1), torch.zeros(1, 1).double()
-    terms = policy_loss(logp, logp_old, torch.tensor([advantage]).double(), 0.2, 0.28)
+    mask = torch.ones(1, 1).double()
+    terms = policy_loss(logp, logp_old, torch.tensor([advantage]).double(), mask, 0.2, 0.28)
     objective = -terms["loss"].sum()
     objective.backward()
 
@@ -193,7 +194,9 @@ def test_zero_loss_nonzero_gradient():
     logp = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
     rewards = torch.tensor([[1.0, 0.0, 0.0, 1.0]], dtype=torch.float64)
     advantages = group_advantages(rewards).flatten()
-    loss = policy_loss(logp, logp.detach(), advantages, 0.2, 0.28)["loss"].sum() / logp.numel()
+    mask = torch.ones_like(logp)
+    terms = policy_loss(logp, logp.detach(), advantages, mask, 0.2, 0.28)
+    loss = terms["loss"].sum() / logp.numel()
     loss.backward()
 
     assert abs(loss.item()) < 1e-12
@@ -227,11 +230,11 @@ def test_k3_is_unbiased_for_the_kl():
 
 def test_inputs_are_left_alone():
     """Pure functions: what goes in comes out unchanged."""
-    logp, logp_old, advantages, _ = random_batch()
-    inputs = (logp, logp_old, advantages)
+    logp, logp_old, advantages, mask = random_batch()
+    inputs = (logp, logp_old, advantages, mask)
     copies = [x.clone() for x in inputs]
 
-    policy_loss(logp, logp_old, advantages, 0.2, 0.28)
+    policy_loss(logp, logp_old, advantages, mask, 0.2, 0.28)
     kl_k3(logp, logp_old)
     group_advantages(advantages.view(2, 3))
 
@@ -252,7 +255,7 @@ def one_step(policy, batch, cfg):
     """Gradients by name, and the sums of one update; the optimizer step itself is left out."""
     optimizer = KeepGradients(policy)
     policies = policies_of(policy, optimizer)
-    sums = grpo.update(batch, policies, None, Accelerator(cpu=True), cfg)
+    sums = grpo.update(batch, policies, Accelerator(cpu=True), cfg)
     return optimizer.grads, sums
 
 
@@ -287,7 +290,7 @@ def test_mean_of_micro_batch_means_differs(tiny64):
         end = start + len(group.completions)
         logp, _ = token_logps(policy, [group])
         mask = batch.mask[start:end, : logp.shape[1]]
-        terms = policy_loss(logp, logp.detach(), batch.advantages[start:end], 0.2, 0.28)
+        terms = policy_loss(logp, logp.detach(), batch.advantages[start:end], mask, 0.2, 0.28)
         mean = (terms["loss"] * mask).sum() / mask.sum()
         (mean / len(batch.groups)).backward()
         start = end
@@ -334,7 +337,7 @@ def test_first_update_ratio_is_one(tiny):
     _, before = one_step(policy, later, CFG)
     assert abs(before["ratio"] / before["tokens"] - 1) < 1e-6
 
-    grpo.update(batch, policies, None, Accelerator(cpu=True), replace(CFG, grad_clip=1.0))
+    grpo.update(batch, policies, Accelerator(cpu=True), replace(CFG, grad_clip=1.0))
     _, after = one_step(policy, later, CFG)
     assert abs(after["ratio"] / after["tokens"] - 1) > 1e-4
 
@@ -372,7 +375,7 @@ def test_unscored_completions_train_nothing(tiny):
     ]
     policies = policies_of(policy, torch.optim.SGD(policy.parameters(), lr=0.0))
     cfg = replace(CFG, updates_per_rollout=1)
-    totals = grpo.train_on(rollout, policies, None, Accelerator(cpu=True), cfg)
+    totals = grpo.train_on(rollout, policies, Accelerator(cpu=True), cfg)
 
     tokens = sum(len(c) for g in groups for c in g.completions)
     assert totals["tokens"] == tokens - len(groups[0].completions[2])
@@ -388,7 +391,7 @@ def test_no_step_on_nan(tiny):
     before = [p.clone() for p in policy.parameters()]
 
     policies = policies_of(policy, torch.optim.AdamW(policy.parameters(), lr=1.0))
-    sums = grpo.update(batch, policies, None, Accelerator(cpu=True), replace(CFG, grad_clip=1.0))
+    sums = grpo.update(batch, policies, Accelerator(cpu=True), replace(CFG, grad_clip=1.0))
 
     assert sums["skipped_updates"] == 1
     assert all(torch.equal(a, b) for a, b in zip(before, policy.parameters()))
@@ -404,11 +407,12 @@ def test_kl_pulls_back_to_the_reference(tiny):
     batch = step_batch(encoder, torch.float32)
     batch = replace(batch, advantages=batch.advantages * 0)
     policies = policies_of(policy, torch.optim.SGD(policy.parameters(), lr=0.02))
+    policies.reference = reference
     cfg = replace(CFG, kl_beta=1.0, grad_clip=1.0)
 
     kl = []
     for _ in range(4):
-        sums = grpo.update(batch, policies, reference, Accelerator(cpu=True), cfg)
+        sums = grpo.update(batch, policies, Accelerator(cpu=True), cfg)
         kl.append(sums["kl_ref"])
 
     assert kl[0] > 0

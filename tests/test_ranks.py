@@ -68,7 +68,7 @@ def wrapped(policy, accelerator) -> Policies:
 def grpo_gradients(policies, accelerator, groups, advantages, cfg):
     """Gradients and sums of one GRPO update."""
     batch = grpo.UpdateBatch(groups, advantages, completion_mask(groups).double(), None)
-    sums = grpo.update(batch, policies, None, accelerator, cfg)
+    sums = grpo.update(batch, policies, accelerator, cfg)
     return policies.optimizer.grads, sums
 
 

@@ -1,0 +1,7 @@
+"""Losses as small patches of a stage: the next idea is a few lines.
+
+    gspo.patch   one ratio a completion           grpo.py `policy_loss`
+    rloo.patch   leave-one-out baseline           grpo.py `group_advantages`
+    ipo.patch    a finite margin                  dpo_sft.py `dpo_loss`
+    apply.py     writes the patched copy of a stage
+"""

@@ -1,0 +1,75 @@
+"""Write a patched copy of a stage: `python variants/apply.py gspo` or `make variant NAME=gspo`.
+
+A variant is a patch of a stage, `variants/NAME.patch`: first a sentence and its paper, then the few
+lines that change. The copy goes to runs/variants/NAME/ and runs like the stage, from the project's
+folder:
+
+    PYTHONPATH=. .venv/bin/python runs/variants/gspo/grpo.py --clip_low 3e-4 --clip_high 4e-4
+"""
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parent.parent
+VARIANTS = PROJECT / "variants"
+
+
+def names() -> list[str]:
+    """The variants there are."""
+    return sorted(file.stem for file in VARIANTS.glob("*.patch"))
+
+
+def changed_lines(patch: str) -> tuple[int, int]:
+    """How many lines a patch adds and removes."""
+    added = re.findall(r"^\+(?!\+\+)", patch, re.MULTILINE)
+    removed = re.findall(r"^-(?!--)", patch, re.MULTILINE)
+    return len(added), len(removed)
+
+
+def apply(name: str, out: Path) -> Path:
+    """Copy the stage that a variant belongs to into `out`, patched; returns the copy.
+
+    Raises ValueError if there is no such variant, or if its patch no longer fits the stage.
+    """
+    if name not in names():
+        raise ValueError(f"no variant {name!r}; there are {', '.join(names())}")
+    patch_file = VARIANTS / f"{name}.patch"
+    stage = re.search(r"^--- a/(\S+)", patch_file.read_text(), re.MULTILINE)[1]
+
+    out.mkdir(parents=True, exist_ok=True)
+    copy = out / stage
+    shutil.copyfile(PROJECT / stage, copy)
+
+    # No fuzz: a hunk whose surroundings have changed is to be looked at, not guessed at.
+    command = ["patch", "--fuzz=0", "--no-backup-if-mismatch", str(copy), str(patch_file)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode != 0:
+        copy.unlink()
+        raise ValueError(
+            f"variants/{name}.patch no longer fits {stage}, which was edited after it: make the "
+            f"same change to the new lines, and the patch anew.\n{result.stdout}{result.stderr}"
+        )
+    return copy
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("name", help=f"one of {', '.join(names())}")
+    parser.add_argument("--out", type=Path, help="folder; default runs/variants/NAME")
+    args = parser.parse_args()
+
+    try:
+        copy = apply(args.name, args.out or Path("runs/variants") / args.name)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    text = (VARIANTS / f"{args.name}.patch").read_text()
+    print(text[: text.index("--- a/")].strip())
+    print(f"\nwrote {copy}; run it with: PYTHONPATH=. .venv/bin/python {copy}")
+
+
+if __name__ == "__main__":
+    main()
