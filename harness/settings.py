@@ -125,6 +125,14 @@ class RunFolder(Settings):
         "", "a tracker that accelerate knows, `tensorboard` or `wandb`; empty: none"
     )
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.precision not in ("no", "bf16", "auto"):
+            raise ValueError(
+                f"--precision {self.precision}: wanted no, bf16 or auto; fp16 needs a loss scaler, "
+                "which a skipped step would leave in a wrong state"
+            )
+
 
 @dataclass(frozen=True)
 class OneShot(RunFolder):

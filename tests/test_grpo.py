@@ -429,6 +429,7 @@ def test_kl_pulls_back_to_the_reference(tiny):
         ({"group_size": 1}, "group_size"),
         ({"temperature": 0.0}, "temperature"),
         ({"schedule": "linear"}, "schedule"),
+        ({"precision": "fp16"}, "precision"),
     ],
 )
 def test_every_flag_combination_that_cannot_work_is_refused(wrong, name):
