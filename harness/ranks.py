@@ -6,7 +6,7 @@ Each function also works in a single process, where there is nothing to exchange
 import datetime
 
 import torch
-from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.tracking import get_available_trackers
 
 WAIT = datetime.timedelta(hours=6)  # how long a rank waits for another: a rollout may take hours
@@ -30,11 +30,14 @@ def make_accelerator(config) -> Accelerator:
             f"--log_with {config.log_with}: not installed, or no tracker of accelerate's; "
             f"here: {available}"
         )
+    # Buffers (rotary frequencies, suppressed ids) never change. Sent before each synchronised forward
+    # they would make a collective of it, and ranks may run unequally many forwards without gradient.
+    ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
     return Accelerator(
         mixed_precision=precision,
         log_with=config.log_with or None,
         project_dir=config.run_dir or "runs",
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT)],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT), ddp],
     )
 
 

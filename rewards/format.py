@@ -11,7 +11,7 @@ def is_in_format(response: str) -> bool:
     MM-EUREKA's laxer pattern accepts text around the blocks. Ours does not, since that text is what
     the cold start is to unlearn. Each tag stands exactly once: a repeated block is no format.
 
-    Trap: without DOTALL, a line break inside a block would cost the reward (test_reward_table).
+    Trap: without DOTALL, a line break inside a block would cost the reward (test_format_table).
     """
     if any(response.count(tag) != 1 for tag in TAGS):
         return False

@@ -12,7 +12,7 @@ import dpo_sft
 import grpo
 from common import Policies
 from conftest import fresh_policy, keep_fp64, make_groups, policies_of
-from harness.ranks import sum_over_ranks
+from harness.ranks import make_accelerator, sum_over_ranks
 from harness.run import read_jsonl
 from model.records import completion_mask
 
@@ -232,3 +232,9 @@ def test_a_run_on_two_ranks(start, tmp_path):
 
     with pytest.raises(ValueError, match="--resume.*saved by 2 processes"):
         grpo.main(replace(cfg, resume=True, steps=4))
+
+
+def test_buffers_are_not_broadcast():
+    """DDP would send them before a forward, which ranks run unequally often; they never change."""
+    accelerator = make_accelerator(grpo.Config())
+    assert accelerator.ddp_handler.to_kwargs()["broadcast_buffers"] is False
