@@ -30,8 +30,9 @@ def make_accelerator(config) -> Accelerator:
             f"--log_with {config.log_with}: not installed, or no tracker of accelerate's; "
             f"here: {available}"
         )
-    # Buffers (rotary frequencies, suppressed ids) never change. Sent before each synchronised forward
-    # they would make a collective of it, and ranks may run unequally many forwards without gradient.
+    # Buffers (rotary frequencies, suppressed ids) never change. To send them before each
+    # synchronised forward would make that forward a collective, while ranks may run unequally many
+    # forwards without gradient.
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
     return Accelerator(
         mixed_precision=precision,
