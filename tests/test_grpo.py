@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -417,6 +418,62 @@ def test_kl_pulls_back_to_the_reference(tiny):
 
     assert kl[0] > 0
     assert kl[-1] < kl[0]
+
+
+# --- The metrics of a step -----------------------------------------------------------------------
+
+
+def summary_of(cfg=CFG):
+    """Two groups whose every count is another number, summed up; their tokens stand for nothing."""
+    completions = [[torch.arange(n) for n in lengths] for lengths in ((3, 5, 9), (2, 2, 4))]
+    nan = float("nan")
+    rollout = [
+        RewardedGroup(
+            Group(None, completions[0]), [""] * 3, [False, True, True],
+            [{"format": 1.0, "accuracy": 1.0}, {"format": 1.0, "accuracy": None},
+             {"format": 0.0, "accuracy": 0.0}],
+            [1.5, nan, 0.0],
+        ),
+        RewardedGroup(
+            Group(None, completions[1]), [""] * 3, [False, False, False],
+            [{"format": 1.0, "accuracy": 0.0}] * 3, [0.5, 0.5, 0.5],
+        ),
+    ]  # fmt: skip
+    totals = Counter(
+        tokens=20, loss=-4.0, ratio=22.0, clipped=3.0, entropy=5.0, kl_ref=1.0,
+        grad_norm=7.0, skipped_updates=1.0,
+    )  # fmt: skip
+    cfg = replace(cfg, updates_per_rollout=2)
+    return grpo.summarize(rollout, totals, Accelerator(cpu=True), cfg)
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("reward", 3.0 / 5),  # 1.5 + 0 + 0.5 * 3, of the five that could be scored
+        ("format", 5 / 6),  # of all six
+        ("accuracy", 1 / 5),  # of the five that could be scored
+        ("length", 25 / 6),
+        ("trunc%", 100 * 2 / 6),
+        ("zero_std%", 50.0),  # the second of two groups
+        ("unscored", 1),
+        ("loss", -4 / 20),  # means over tokens
+        ("ratio", 22 / 20),
+        ("clip%", 100 * 3 / 20),
+        ("entropy", 5 / 20),
+        ("kl_ref", 1 / 20),
+        ("grad_norm", 7 / 2),  # mean over the two updates
+        ("skipped_updates", 1.0),
+    ],
+)
+def test_summary_of_a_step(name, value):
+    """Field by field, by hand: what is summed, and what it is divided by."""
+    assert summary_of()[name] == pytest.approx(value)
+
+
+def test_summary_has_no_other_field():
+    names = {name for mark in test_summary_of_a_step.pytestmark for name, _ in mark.args[1]}
+    assert set(summary_of()) == names
 
 
 # --- The stage -----------------------------------------------------------------------------------
