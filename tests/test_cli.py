@@ -73,6 +73,18 @@ def test_flags_and_files(tmp_path):
 
 
 @pytest.mark.parametrize("stage", STAGES)
+def test_no_flags_give_the_defaults(stage):
+    """Every flag off the command line has the default of its field, and every switch both ways.
+
+    Registered twice, as `--x` and `--no_x`, a switch takes the default of whichever comes first.
+    """
+    config = stage_module(stage).Config
+    assert parse_cli(config, "", []) == config()
+    assert parse_cli(config, "", ["--overwrite"]).overwrite
+    assert not parse_cli(config, "", ["--no_overwrite"]).overwrite
+
+
+@pytest.mark.parametrize("stage", STAGES)
 def test_help_says_unit_default_and_source(stage):
     """Every setting of every stage; the help starts with what the stage is."""
     out = help_of(stage)
