@@ -1,20 +1,20 @@
 """What GRPO and DPO share: one way to score completions, and one training step.
 
 Both losses are functions of log-probabilities, and both get them from `token_logps` below. It
-encodes a prompt and its images once a *group*, however many completions the group has:
+encodes a prompt and its images once per *group*, however many completions the group has:
 
-    embed      every prompt once, images included, then every completion: one list, no padding
-    layers     on that list; a completion attends to its prompt and to itself (`model/attention.py`)
+    pack       concatenate all prompts, images included, then all completions, without padding
+    layers     a completion attends to its prompt and to itself (`model/attention.py`)
     head       the hidden states that predict a completion's tokens -> log-probabilities, in chunks
-    unfold     one number a token -> (B, T)
+    unpack     one number per token -> (B, T)
 
-Both are then minimised by `training_step`: micro-batch by micro-batch, one optimizer step.
+Both losses are then minimised by `training_step`: micro-batch by micro-batch, one optimizer step.
 
 One alignment holds for every per-token tensor of the project: shape (B, T), entry (b, t) is about
 token t of completion b. The mask is 1 where such a token exists; a sampled EOS is one.
 
 Dimension key: N prompts, B completions in group order, T longest completion, V vocabulary, D hidden
-width (`model/records.py`); `tokens` of the list, in all.
+width (`model/records.py`); `tokens` is the length of the packed sequence.
 """
 
 import copy
@@ -35,7 +35,7 @@ from model.qwen import Policy, next_positions
 from model.records import Group
 from model.sampling import sampling_copy
 
-MAX_LOGITS = 2**24  # logits that exist at a time; of Qwen's vocabulary these are 110 tokens, 67 MB
+MAX_LOGITS = 2**24  # logits that exist at a time, 67 MB in fp32: 110 tokens with Qwen's vocabulary
 
 # --- 1. Log-probabilities, the one function that both losses share ------------------------------
 
@@ -80,8 +80,8 @@ def token_logps(
     Equal to the plain version (test_token_logps_equal_the_plain_version), and 17 to 20 times faster
     on a rollout of the embedded world (16 prompts x 8, forward and backward, one CPU thread).
 
-    Cost: each prompt and its images once a group, no padding. Memory: at most MAX_LOGITS logits at
-    a time, computed again in backward if there are more chunks than one.
+    Cost: each prompt and its images once per group, no padding. Memory: at most MAX_LOGITS logits
+    at a time.
     """
     return policy(score_groups, groups, temperature)  # through `forward`, which DDP wraps
 
@@ -93,30 +93,30 @@ def score_groups(
     prompts = [group.prompt for group in groups]
     prompt_of = [n for n, group in enumerate(groups) for _ in group.completions]  # (B,)
     completions = [c for group in groups for c in group.completions]
-    inputs = [c[:-1] for c in completions]  # from the last token nothing is predicted
+    inputs = [c[:-1] for c in completions]  # nothing is predicted from the last token
 
-    # 1. One list of tokens: all prompts, then the inputs of all completions.
+    # 1. Pack: all prompts, then the inputs of all completions, in one sequence.
     layout = Layout.of(
         [len(p.ids) for p in prompts], [len(i) for i in inputs], prompt_of, policy.device
     )
     embeds = torch.cat([policy.embed_prompts(prompts), policy.embed(torch.cat(inputs))])
-    positions = list_positions(prompts, inputs, prompt_of)
+    positions = packed_positions(prompts, inputs, prompt_of)  # (3, tokens)
 
-    # 2. The layers. HF wants a batch dimension: the list is a batch of one.
+    # 2. The layers. HF wants a batch dimension: the packed sequence is a batch of one.
     hidden = policy.run_layers(embeds[None], positions[:, None], layout)[0]  # (tokens, D)
 
-    # 3. The head, on the hidden states that predict a completion's token.
-    predictor = predicting_tokens(layout, completions, prompt_of).to(policy.device)
-    targets = torch.cat(completions).to(policy.device)  # the same length: tokens of completions
+    # 3. The head, on the hidden states that predict a completion's tokens.
+    predictor = predictor_positions(layout, completions, prompt_of).to(policy.device)
+    targets = torch.cat(completions).to(policy.device)  # as many as predictors
     logp, entropy = chunked_logps(policy, hidden.index_select(0, predictor), targets, temperature)
 
-    # 4. Back to one line for each completion.
+    # 4. Unpack: one line for each completion.
     lengths = [len(c) for c in completions]
-    return unfold(logp, lengths), unfold(entropy, lengths)  # (B, T) each
+    return unpack(logp, lengths), unpack(entropy, lengths)  # (B, T) each
 
 
-def list_positions(prompts, inputs: list[Tensor], prompt_of: list[int]) -> Tensor:
-    """(3, tokens) M-RoPE positions of the list: every prompt's own, then those of the inputs."""
+def packed_positions(prompts, inputs: list[Tensor], prompt_of: list[int]) -> Tensor:
+    """(3, tokens) M-RoPE positions: those of every prompt, then those of the inputs."""
     longest = max(len(i) for i in inputs)
     following = next_positions(prompts, longest)  # (N, longest)
 
@@ -125,12 +125,12 @@ def list_positions(prompts, inputs: list[Tensor], prompt_of: list[int]) -> Tenso
     return torch.cat([*[p.positions for p in prompts], text], dim=1)
 
 
-def predicting_tokens(layout: Layout, completions: list[Tensor], prompt_of: list[int]) -> Tensor:
-    """Which hidden state predicts which token? (tokens of all completions,) indices into the list.
+def predictor_positions(layout: Layout, completions: list[Tensor], prompt_of: list[int]) -> Tensor:
+    """For each token of all completions, the index of the hidden state that predicts it.
 
     Trap: token 0 of a completion is predicted by the last token of its *prompt*, token t by token
-    t - 1. Off by one, every logit would be compared with the token that it was given
-    (test_perfect_predictor_has_logp_zero).
+    t - 1. With an error of one, each token would be scored at its own position, where it is the
+    input (test_perfect_predictor_has_logp_zero).
     """
     num_prompts = len(layout.last_of_prompt)
     predictors = []
@@ -142,7 +142,7 @@ def predicting_tokens(layout: Layout, completions: list[Tensor], prompt_of: list
     return torch.cat(predictors)
 
 
-def unfold(values: Tensor, lengths: list[int]) -> Tensor:
+def unpack(values: Tensor, lengths: list[int]) -> Tensor:
     """(tokens,) -> (B, T): one line for each completion, 0 behind its end."""
     return pad_sequence(values.split(lengths), batch_first=True)
 
@@ -152,8 +152,8 @@ def chunked_logps(
 ) -> tuple[Tensor, Tensor]:
     """hidden (tokens, D), targets (tokens,) ids -> logp (tokens,), entropy (tokens,).
 
-    MAX_LOGITS logits at a time. No (tokens, V) tensor is ever kept: more chunks than one are
-    computed again in the backward pass.
+    MAX_LOGITS logits at a time. If there is more than one chunk, none of them is kept: the backward
+    pass computes it again.
     """
 
     def head(h: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -191,9 +191,9 @@ class MicroBatch:
 def micro_batches(groups: list[Group], max_tokens: int, split: bool = True) -> list[MicroBatch]:
     """Cut the groups of a step into micro-batches of at most `max_tokens` tokens.
 
-    A prompt counts once a group. Groups keep their order, and every completion is in exactly one
-    micro-batch. With `split`, a group that is too large alone is cut into parts that share its
-    prompt, down to one completion, so that a group never has to fit as a whole.
+    A prompt counts once per group. Groups keep their order, and every completion is in exactly one
+    micro-batch. With `split`, a group over the limit is cut into parts that share its prompt, down
+    to one completion each: a group need not fit as a whole.
     """
     batches: list[list[Group]] = []
     waiting = list(groups)
@@ -233,9 +233,9 @@ def with_spans(batches: list[list[Group]]) -> list[MicroBatch]:
 
 @dataclass
 class Policies:
-    """The set of weights that is trained, seen from its sides, and what goes with it."""
+    """The policy in its roles (trained, bare, sampler), its reference, and its optimizer."""
 
-    trained: nn.Module  # wrapped by accelerate (DDP, autocast): every forward with a gradient
+    trained: nn.Module  # wrapped by accelerate (DDP, autocast): what the loss is computed with
     bare: Policy  # the same weights, unwrapped: to save, and to refresh the sampler
     sampler: Policy  # draws the tokens: `bare` itself, or its bf16 copy
     optimizer: torch.optim.Optimizer
@@ -244,19 +244,26 @@ class Policies:
 
 
 def build_policies(
-    policy: Policy, cfg, accelerator, *, kl_beta: float = 0.0, resumed: bool = False
+    policy: Policy,
+    cfg,
+    accelerator,
+    *,
+    samples: bool = False,
+    kl_beta: float = 0.0,
+    resumed: bool = False,
 ) -> Policies:
-    """Decide once what trains and what samples; the stages' loops know nothing of machines.
+    """Make the optimizer, the sampler and the reference, and wrap the policy for DDP and autocast.
 
-    kl_beta  above 0 a reference is needed
-    resumed  the run goes on, so `policy` is no longer the start, and --model is loaded for it
+    samples  the stage samples from the policy while it trains: in mixed precision a bf16 copy does
+    kl_beta  above 0 a frozen reference is needed
+    resumed  `policy` comes from a checkpoint, so the reference is loaded from --model
 
-    In mixed precision a bf16 copy samples. The sampler is never wrapped: it needs no gradient, and
-    no collective may run while tokens are drawn, since ranks sample for unequally long. The wrapped
-    policy runs under autocast by itself: `prepare` puts it into its forward.
+    The sampler is never wrapped. It needs no gradient, and no collective may run while tokens are
+    drawn, since ranks take unequally long. accelerate's `prepare` puts autocast into the forward of
+    the wrapped policy, so no stage has to.
     """
     sampler = policy
-    if accelerator.mixed_precision == "bf16":
+    if samples and accelerator.mixed_precision == "bf16":
         sampler = sampling_copy(policy).to(accelerator.device)
 
     reference = None
@@ -283,16 +290,16 @@ def training_step(
     loss_and_metrics: Callable[[MicroBatch], tuple[Tensor, dict[str, Tensor]]],
     *,
     normalizer: float,
-    padding: list[Group],
+    filler: Group,
     cfg,
 ) -> dict[str, float]:
     """One optimizer step over all micro-batches of all ranks.
 
-    batches           this rank's; ranks may have unequally many, one may have none
+    batches           of this rank; ranks may have different numbers of them, also none
     loss_and_metrics  for a micro-batch: its loss, *summed* over tokens (GRPO) or pairs (DPO), and
                       sums of what is logged
-    normalizer        what the summed loss of the whole step, over all ranks, is divided by
-    padding           any groups, for the padding passes of a rank with fewer micro-batches
+    normalizer        tokens or pairs of the step, over all ranks: the summed loss is divided by it
+    filler            any group, for the filler passes of a rank with fewer micro-batches
     returns           this rank's sums of metrics; `grad_norm` before clipping, and
                       `skipped_updates` (1 if the norm was not finite and no step was taken), which
                       are equal on all ranks
@@ -306,16 +313,18 @@ def training_step(
     sums: dict[str, Tensor] = {}
 
     for i in range(num_passes):
-        is_padding = i >= len(batches)
+        is_filler = i >= len(batches)
         is_last = i == num_passes - 1
 
-        # DDP adds gradients up over ranks in the last pass only.
+        # Only in the last pass does DDP add up the gradients of all ranks.
         with nullcontext() if is_last else accelerator.no_sync(policies.trained):
-            if is_padding:
+            if is_filler:
                 # Every rank runs the same number of passes, or the others would wait for ever
-                # (test_uneven_ranks_do_not_hang). This one sends gradients of zero: it does not
-                # even compute the loss, where an inf times zero would be nan.
-                loss = 0.0 * token_logps(policies.trained, padding)[0].sum()
+                # (test_uneven_ranks_do_not_hang). This pass adds gradients of zero. It does not
+                # compute the loss: if that were infinite, zero times it would be nan. One
+                # completion is enough, so that the pass is never larger than the others.
+                smallest = Group(filler.prompt, filler.completions[:1])
+                loss = 0.0 * token_logps(policies.trained, [smallest])[0].sum()
                 metrics = {}
             else:
                 loss, metrics = loss_and_metrics(batches[i])
@@ -329,7 +338,7 @@ def training_step(
     grad_norm = float(accelerator.clip_grad_norm_(policies.trained.parameters(), cfg.grad_clip))
     step_or_skip(policies, grad_norm, cfg.max_skipped)
 
-    # One look at the device for all metrics; `float` after each pass would wait for it each time.
+    # Read back once per step: `float` waits for the device, and would do so after each pass.
     result = {name: float(value) for name, value in sums.items()}
     result["skipped_updates"] = float(policies.skipped_in_a_row > 0)
     result["grad_norm"] = grad_norm if math.isfinite(grad_norm) else 0.0
@@ -339,7 +348,7 @@ def training_step(
 def step_or_skip(policies: Policies, grad_norm: float, max_skipped: int) -> None:
     """Take the optimizer step if the gradient is finite: a nan would spread to every weight.
 
-    The norm is the same on all ranks, since gradients are summed by now: all step or none does.
+    Gradients are summed by now, so the norm is the same on all ranks: either all step or none.
     """
     if math.isfinite(grad_norm):
         policies.optimizer.step()

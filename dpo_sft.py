@@ -3,14 +3,16 @@
 Each pair is one prompt with two responses, chosen (w) and rejected (l). DPO raises the margin by
 which the policy prefers chosen, measured against the frozen start model; SFT keeps chosen likely:
 
-    h       = beta * [(logp(w) - logp_ref(w)) - (logp(l) - logp_ref(l))]    margin; whole responses
+    h       = beta * [(logp(w) - logp_ref(w)) - (logp(l) - logp_ref(l))]    margin; logp summed over
+    tokens
     L_DPO   = -log sigmoid(h)
-    L_SFT   = -(1 / |w|) sum_t logp(w_t)                                    mean a token, then pairs
+    L_SFT   = -(1 / |w|) sum_t logp(w_t)                                    mean over tokens, then
+    over pairs
     L       = L_DPO + lambda * L_SFT
 
 DPO sums log-probabilities over a response, since its derivation is about sequences. SFT takes the
-mean over the response's tokens, as LLaMA-Factory does, which the paper used. So lambda weighs a
-loss per pair against a loss per token: the ratio of the two at the start is printed.
+mean over the response's tokens, as LLaMA-Factory does, which the paper used. So lambda balances a
+loss per response against a loss per token; their ratio is printed after the first step.
 
 As a loop:
 
@@ -19,9 +21,9 @@ As a loop:
         take the next pairs                                                   step_order
         the hybrid loss over their micro-batches, one optimizer step          update
 
-Policy and reference both start at the *base* model, not at the one that wrote chosen. The reference
-never changes, nor do the pairs: so its log-probabilities are computed once, by the base model
-before it is trained, and kept in a file. No second model exists.
+Policy and reference both start at the *base* model, not at the model that wrote chosen. Neither the
+reference nor the pairs ever change, so the reference's log-probabilities are computed once, with
+the base model before it is trained, and kept in a file. No second model is needed.
 
 Where this departs from the paper, or fills in what it leaves open:
   1. beta 0.1: LLaMA-Factory's default; the paper does not state it.
@@ -78,7 +80,7 @@ class Config(settings.Model, settings.Optimizer, settings.RunFolder):
     sft_weight: float = flag(1.0, "lambda, weight of SFT beside DPO; paper: 1, ablation 0 and 0.5")
     beta: float = flag(0.1, "DPO's beta; LLaMA-Factory, paper: not stated")
     # steps
-    batch_pairs: int = flag(64, "pairs an optimizer step, over all processes; paper: 64")
+    batch_pairs: int = flag(64, "pairs per optimizer step, over all processes; paper: 64")
     epochs: int = flag(1, "passes over the pairs; paper: 1 by its plot")
     max_steps: int = flag(0, "stop after so many steps, 0: --epochs says")
     lr: float = flag(1e-4, "AdamW step; paper: 1e-6")
@@ -97,7 +99,7 @@ COLUMNS = ["loss", "dpo", "sft", "chosen_reward", "rejected_reward", "margin", "
            "chosen_logp", "grad_norm", "step_s"]
 PANELS = {"loss": ["loss", "dpo", "sft"],
           "reward: beta (logp - logp_ref)": ["chosen_reward", "rejected_reward", "margin"],
-          "chosen logp, nats a response": ["chosen_logp"],
+          "chosen logp, nats per response": ["chosen_logp"],
           "share of pairs with margin > 0": ["accuracy"]}
 
 
@@ -105,8 +107,7 @@ PANELS = {"loss": ["loss", "dpo", "sft"],
 
 
 def load_pairs(cfg: Config, encoder: PromptEncoder, policy: Policy, warn) -> list[Group]:
-    """Each pair as a Group [chosen, rejected]; for SFT alone, which has no use for the second,
-    [chosen].
+    """Each pair as a Group [chosen, rejected]; for --loss sft, which needs only chosen, [chosen].
 
     Pairs that cannot be used are named to `warn` and skipped, the same ones whatever the loss.
     Raises ValueError naming --pairs if a column is missing, or no pair can be used.
@@ -160,14 +161,14 @@ def dpo_loss(chosen: Tensor, rejected: Tensor, chosen_ref: Tensor, rejected_ref:
     All inputs (N,): summed log-probabilities of a response, nats. At the start policy and reference
     are the same, so the margin is 0 and the loss log 2 = 0.6931 (test_dpo_starts_at_log2).
 
-    Sums favour the longer response once its tokens move alike; in the pairs of the embedded world
-    chosen has 24 tokens and rejected 20 on average.
+    A sum over more tokens moves further for the same change per token, so a longer response has
+    more influence. In the pairs of the embedded world chosen has 24 tokens on average, rejected 20.
 
     Only the margin is pushed. Chosen may well become *less* likely, as long as rejected falls
     faster; that is what the SFT term is there to prevent (test_margin_up_chosen_may_fall).
 
-    Source: DPO (arXiv 2305.18290) eq. 7. `logsigmoid`, since log(sigmoid(h)) is -inf below h =
-    -104.
+    Source: DPO (arXiv 2305.18290) eq. 7. Not log(sigmoid(h)), which in fp32 is -inf below
+    h = -104.
     """
     chosen_reward = beta * (chosen - chosen_ref)
     rejected_reward = beta * (rejected - rejected_ref)
@@ -220,7 +221,7 @@ def hybrid_loss(logp: Tensor, logp_ref: Tensor | None, mask: Tensor,
 
 def cached_reference(policy: Policy, groups: list[Group], cfg: Config, accelerator,
                      run: Run) -> Tensor | None:
-    """(N, 2) reference log-probs of all pairs, from the cache beside the run folders or computed.
+    """(N, 2) reference log-probs of all pairs, from the cache beside the run folder, or computed.
 
     None for SFT alone, which has no reference.
     """
@@ -254,9 +255,9 @@ def reference_logps(policy: Policy, groups: list[Group], cfg: Config, accelerato
 
 
 def reference_key(policy: Policy, groups: list[Group], precision: str) -> str:
-    """A hash of all that the reference log-probs depend on: weights, token ids, pixels, precision.
+    """A hash of weights, token ids, positions, pixels and precision: what the numbers depend on.
 
-    Trap: keyed by less, a later run would silently read the numbers of other weights
+    Trap: if one of them were left out, a later run could silently read the numbers of another
     (test_reference_cache_key).
     """
     digest = hashlib.sha256(precision.encode())
@@ -264,7 +265,7 @@ def reference_key(policy: Policy, groups: list[Group], precision: str) -> str:
         digest.update(name.encode() + as_bytes(weight))
 
     for group in groups:
-        tensors = [group.prompt.ids, *group.completions]
+        tensors = [group.prompt.ids, group.prompt.positions, *group.completions]
         if group.prompt.pixel_values is not None:
             tensors.append(group.prompt.pixel_values)
         for tensor in tensors:
@@ -279,12 +280,12 @@ def as_bytes(tensor: Tensor) -> bytes:
 # --- 4. Update ---------------------------------------------------------------------------------
 
 
-def update(groups: list[Group], logp_ref: Tensor | None, padding: list[Group], policies: Policies,
+def update(groups: list[Group], logp_ref: Tensor | None, filler: Group, policies: Policies,
            accelerator, cfg: Config) -> dict[str, float]:
     """One optimizer step over this rank's pairs; returns sums over them.
 
     logp_ref  (n, 2) of these pairs, None for SFT alone
-    padding   any pair, for a rank that has none in the last, small step
+    filler    any pair, for a rank that has none in the last, small step
     """
     num_pairs = sum_over_ranks({"pairs": len(groups)}, accelerator)["pairs"]  # of the whole step
 
@@ -304,7 +305,7 @@ def update(groups: list[Group], logp_ref: Tensor | None, padding: list[Group], p
     # A pair is never split: the sigmoid needs both of its log-probabilities at once.
     batches = micro_batches(groups, cfg.max_tokens_per_micro_batch, split=False)
     return training_step(policies, accelerator, batches, loss_and_metrics, normalizer=num_pairs,
-                         padding=padding, cfg=cfg)
+                         filler=filler, cfg=cfg)
 
 
 # --- 5. The loop -------------------------------------------------------------------------------
@@ -318,6 +319,16 @@ def step_order(count: int, cfg: Config) -> list[list[int]]:
         random.Random(f"{cfg.seed} {epoch}").shuffle(order)
         steps += [order[i : i + cfg.batch_pairs] for i in range(0, count, cfg.batch_pairs)]
     return steps[: cfg.max_steps or None]
+
+
+def summarize(sums: dict[str, float], num_pairs: int, accelerator) -> dict[str, float]:
+    """Metrics of a step: means over the pairs of all ranks."""
+    equal_on_ranks = {name: sums[name] for name in ("grad_norm", "skipped_updates")}
+    means = Means()
+    for name, total in sums.items():
+        if name not in equal_on_ranks:
+            means.add(name, total, num_pairs)
+    return {**means.over_ranks(accelerator), **equal_on_ranks}
 
 
 def main(cfg: Config) -> None:
@@ -336,45 +347,36 @@ def main(cfg: Config) -> None:
 
     policy = base
     if run.latest_model() is not None:
+        del base, policy  # only one model at a time
         policy, _ = load_model(run.latest_model(), freeze_vision=cfg.freeze_vision)
     policy.gradient_checkpointing = cfg.gradient_checkpointing
     policies = build_policies(policy, cfg, accelerator)
     run.load_state(policies.optimizer)
 
-    schedule = step_order(len(groups), cfg)
-    run.say(f"{len(groups)} pairs in {len(schedule)} steps of {cfg.batch_pairs}, loss {cfg.loss}, "
-            f"{ranks} process(es), {run.folder}")
+    pairs_of_step = step_order(len(groups), cfg)
+    run.say(f"{len(groups)} pairs in {len(pairs_of_step)} steps of {cfg.batch_pairs}, "
+            f"loss {cfg.loss}, {ranks} process(es), {run.folder}")
 
-    for step in range(run.start_step + 1, len(schedule) + 1):
+    for step in range(run.start_step + 1, len(pairs_of_step) + 1):
         began = time.perf_counter()
-        rate = set_learning_rate(policies.optimizer, step - 1, cfg, len(schedule))
+        rate = set_learning_rate(policies.optimizer, step - 1, cfg, len(pairs_of_step))
 
-        # Similar lengths next to each other share a micro-batch.
-        mine = schedule[step - 1][rank::ranks]
+        # Sorted, so that similar lengths share a micro-batch.
+        mine = pairs_of_step[step - 1][rank::ranks]
         mine.sort(key=lambda i: max(len(c) for c in groups[i].completions))
         refs = None if logp_ref is None else logp_ref[mine]
-        sums = update([groups[i] for i in mine], refs, groups[:1], policies, accelerator, cfg)
+        sums = update([groups[i] for i in mine], refs, groups[0], policies, accelerator, cfg)
 
         metrics = {**summarize(sums, len(mine), accelerator), "lr": rate,
                    "step_s": time.perf_counter() - began}
-        run.log(step, len(schedule), metrics)
+        run.log(step, len(pairs_of_step), metrics)
         if step == 1 and cfg.loss == "hybrid":
             ratio = cfg.sft_weight * metrics["sft"] / metrics["dpo"]
             run.say(f"        lambda * SFT : DPO is {ratio:.2f} : 1 at the start")
-        if step % cfg.save_every == 0 or step == len(schedule):
+        if step % cfg.save_every == 0 or step == len(pairs_of_step):
             run.save_checkpoint(step, policies, encoder, extra={})
 
     run.finish_training(policies, encoder, PANELS, f"{cfg.loss} from {cfg.model}")
-
-
-def summarize(sums: dict[str, float], num_pairs: int, accelerator) -> dict[str, float]:
-    """Metrics of a step: means over the pairs of all ranks."""
-    equal_on_ranks = {name: sums[name] for name in ("grad_norm", "skipped_updates")}
-    means = Means()
-    for name, total in sums.items():
-        if name not in equal_on_ranks:
-            means.add(name, total, num_pairs)
-    return {**means.over_ranks(accelerator), **equal_on_ranks}
 
 
 if __name__ == "__main__":

@@ -2,11 +2,10 @@
 
 For each prompt q, sample G completions o_1..o_G from the current policy, reward each, and compare
 it with its own group. A token's log-probability is then raised if its completion did better than
-the group's mean, lowered if it did worse, and no further once its ratio to the sampling policy
-leaves a band:
+the group's mean, and lowered if it did worse, until the ratio to the sampling policy leaves a band:
 
-    A_i     = (R_i - mean(R)) / (std(R) + eps)                     group advantage, one a completion
-    r_it    = exp(logp_it - logp_old_it)                           ratio, one a token
+    A_i     = (R_i - mean(R)) / (std(R) + eps)                     one advantage per completion
+    r_it    = exp(logp_it - logp_old_it)                           one ratio per token
     J       = 1/M sum_i sum_t min(r_it A_i, clip(r_it, 1 - low, 1 + high) A_i)      M = all tokens
     loss    = -J  (+ beta * KL to the reference, off by default)
 
@@ -14,12 +13,13 @@ As a loop:
 
     repeat
         1. sample a group for each prompt, and reward it                       collect_rollout
-        2. turn rewards into advantages, freeze logp_old                       freeze_rollout
+        2. turn rewards into advantages, keep logp_old                         prepare_updates
         3. for each optimizer step: the clipped loss over its micro-batches    update
 
-Three policies, never to be confused: `logp` is the one being trained. `logp_old` is the one that
-sampled this rollout, fixed while the rollout is consumed, replaced by the next. `logp_ref` is the
-frozen start, used by the KL term alone, and not even loaded when --kl_beta is 0.
+Three log-probabilities, never to be confused: `logp` of the policy that is being trained;
+`logp_old` of the same weights before the first update on this rollout, fixed until the next
+rollout; `logp_ref` of the frozen start model, for the KL term only, which is not even loaded if
+--kl_beta is 0.
 
 Where this departs from the paper, or fills in what it leaves open:
   1. Clip band 0.2 / 0.28: the paper says "similar to DAPO", these are DAPO's.
@@ -63,7 +63,13 @@ from model.qwen import Policy
 from model.records import Group, completion_mask
 from model.sampling import refresh, sample_groups
 from rewards import make_judge, make_rewards
-from rewards.groups import RewardedGroup, parse_weights, reward_group, sample_record
+from rewards.groups import (
+    RewardedGroup,
+    check_weights,
+    parse_weights,
+    reward_group,
+    sample_record,
+)
 from sources import build_stream
 from sources.stream import PromptStream
 
@@ -73,14 +79,14 @@ class Config(settings.Data, settings.Sampling, settings.Optimizer, settings.Judg
              settings.RunFolder):
     model: str = flag("toy/base", "folder or hub name of the start model; paper: Qwen2.5-VL-7B")
     # sampling
-    steps: int = flag(40, "rollouts; paper: not stated for stage 1, 800 plotted for stage 3")
-    prompts_per_step: int = flag(16, "prompts a rollout, over all processes; paper: 128")
-    group_size: int = flag(8, "completions a prompt (G); paper: 8")
+    steps: int = flag(40, "rollouts; paper: not stated for stage 1, its plot of stage 3 has 800")
+    prompts_per_step: int = flag(16, "prompts per rollout, over all processes; paper: 128")
+    group_size: int = flag(8, "completions per prompt (G); paper: 8")
     temperature: float = flag(1.0, "of sampling and of scoring alike; MM-EUREKA")
     dynamic_sampling: bool = flag(False, "draw again for groups all right or all wrong; DAPO")
     max_draws: int = flag(10, "rollouts that --dynamic_sampling may draw for one step; verl")
     # reward and advantage
-    reward_weights: str = flag("format=0.5,accuracy=1", "NAME=WEIGHT,..., 1 if not named; paper")
+    reward_weights: str = flag("format=0.5,accuracy=1", "NAME=WEIGHT,...; 1 if not named; paper")
     overlong_buffer: int = flag(0, "tokens before the limit with a penalty, 0: off; DAPO: 4096")
     mask_truncated: bool = flag(False, "leave completions without EOS out of the loss; DAPO")
     dr_grpo: bool = flag(False, "no division by std, constant normaliser; arXiv 2503.20783")
@@ -88,7 +94,7 @@ class Config(settings.Data, settings.Sampling, settings.Optimizer, settings.Judg
     clip_low: float = flag(0.2, "ratio stops at 1 - this where the advantage is negative; DAPO")
     clip_high: float = flag(0.28, "ratio stops at 1 + this where the advantage is positive; DAPO")
     kl_beta: float = flag(0.0, "weight of the KL to the start model (k3), nats; paper: 0")
-    updates_per_rollout: int = flag(2, "optimizer steps a rollout; paper (MM-EUREKA's count): 8")
+    updates_per_rollout: int = flag(2, "optimizer steps per rollout; paper, as MM-EUREKA counts: 8")
     # record
     sample_every: int = flag(10, "rollouts between records in samples.jsonl")
 
@@ -119,8 +125,8 @@ def collect_rollout(sampler: Policy, stream: PromptStream, count: int, reward, g
     """Sample `count` groups and reward each; `reward` is a function of a group.
 
     With dynamic sampling, draw on until that many groups are informative; a surplus is thrown away.
-    The logged reward and accuracy are then those of the groups that were kept, so they lie nearer
-    to one half than the model's.
+    The logged reward and accuracy are then of the kept groups only, which are neither all right nor
+    all wrong.
     """
     kept: list[RewardedGroup] = []
 
@@ -155,8 +161,8 @@ def group_advantages(rewards: Tensor, divide_by_std: bool = True, eps: float = 1
     """How much better than its own group each completion did.
 
     rewards        (N, G); nan (could not be scored) is left out of mean and std, and gets 0
-    divide_by_std  False is Dr. GRPO, which objects that dividing favours very easy and very hard
-                   prompts
+    divide_by_std  False is Dr. GRPO: its authors object that the division gives very easy and very
+                   hard prompts more weight
     returns        (N, G); exactly 0 for a group of equal rewards
 
     std is the unbiased one, over G - 1: one success in four is 0.5, not 0.433.
@@ -191,36 +197,36 @@ def policy_loss(logp: Tensor, logp_old: Tensor, advantages: Tensor, mask: Tensor
 
     logp, logp_old  (B, T)
     advantages      (B,)
-    mask            (B, T), not used: each token stands for itself. Variants need it (`variants/`)
+    mask            (B, T); not used here, sequence-level variants average over it (`variants/`)
     returns         `loss`, `ratio`, `clipped`, (B, T) each; unmasked and not reduced: the caller
                     sums over the mask and divides by the tokens of the step
 
-    Which side stops the gradient depends on the sign of the advantage:
+    On which side the gradient stops depends on the sign of the advantage:
 
                       ratio < 1 - low          in the band       ratio > 1 + high
         A > 0         gradient                 gradient          stopped
         A < 0         stopped                  gradient          gradient
 
-    At ratio 1 the loss of a token is -A. Over completions of equal length these add up to 0, while
-    the gradient does not: a healthy first update prints 0, or less than 0 if the better completions
-    are longer (test_zero_loss_nonzero_gradient).
+    At ratio 1 the loss of a token is -A. If all completions are equally long, these add up to 0,
+    but their gradients do not: a healthy first update prints a loss of 0, or below 0 if the better
+    completions are longer (test_zero_loss_nonzero_gradient).
 
-    Source: PPO eq. 7, with DAPO's two bounds (eq. 10). The higher upper bound lets rare tokens
-    grow: from p = 0.01, a bound of 0.2 stops at 0.012.
+    Source: PPO eq. 7, with DAPO's two bounds (eq. 10). The upper one is higher for the sake of rare
+    tokens: with 0.2, a token of p = 0.01 may only reach 0.012.
     """
     assert logp.shape == logp_old.shape, (logp.shape, logp_old.shape)
     assert advantages.shape == logp.shape[:1], (advantages.shape, logp.shape)
 
     # One ratio a token: the product over a sequence would explode with its length.
     ratio = (logp - logp_old).exp()  # (B, T)
-    unclipped = ratio * advantages[:, None]
-    clipped = ratio.clamp(1 - clip_low, 1 + clip_high) * advantages[:, None]
+    unclipped_objective = ratio * advantages[:, None]
+    clipped_objective = ratio.clamp(1 - clip_low, 1 + clip_high) * advantages[:, None]
 
-    # Trap: `min` serves both signs. A `max` for negative advantages would turn the clip round
-    # (test_clip_quadrants).
-    objective = torch.min(unclipped, clipped)
-    stopped = clipped < unclipped  # outside of the band, and on the side that this sign stops
-    return {"loss": -objective, "ratio": ratio.detach(), "clipped": stopped.float()}
+    # Trap: `min` is right for both signs. With `max` for negative advantages, the clip would act on
+    # the wrong side (test_clip_quadrants).
+    objective = torch.min(unclipped_objective, clipped_objective)
+    is_clipped = clipped_objective < unclipped_objective  # here the gradient stops
+    return {"loss": -objective, "ratio": ratio.detach(), "clipped": is_clipped.float()}
 
 
 def kl_k3(logp: Tensor, logp_ref: Tensor) -> Tensor:
@@ -246,15 +252,15 @@ class UpdateBatch:
     logp_old: Tensor | None  # (B, T); None before the first step, where it equals logp
 
 
-def freeze_rollout(rollout: list[RewardedGroup], policies: Policies,
-                   cfg: Config) -> list[UpdateBatch]:
-    """Cut a rollout into optimizer steps, and compute all that depends on the sampling policy."""
+def prepare_updates(rollout: list[RewardedGroup], policies: Policies,
+                    cfg: Config) -> list[UpdateBatch]:
+    """Cut a rollout into optimizer steps; compute what depends on the policy that sampled it."""
     size = len(rollout) // cfg.updates_per_rollout
     batches = []
 
     for u in range(cfg.updates_per_rollout):
-        # Similar lengths next to each other share a micro-batch. A group keeps its own rewards, so
-        # the order changes nothing but the speed.
+        # Sorted, so that similar lengths share a micro-batch. Each group keeps its own rewards: the
+        # order changes the speed and nothing else.
         part = rollout[u * size : (u + 1) * size]
         part = sorted(part, key=lambda r: max(len(c) for c in r.group.completions))
         groups = [rewarded.group for rewarded in part]
@@ -267,10 +273,11 @@ def freeze_rollout(rollout: list[RewardedGroup], policies: Policies,
             left_out |= torch.tensor([rewarded.truncated for rewarded in part]).flatten()
         mask = completion_mask(groups) * ~left_out[:, None]  # (B, T)
 
-        # Before the first step, logp_old is logp itself. For later steps it is computed now, and by
-        # the same function as logp. The sampler's own numbers differ in rounding, and in bf16 by
-        # 0.002 nats a token on average (0.24 at most, no token outside of the band, on the embedded
-        # world): a gap that the ratio ignores (test_first_update_ratio_is_one).
+        # In the first step logp_old is logp itself. For the later ones it is computed now, before
+        # any step, and with the function that computes logp: the sampler's own log-probabilities
+        # come from other kernels, or bf16 weights, and the first ratio would not be exactly 1
+        # (test_first_update_ratio_is_one). That difference is not corrected for; LOG.md has its
+        # size.
         logp_old = None if u == 0 else recompute_logps(policies, groups, cfg)
         batches.append(UpdateBatch(groups, advantages.flatten(), mask, logp_old))
     return batches
@@ -289,8 +296,8 @@ def recompute_logps(policies: Policies, groups: list[Group], cfg) -> Tensor:
 def update(batch: UpdateBatch, policies: Policies, accelerator, cfg: Config) -> dict[str, float]:
     """One optimizer step. Returns sums over this rank's tokens, to be divided later."""
     # M of the docstring: the tokens of the step, over micro-batches and ranks. Groups of equal
-    # rewards count although they give no gradient, so steps shrink as more of them appear: that is
-    # what dynamic sampling is for.
+    # rewards count too, although they have no gradient. So the more of them there are, the smaller
+    # is the step: this is the reason for dynamic sampling.
     tokens = float(batch.mask.sum())
     counted = len(batch.mask) * cfg.max_new_tokens if cfg.dr_grpo else tokens
     normalizer = max(1.0, sum_over_ranks({"tokens": counted}, accelerator)["tokens"])
@@ -301,13 +308,13 @@ def update(batch: UpdateBatch, policies: Policies, accelerator, cfg: Config) -> 
         mask = batch.mask[micro.span, :length].to(device)  # (b, t)
         advantages = batch.advantages[micro.span].to(device)  # (b,)
 
-        logp_old = logp.detach()  # the ratio is 1, and its gradient that of logp
+        logp_old = logp.detach()  # first step: the ratio is 1, and its gradient that of logp
         if batch.logp_old is not None:
             logp_old = batch.logp_old[micro.span, :length].to(device)
         terms = policy_loss(logp, logp_old, advantages, mask, cfg.clip_low, cfg.clip_high)
 
         if policies.reference is not None:
-            with torch.no_grad(), accelerator.autocast():  # not wrapped, so said here
+            with torch.no_grad(), accelerator.autocast():  # `prepare` did not wrap it
                 logp_ref, _ = token_logps(policies.reference, micro.groups, cfg.temperature)
             terms["kl_ref"] = kl_k3(logp, logp_ref)
             terms["loss"] = terms["loss"] + cfg.kl_beta * terms["kl_ref"]
@@ -318,7 +325,7 @@ def update(batch: UpdateBatch, policies: Policies, accelerator, cfg: Config) -> 
 
     sums = training_step(
         policies, accelerator, micro_batches(batch.groups, cfg.max_tokens_per_micro_batch),
-        loss_and_metrics, normalizer=normalizer, padding=batch.groups[:1], cfg=cfg)
+        loss_and_metrics, normalizer=normalizer, filler=batch.groups[0], cfg=cfg)
     return {**sums, "tokens": tokens}
 
 
@@ -329,16 +336,17 @@ def train_on(rollout: list[RewardedGroup], policies: Policies, accelerator,
              cfg: Config) -> Counter:
     """Consume a rollout in --updates_per_rollout optimizer steps; sums over all of them."""
     # a) Freeze everything that depends on the sampling policy.
-    batches = freeze_rollout(rollout, policies, cfg)
+    batches = prepare_updates(rollout, policies, cfg)
 
     # b) Optimise.
-    totals = Counter()
+    sums = Counter()
     for batch in batches:
-        totals.update(update(batch, policies, accelerator, cfg))
-    return totals
+        for name, value in update(batch, policies, accelerator, cfg).items():
+            sums[name] += value
+    return sums
 
 
-def summarize(rollout: list[RewardedGroup], totals: Counter, accelerator,
+def summarize(rollout: list[RewardedGroup], sums: Counter, accelerator,
               cfg: Config) -> dict[str, float]:
     """Metrics of a step, over all ranks."""
     means = Means()
@@ -355,14 +363,14 @@ def summarize(rollout: list[RewardedGroup], totals: Counter, accelerator,
         means.add("zero_std%", 100 * (len(set(rewards)) < 2))
         means.add("unscored", len(lengths) - len(rewards), count=0)  # a number, not a share
 
-    tokens = totals["tokens"]
     for name in ("loss", "ratio", "entropy", "kl_ref"):
-        means.add(name, totals[name], tokens)
-    means.add("clip%", 100 * totals["clipped"], tokens)
+        if name in sums:  # without a reference there is no kl_ref
+            means.add(name, sums[name], sums["tokens"])
+    means.add("clip%", 100 * sums["clipped"], sums["tokens"])
 
     # These two are equal on all ranks.
-    return {**means.over_ranks(accelerator), "skipped_updates": totals["skipped_updates"],
-            "grad_norm": totals["grad_norm"] / cfg.updates_per_rollout}
+    return {**means.over_ranks(accelerator), "skipped_updates": sums["skipped_updates"],
+            "grad_norm": sums["grad_norm"] / cfg.updates_per_rollout}
 
 
 def main(cfg: Config) -> None:
@@ -376,13 +384,14 @@ def main(cfg: Config) -> None:
     policy, encoder = load_model(
         run.latest_model() or cfg.model, freeze_vision=cfg.freeze_vision,
         gradient_checkpointing=cfg.gradient_checkpointing, max_pixels=cfg.max_pixels)
-    policies = build_policies(policy, cfg, accelerator, kl_beta=cfg.kl_beta,
+    policies = build_policies(policy, cfg, accelerator, samples=True, kl_beta=cfg.kl_beta,
                               resumed=run.latest_model() is not None)
     stream = build_stream(cfg, encoder, accelerator, run.warn)
     judge = make_judge(cfg, run.folder)
-    rewards = make_rewards(cfg, judge)
+    rewards, weights = make_rewards(cfg, judge), parse_weights(cfg.reward_weights)
+    check_weights(weights, rewards)
     run.columns = ["reward", *rewards, *COLUMNS]
-    # Each rank draws from a stream of its own, or all ranks would sample the same completions.
+    # Of each rank its own: with one for all, all ranks would draw the same random numbers.
     generator = rank_generator(cfg.seed, accelerator.process_index, accelerator.device)
 
     state = run.load_state(policies.optimizer)
@@ -397,17 +406,17 @@ def main(cfg: Config) -> None:
         began = time.perf_counter()
         rate = set_learning_rate(policies.optimizer, step - 1, cfg, cfg.steps)
         reward = partial(reward_group, encoder=encoder, eos_ids=policy.eos_ids, rewards=rewards,
-                         weights=parse_weights(cfg.reward_weights), progress=step / cfg.steps)
+                         weights=weights, progress=step / cfg.steps)
 
         refresh(policies.sampler, policies.bare)
         with accelerator.autocast():  # 1. sample and reward
             rollout = collect_rollout(policies.sampler, stream, cfg.prompts_per_step // ranks,
                                       reward, generator, cfg)
         sampled = time.perf_counter()
-        totals = train_on(rollout, policies, accelerator, cfg)  # 2. and 3.
+        sums = train_on(rollout, policies, accelerator, cfg)  # 2. and 3.
         ended = time.perf_counter()
 
-        metrics = summarize(rollout, totals, accelerator, cfg)
+        metrics = summarize(rollout, sums, accelerator, cfg)
         skipped = sum(gather_objects(stream.skipped, accelerator))
         run.log(step, cfg.steps, {
             **metrics, "lr": rate, "skipped_examples": skipped,

@@ -56,9 +56,9 @@ def measure(steps: int, side: int) -> tuple[dict[str, Seconds], list[Group], lis
 
     work = {
         "hybrid": lambda: dpo_sft.update(
-            pairs, logp_ref, pairs[:1], policies, accelerator, hybrid
+            pairs, logp_ref, pairs[0], policies, accelerator, hybrid
         ),
-        "sft": lambda: dpo_sft.update(chosen, None, chosen[:1], policies, accelerator, sft),
+        "sft": lambda: dpo_sft.update(chosen, None, chosen[0], policies, accelerator, sft),
         "reference": lambda: dpo_sft.reference_logps(
             policy, pairs, hybrid, accelerator, show=False
         ),

@@ -1,10 +1,12 @@
-"""The model's room: everything between an example and the log-probability of a token.
+"""The model package: everything between an example and the log-probability of a token.
 
     records.py     Prompt and Group, the two records that every stage passes around
     prompts.py     an example becomes a Prompt: token ids, pixel values, positions
     qwen.py        the model family, Qwen2.5-VL: vision tower, positions, layers, head
     attention.py   attention for one prompt with many completions
     sampling.py    prompts become groups of sampled completions
+    decoding.py    the cache of keys and values that sampling decodes against
+    compiled.py    the same with fixed shapes, for a compiled step
     loading.py     model folders in and out
 
 Nothing here knows of rewards, losses, data sets or runs.

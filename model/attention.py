@@ -1,32 +1,32 @@
-"""Attention for one prompt with many completions: one flat list of tokens, no padding.
+"""Attention for one prompt with many completions: one packed sequence, without padding.
 
 From the last token of a completion nothing is predicted, so the model never reads it: the *input*
 of a completion is all its tokens but the last. A pass over prompt p with the inputs a and b, and
-prompt q with the input c, is one list, prompts first:
+prompt q with the input c, is one packed sequence, prompts first:
 
     p1 p2 p3 q1 q2 a1 a2 b1 b2 b3 c1 c2
 
-Every layer works on this list token by token. Only attention must know who belongs together:
+Every layer works on it token by token. Only attention must know which tokens belong together:
 
-    a prompt looks back at itself     a completion looks at its whole prompt, then back at itself
+    a prompt attends to itself        a completion attends to its whole prompt, and to itself
         p1 p2 p3                          a:  p1 p2 p3 | a1 a2 .
         q1 q2 .                           b:  p1 p2 p3 | b1 b2 b3
                                           c:  q1 q2 .  | c1 c2 .
 
-So the keys and values of a prompt are computed once, however many completions it has, and in the
-backward pass their gradients add up. The dots are the only padding there is: attention alone sees
-them, and masks them.
+(and nothing attends to what comes later). So the keys and values of a prompt are computed once,
+however many completions it has, and in the backward pass their gradients add up.
 
-There are two ways to compute it, equal by test. The plain one is the definition: one mask over the
-whole list. It computes a score for every pair of tokens, also of those that have nothing to do with
-each other. The fast one gathers who belongs together, and is what runs.
+There are two versions, equal by test. The plain one is the definition: one mask over the whole
+packed sequence. It wastes most of its work on tokens that have nothing to do with each other. The
+fast one gathers each completion with its prompt, and is the one that runs. The dots above are the
+only padding there is; they are masked, and exist inside attention only.
 
-Long and short sequences go to different *blocks*, one call of attention each, so that no sequence
-is padded to twice its length.
+The fast version works in *blocks*, one call of attention each. Sequences are bucketed by length for
+it: in a block the longest is less than twice as long as the shortest.
 
 Dimensions beside those of `records.py`
-    tokens   length of the list          d   width of one attention head
-    n        sequences in a block        Q   longest of them      K   keys that they look at
+    tokens   length of the packed sequence      d   width of one attention head
+    n        sequences in a block               Q   longest of them      K   keys per query
 """
 
 from collections.abc import Iterable
@@ -47,9 +47,9 @@ NAME = "one_prompt_many_completions"  # what HF's layers know `attend` by
 def plain_mask(
     prompt_lengths: list[int], completion_lengths: list[int], prompt_of: list[int]
 ) -> Tensor:
-    """(tokens, tokens) bool over the list: which token (first) looks at which (second).
+    """(tokens, tokens) bool: which token (row) attends to which (column).
 
-    A token looks at its group's prompt, and at its own sequence, and never ahead. Arguments as in
+    A token attends to its group's prompt and to its own sequence, and never ahead. Arguments as in
     `Layout.of`.
     """
     num_prompts, num_completions = len(prompt_lengths), len(completion_lengths)
@@ -83,27 +83,27 @@ def plain_attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float) 
     return (scores.softmax(-1) @ v).transpose(1, 2)
 
 
-# --- 2. The layout: where each token stands, and at which tokens it looks ----------------------
+# --- 2. The layout: where each token is, and to which it attends -------------------------------
 
 
 @dataclass(frozen=True)
 class Block:
-    """Prompts, or completions, of about the same length: one call of attention."""
+    """One call of attention: prompts, or completions, of similar length, padded to the longest."""
 
-    queries: Tensor  # (n, Q) indices into the list
-    keys: Tensor  # (n, K) indices into the list; a completion's prompt comes first
+    queries: Tensor  # (n, Q) indices into the packed sequence
+    keys: Tensor  # (n, K) the same; the prompt of a completion comes first
     mask: Tensor | None  # (n, 1, Q, K) bool, True where a query sees a key; None: causal (prompts)
     is_token: Tensor  # (n, Q) bool, False where `queries` is padding; on the CPU
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where prompts and completions stand in the list, and the blocks that attention works on."""
+    """Where prompts and completions are in the packed sequence, and the blocks of attention."""
 
     offsets: Tensor  # (N + B,) index of the first token of each prompt and completion; CPU
     last_of_prompt: Tensor  # (N,) index of the last token of each prompt; on the CPU
     blocks: list[Block]
-    slot_of_token: Tensor  # (tokens,) where each token is found among the outputs of all blocks
+    slot_of_token: Tensor  # (tokens,) row of each token in the outputs of all blocks
 
     @classmethod
     def of(
@@ -115,9 +115,9 @@ class Layout:
     ) -> "Layout":
         """Lay out a pass.
 
-        prompt_lengths      N tokens
-        completion_lengths  B input tokens, 0 for a completion that is EOS alone
-        prompt_of           B, the prompt of each completion; empty for a pass over prompts alone
+        prompt_lengths      N numbers of tokens
+        completion_lengths  B numbers of input tokens, 0 for a completion that is only its EOS
+        prompt_of           B, the prompt of each completion; empty for a pass over prompts only
         """
         num_prompts = len(prompt_lengths)
         lengths = torch.tensor([*prompt_lengths, *completion_lengths])  # (N + B,)
@@ -127,7 +127,7 @@ class Layout:
         for prompts in bucket_by_length(range(num_prompts), lengths):
             blocks.append(prompt_block(prompts, offsets, lengths, device))
 
-            # Only completions of these prompts: a long prompt would pad the keys of all the others.
+            # Only of these prompts: otherwise one long prompt would pad the keys of all others.
             here = [num_prompts + b for b, prompt in enumerate(prompt_of) if prompt in prompts]
             for completions in bucket_by_length(here, lengths):
                 their_prompts = [prompt_of[c - num_prompts] for c in completions]
@@ -136,11 +136,12 @@ class Layout:
                 )
 
         last_of_prompt = (offsets + lengths - 1)[:num_prompts]
-        return cls(offsets, last_of_prompt, blocks, invert(blocks, int(lengths.sum())).to(device))
+        slot_of_token = slots_of_tokens(blocks, int(lengths.sum()))
+        return cls(offsets, last_of_prompt, blocks, slot_of_token.to(device))
 
 
 def prompt_block(prompts: list[int], offsets: Tensor, lengths: Tensor, device) -> Block:
-    """Prompts that look back at themselves: causal attention, so no mask is needed."""
+    """Prompts attend to themselves: causal attention, so no mask is needed."""
     queries, is_token = padded_indices(offsets[prompts], lengths[prompts])  # (n, Q)
     return Block(queries.to(device), queries.to(device), None, is_token)
 
@@ -148,7 +149,7 @@ def prompt_block(prompts: list[int], offsets: Tensor, lengths: Tensor, device) -
 def completion_block(
     completions: list[int], prompts: list[int], offsets: Tensor, lengths: Tensor, device
 ) -> Block:
-    """Completions that look at their whole prompt and back at themselves; prompts (n,) of each."""
+    """Completions attend to their prompt and to themselves; prompts (n,) of each completion."""
     prompt_keys, in_prompt = padded_indices(offsets[prompts], lengths[prompts])  # (n, S)
     queries, is_token = padded_indices(offsets[completions], lengths[completions])  # (n, Q)
     num, longest = queries.shape
@@ -161,8 +162,11 @@ def completion_block(
     return Block(queries.to(device), keys.to(device), mask[:, None], is_token)
 
 
-def invert(blocks: list[Block], num_tokens: int) -> Tensor:
-    """(tokens,) the slot of each token's output, all blocks laid end to end, padding skipped."""
+def slots_of_tokens(blocks: list[Block], num_tokens: int) -> Tensor:
+    """(tokens,) the row in which each token's output lies, when all blocks are laid end to end.
+
+    For the picture above the rows hold  p1 p2 p3 q1 q2 . a1 a2 . b1 ..., so a1 is in row 6.
+    """
     token_of_slot = torch.cat([block.queries.cpu().flatten() for block in blocks])  # (slots,)
     is_token = torch.cat([block.is_token.flatten() for block in blocks])  # (slots,)
 
@@ -172,7 +176,7 @@ def invert(blocks: list[Block], num_tokens: int) -> Tensor:
 
 
 def padded_indices(offsets: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """Indices of n sequences in the list, padded to the longest.
+    """Indices of n sequences in the packed sequence, padded to the longest.
 
     offsets, lengths (n,) -> indices (n, longest), is_token (n, longest) bool. Padding repeats the
     last token of its own sequence, so that every index is a valid one.
@@ -185,7 +189,7 @@ def padded_indices(offsets: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
 def bucket_by_length(sequences: Iterable[int], lengths: Tensor) -> list[list[int]]:
     """Sort by length and cut into buckets, each with its longest under twice its shortest.
 
-    A sequence of length 0 (a completion that is EOS alone) is in no bucket: it has no token here.
+    A sequence of length 0 (a completion that is only its EOS) is in no bucket: it has no input.
     """
     length = lengths.tolist()
     buckets: list[list[int]] = []
@@ -213,9 +217,8 @@ def attend(
 
     q            (1, query heads, tokens, d)
     k, v         (1, key heads, tokens, d)
-    layout       the layout of the pass. Given a mask, or None, instead, this is HF's own attention:
-                 for HF's forward, and for decoding, where each sequence asks with one token
-                 (test_greedy_equals_generate)
+    layout       the layout of the pass. With a mask, or None, in its place this is HF's own
+                 attention: so HF's own forward still works, and so does a decoding step
     returns      (1, tokens, query heads, d), and None for the attention weights, as HF wants it
 
     Trap: with more keys than queries, SDPA's `is_causal` starts at the upper left: the first token
@@ -225,7 +228,7 @@ def attend(
     if not isinstance(layout, Layout):
         return sdpa_attention_forward(module, q, k, v, layout, **kwargs)
 
-    # Under autocast the rotary embedding made q and k fp32; cast first, there is less to gather.
+    # Under autocast, RoPE returns q and k in fp32. Cast them back before gathering: half the bytes.
     q, k = q.to(v.dtype), k.to(v.dtype)
 
     outputs = []
@@ -247,7 +250,7 @@ def gather_tokens(x: Tensor, indices: Tensor) -> Tensor:
     return gathered.unflatten(0, indices.shape).transpose(1, 2)
 
 
-# HF's layers find an attention function by its name, and hand it their second argument untouched:
-# so a Layout can travel where HF expects a mask. HF's own forward makes an ordinary mask instead.
+# HF's layers find their attention function by its name, and pass their second argument, which HF
+# calls `attention_mask`, on to it untouched. That is how a Layout reaches `attend`.
 AttentionInterface.register(NAME, attend)
 AttentionMaskInterface.register(NAME, sdpa_mask)

@@ -1,5 +1,6 @@
 """Model folders in and out: weights, tokenizer and image processor, as Hugging Face keeps them."""
 
+import shutil
 from pathlib import Path
 
 import torch
@@ -26,15 +27,14 @@ def load_model(
     """Load a Qwen2.5-VL folder or hub name: fp32 weights, tokenizer and image processor.
 
     name                    a folder, or a hub name (OWNER/NAME)
-    flag                    the flag that errors name
+    flag                    the command-line flag to name in error messages
     freeze_vision           do not train the vision tower
     gradient_checkpointing  see `Policy`
     max_pixels              images are scaled down to this many pixels; None: as the folder says
-    Raises ValueError when it is missing, half written or of another architecture.
+    Raises ValueError if it is missing, half written or of another architecture.
 
     Trap: from_pretrained fills weights that are missing with random ones and only warns
-    (test_half_written_model_folder_is_refused). Dropout stays off for good, by `eval` here and no
-    `train()` anywhere: logp, logp_old and logp_ref have to be the same function.
+    (test_half_written_model_folder_is_refused).
     """
     check_folder(name, flag)
     try:
@@ -50,7 +50,7 @@ def load_model(
 
     if max_pixels is not None:
         image_processor.size = {**dict(image_processor.size), "longest_edge": max_pixels}
-    vlm.eval()
+    vlm.eval()  # for good: logp, logp_old and logp_ref must be one function, without dropout
     vlm.model.visual.requires_grad_(not freeze_vision)
 
     eos_ids = eos_token_ids(vlm, tokenizer)
@@ -64,6 +64,7 @@ def load_model(
 
 def check_folder(name: str, flag: str) -> None:
     """Raise ValueError if `name` is a path and not a whole model folder. A hub name passes."""
+    # OWNER/NAME has one slash, so a folder of that form that is missing is tried on the hub.
     looks_like_path = name.startswith((".", "/")) or name.count("/") > 1
     if not Path(name).exists() and not looks_like_path:
         return
@@ -74,10 +75,10 @@ def check_folder(name: str, flag: str) -> None:
 
 
 def eos_token_ids(vlm, tokenizer) -> list[int]:
-    """Every id that ends a completion. The tokenizer's own comes first: pairs are ended with it.
+    """Every id that ends a completion. The tokenizer's own comes first: it ends each pair.
 
-    Trap: Qwen stops on two ids. With the tokenizer's alone, half of the completions would run on
-    past their end, into junk that is then trained on (test_every_eos_id_ends_a_completion).
+    Trap: Qwen stops on two ids. With only the tokenizer's, half of the completions would run past
+    their end, into junk that is then trained on (test_every_eos_id_ends_a_completion).
     """
     listed = vlm.generation_config.eos_token_id
     if not isinstance(listed, list):
@@ -109,14 +110,16 @@ def suppressed_ids(vlm, tokenizer, eos_ids: list[int]) -> Tensor:
 
 
 def save_model(policy: Policy, encoder: PromptEncoder, folder: Path) -> None:
-    """Write a plain Hugging Face folder that `from_pretrained` opens, complete or not at all."""
+    """Write a plain Hugging Face folder that `from_pretrained` opens.
+
+    It is written beside its place and then renamed, so a crash never leaves half a model there.
+    """
     partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of an earlier crash
     policy.vlm.save_pretrained(partial)
     encoder.tokenizer.save_pretrained(partial)
     encoder.image_processor.save_pretrained(partial)
 
     if folder.exists():
-        for old in folder.iterdir():
-            old.unlink()
-        folder.rmdir()
+        shutil.rmtree(folder)
     partial.rename(folder)

@@ -18,8 +18,8 @@ from torch import Tensor
 from model.qwen import expand_image_tokens, mrope_positions
 from model.records import ExampleError, Prompt
 
-# The format of SPECS for data sets that bring no instruction of their own. It asks for what the 7B
-# prompt of MM-EUREKA asks for: the two blocks, and the answer in a box.
+# The instruction for data sets without one of their own. It asks for the same as the 7B prompt of
+# MM-EUREKA: the two blocks, and the answer in a box.
 THINK_INSTRUCTION = (
     "First think step by step inside <think> </think>, then give the final answer inside "
     "<answer> </answer>, with the answer itself in \\boxed{}. Write nothing outside of these two "
@@ -53,22 +53,21 @@ class PromptEncoder:
             messages, tokenize=False, add_generation_prompt=True
         )
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        num_image_tokens = ids.count(self.image_token_id)
         pixel_values, image_grid_thw = self.encode_images(images, example_id)
-        if num_image_tokens != len(images):
+        num_image_tokens = ids.count(self.image_token_id)
+        if num_image_tokens != len(images):  # the question itself may write an image token
             raise ExampleError(
                 f"example {example_id}: {num_image_tokens} image tokens in its text, "
                 f"{len(images)} images"
             )
 
-        family = (image_grid_thw, self.image_token_id, self.merge_size)
-        ids = expand_image_tokens(ids, *family)
+        ids = expand_image_tokens(ids, image_grid_thw, self.image_token_id, self.merge_size)
         if max_prompt_tokens is not None and len(ids) > max_prompt_tokens:
             raise ExampleError(
                 f"example {example_id}: prompt of {len(ids)} tokens is over --max_prompt_tokens "
                 f"{max_prompt_tokens}"
             )
-        positions = mrope_positions(ids, *family)
+        positions = mrope_positions(ids, image_grid_thw, self.image_token_id, self.merge_size)
         return Prompt(example, torch.tensor(ids), positions, pixel_values, image_grid_thw)
 
     def encode_images(
@@ -84,11 +83,10 @@ class PromptEncoder:
         return batch["pixel_values"], batch["image_grid_thw"]
 
     def encode_completion(self, text: str, eos_id: int) -> Tensor:
-        """(t,) ids of a completion that was written, not sampled (one side of a pair), with its
-        EOS.
+        """(t,) ids of a given response, its EOS appended: for pairs, which are not sampled here.
 
-        Trap: it is tokenized apart from the prompt. Tokenized together, a merge across the border
-        could change the prompt, and chosen and rejected would no longer share it
+        Trap: it is tokenized separately from the prompt. If both were tokenized together, a merge
+        across the border could change the prompt, and the two sides would no longer share it
         (test_prompt_ids_are_a_prefix).
         """
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -1,13 +1,13 @@
-"""The model family: Qwen2.5-VL. What another family does differently is in this file alone.
+"""The model family: Qwen2.5-VL. To support another family, change this file only.
 
     image_features   pixels -> vision tower -> one vector for each image token
     embed_prompts    words from the embedding table, image tokens from the vision tower
     positions        M-RoPE: time, height and width of each token
     run_layers       the decoder layers, over any attention (`attention.py` or a cache)
-    logits           the head, at a temperature, without the ids that are no text
+    logits           the head: logits / temperature, suppressed ids at -inf
 
-The layers, the tower and the weights are Hugging Face's. What is written out here is how they are
-driven: a whole group in one pass for training, token by token for sampling.
+The layers, the tower and the weights are Hugging Face's. This file only calls them in a new order:
+one pass for whole groups in training, one token at a time in sampling.
 """
 
 from weakref import WeakKeyDictionary
@@ -57,10 +57,10 @@ class Policy(nn.Module):
         return self.suppressed.device
 
     def forward(self, function, *args):
-        """Run function(self, *args).
+        """Call back: run function(self, *args).
 
-        DDP and autocast wrap `forward` and nothing else, so whatever is trained has to run inside
-        of it. What that is, the log-probabilities of completions, is written in `common.py`.
+        DDP and autocast wrap `forward` and nothing else, so code that needs gradients must run
+        inside of it. `common.token_logps` therefore calls policy(score_groups, ...).
         """
         return function(self, *args)
 
@@ -69,7 +69,7 @@ class Policy(nn.Module):
 
         Entry i is about token i + 1. The plain version of scoring is made of it (`common.py`).
         """
-        ids = torch.cat([prompt.ids, completion])[None].to(self.device)  # (1, S + t)
+        ids = torch.cat([prompt.ids, completion])[None].to(self.device)  # (1, S + t); t may be 0
         images = {}
         if prompt.pixel_values is not None:
             images["pixel_values"] = prompt.pixel_values.to(self.device)
@@ -97,8 +97,8 @@ class Policy(nn.Module):
             return embeds.masked_scatter(is_image, features.to(embeds.device, embeds.dtype))
 
         # Trap: DDP waits for a gradient of every trained weight. A rank that happens to hold
-        # text-only prompts would leave the vision tower out, and the others would wait; so it
-        # encodes a dummy image and adds nothing of it
+        # text-only prompts would leave the vision tower out, and the others would wait. So it
+        # encodes a dummy image and adds zero times its features
         # (test_text_only_prompts_still_reach_the_vision_tower).
         if torch.is_grad_enabled() and not self.vision_is_frozen():
             embeds = embeds + 0.0 * self.dummy_image_features().to(embeds.dtype).sum()
@@ -110,8 +110,8 @@ class Policy(nn.Module):
         """(image tokens, D) the vision tower's output for all images of all prompts, in order.
 
         A frozen tower gives the same features every time, so sampling, scoring and each update of a
-        prompt share one pass (test_frozen_tower_encodes_an_image_once). The cache lies on the CPU;
-        its keys are weak, so an entry goes when nothing else holds its prompt.
+        prompt share one pass (test_frozen_tower_encodes_an_image_once). The cache is on the CPU and
+        has weak keys: an entry disappears with its prompt.
         """
         prompts = [p for p in prompts if p.pixel_values is not None]
         if not self.vision_is_frozen():
@@ -160,15 +160,15 @@ class Policy(nn.Module):
     ) -> Tensor:
         """HF's decoder layers, in order.
 
-        hidden     (n, tokens, D)
+        hidden     (n, tokens, D): n = 1 for a pass over groups, n = B for a decoding step
         positions  (3, n, tokens)
-        layout     who looks at whom: a Layout for a pass over groups, a mask for a decoding step.
-                   HF hands it on to `attention.attend` untouched
+        layout     a Layout for a pass over groups, a mask for a decoding step. HF calls this
+                   argument `attention_mask` and passes it to `attention.attend`, untouched
         cache      keys and values of earlier tokens, updated by each layer (`sampling.py`)
         returns    (n, tokens, D)
 
-        Gradient checkpointing is done here: HF's own switch acts in `train` mode alone, and we
-        never leave `eval` (test_gradient_checkpointing_changes_nothing).
+        Gradient checkpointing is done here: HF's own switch acts in `train` mode only, and we never
+        leave `eval` (test_gradient_checkpointing_changes_nothing).
         """
         text = self.vlm.model.language_model
         rope = text.rotary_emb(hidden, positions.to(self.device))  # cosines and sines
@@ -185,10 +185,10 @@ class Policy(nn.Module):
     def logits(self, hidden: Tensor, temperature: float) -> Tensor:
         """hidden (..., D) -> (..., V) logits of the distribution that is sampled *and* scored.
 
-        Trap: temperature and suppressed ids belong to both. Left out of one, the ratio of the two
+        Trap: temperature and suppressed ids belong to both. If one of them lacked them, the ratio
         would compare different distributions (test_sampled_equals_scored). At least fp32.
         """
-        # The head is linear, so hidden / T gives logits / T, and hidden is the smaller tensor.
+        # The head is linear: hidden / temperature gives logits / temperature, and is smaller.
         logits = self.vlm.lm_head(hidden / temperature)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return logits.masked_fill_(self.suppressed, float("-inf"))
@@ -252,8 +252,8 @@ def mrope_positions(
 def next_positions(prompts: list[Prompt], count: int) -> Tensor:
     """(N, count) positions of the first `count` tokens after each prompt, equal on all three axes.
 
-    Trap: they go on from the largest of the three axes, not from each axis' own end and not from
-    the number of tokens: an image takes h * w tokens but only max(h, w) positions
+    Trap: they continue from the largest of the three axes, not from the end of each axis and not
+    from the number of tokens: an image takes h * w tokens but only max(h, w) positions
     (test_completion_positions_after_an_image).
     """
     first = torch.tensor([int(p.positions.max()) + 1 for p in prompts])  # (N,)

@@ -1,12 +1,16 @@
-"""The two records that every stage passes around: a Prompt, and a Group of completions of it.
+"""The two records that every stage passes around: a Prompt, and a Group: one prompt with its
+completions.
 
 GRPO samples G completions of a prompt, DPO holds a chosen and a rejected one, pass@k wants k of
 them. All three are groups, so all three are sampled and scored by the same functions.
 
 Dimension key, used in every file of the project
-    N  prompts (= groups) in a batch     S  tokens of a prompt (of the longest, where padded)
-    B  completions in a batch            T  tokens of the longest completion, EOS included
-    G  completions of one prompt         V  vocabulary         D  hidden width
+    N  prompts (= groups)            S  prompt length; of the longest, where padded
+    G  completions per prompt        T  tokens of the longest completion, EOS included
+    B  completions                   V  size of the vocabulary
+    D  hidden width
+
+N and B count what the tensor at hand holds: a micro-batch, a step or a rollout.
 
 The B completions of a batch lie in group order: all of group 0 first, then all of group 1.
 """
@@ -21,7 +25,7 @@ class ExampleError(ValueError):
     """An example that cannot be used, and why. Loaders skip it, count it and name it."""
 
 
-@dataclass(frozen=True, eq=False)  # equal by identity alone: it is the key of the feature cache
+@dataclass(frozen=True, eq=False)  # compared by identity: a Prompt is a key of the feature cache
 class Prompt:
     """One encoded prompt. Its tensors stay on the CPU until a batch needs them."""
 

@@ -1,4 +1,4 @@
-"""Rewards: what a completion is paid for, by name.
+"""Reward functions, by name.
 
 A reward is one function of an example and a completion, and one entry in the dictionary of
 `make_rewards` below. A run sums them with the weights of --reward_weights:
@@ -10,9 +10,9 @@ A reward is one function of an example and a completion, and one entry in the di
     overlong   0 to -1 in the last tokens before the limit (DAPO eq. 13), with --overlong_buffer
 
 None means "could not be scored", as when a judge does not answer. Such a completion is left out of
-its group, since calling it wrong would teach something.
+its group: a reward of 0 would teach that it is wrong.
 
-    groups.py       the rewards of a sampled group
+    groups.py       the rewards of a sampled group, and their weights
     grading.py      the accuracy of a response, by the type of the answer
     format.py       the format
     math_worker.py  math-verify in a process of its own
@@ -39,7 +39,7 @@ class Completion:
     text: str  # the response, up to its EOS and without special tokens
     length: int  # tokens, EOS included
     truncated: bool  # it ran into the limit of tokens
-    progress: float  # of the training: 0 at the first step, 1 at the last
+    progress: float  # share of the training that this step completes, 1 at the last step
 
 
 Reward = Callable[[dict, Completion], float | None]

@@ -8,8 +8,8 @@ TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 def is_in_format(response: str) -> bool:
     """True for `<think>...</think> <answer>...</answer>`, both non-empty, and nothing else.
 
-    MM-EUREKA's laxer pattern accepts text around the blocks. Ours does not, since that text is what
-    the cold start is to unlearn. Each tag stands exactly once: a repeated block is no format.
+    MM-EUREKA's laxer pattern accepts text around the blocks. Ours does not, since the cold start
+    should remove that text. Each tag must occur exactly once: repeated blocks are rejected.
 
     Trap: without DOTALL, a line break inside a block would cost the reward (test_format_table).
     """

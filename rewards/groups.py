@@ -1,4 +1,4 @@
-"""A sampled group and what its completions were paid."""
+"""A sampled group and the rewards of its completions."""
 
 import math
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ def reward_group(
     weights: dict[str, float],
     progress: float,
 ) -> RewardedGroup:
-    """Pay every completion of a group: each reward by its name, and their weighted sum.
+    """Compute each reward of each completion, by name, and their weighted sum.
 
     weights   by name, 1 for a reward that is not named
     progress  of the training, 0 to 1; see `Completion`
@@ -44,13 +44,13 @@ def reward_group(
     responses = [encoder.decode(ids) for ids in group.completions]
     truncated = [is_truncated(ids, eos_ids) for ids in group.completions]
 
-    paid, totals = [], []
+    by_completion, totals = [], []
     for ids, text, cut in zip(group.completions, responses, truncated):
         completion = Completion(text, len(ids), cut, progress)
         by_name = {name: reward(example, completion) for name, reward in rewards.items()}
-        paid.append(by_name)
+        by_completion.append(by_name)
         totals.append(weighted_sum(by_name, weights))
-    return RewardedGroup(group, responses, truncated, paid, totals)
+    return RewardedGroup(group, responses, truncated, by_completion, totals)
 
 
 def weighted_sum(by_name: dict[str, float | None], weights: dict[str, float]) -> float:
@@ -73,8 +73,18 @@ def parse_weights(text: str) -> dict[str, float]:
     return weights
 
 
+def check_weights(weights: dict[str, float], rewards: dict[str, Reward]) -> None:
+    """Raise ValueError naming --reward_weights if a weight is for a reward that the run lacks."""
+    unknown = sorted(set(weights) - set(rewards))
+    if unknown:
+        raise ValueError(
+            f"--reward_weights: no reward {', '.join(unknown)} in this run; it has "
+            f"{', '.join(rewards)} (overlong needs --overlong_buffer)"
+        )
+
+
 def sample_record(rewarded: RewardedGroup, encoder: PromptEncoder, judge: Judge | None) -> dict:
-    """What samples.jsonl holds of a group. The grader is asked once more, for its reasons."""
+    """What samples.jsonl holds of a group. Graded once more, since a reward is only a number."""
     prompt, example = rewarded.group.prompt, rewarded.group.prompt.example
     return {
         "id": example["id"],

@@ -136,7 +136,7 @@ def train(policy, pairs, cfg, steps=25, lr=3e-3) -> tuple[dict, dict]:
 
     sums = []
     for _ in range(steps):
-        sums.append(dpo_sft.update(pairs, logp_ref, pairs[:1], policies, accelerator, cfg))
+        sums.append(dpo_sft.update(pairs, logp_ref, pairs[0], policies, accelerator, cfg))
     return sums[0], sums[-1]
 
 
@@ -177,7 +177,7 @@ def test_micro_batches_of_pairs_give_the_same_gradient(tiny64, budget):
         optimizer = KeepGradients(policy)
         cfg = replace(CFG, max_tokens_per_micro_batch=max_tokens)
         policies = policies_of(policy, optimizer)
-        dpo_sft.update(pairs, logp_ref, pairs[:1], policies, Accelerator(cpu=True), cfg)
+        dpo_sft.update(pairs, logp_ref, pairs[0], policies, Accelerator(cpu=True), cfg)
         grads.append(optimizer.grads)
 
     whole, cut = grads

@@ -461,7 +461,7 @@ def summary_of(cfg=CFG):
         ("ratio", 22 / 20),
         ("clip%", 100 * 3 / 20),
         ("entropy", 5 / 20),
-        ("kl_ref", 1 / 20),
+        ("kl_ref", 1 / 20),  # there only with a reference
         ("grad_norm", 7 / 2),  # mean over the two updates
         ("skipped_updates", 1.0),
     ],
@@ -522,3 +522,9 @@ def test_each_rollout_samples_the_newest_weights(tmp_path, monkeypatch):
     grpo.main(cfg)
 
     assert order == ["refresh", "rollout"] * 2
+
+
+def test_a_weight_without_its_reward_is_refused(start, tmp_path):
+    """A misspelt name would leave the real reward at its weight of 1, silently."""
+    with pytest.raises(ValueError, match="--reward_weights: no reward fromat .* format, accuracy"):
+        grpo.main(grpo_config(start, tmp_path / "run", reward_weights="fromat=0.5"))

@@ -72,9 +72,9 @@ def grpo_gradients(policies, accelerator, groups, advantages, cfg):
     return policies.optimizer.grads, sums
 
 
-def dpo_gradients(policies, accelerator, pairs, logp_ref, padding, cfg):
+def dpo_gradients(policies, accelerator, pairs, logp_ref, filler, cfg):
     """Gradients of one DPO update."""
-    dpo_sft.update(pairs, logp_ref, padding, policies, accelerator, cfg)
+    dpo_sft.update(pairs, logp_ref, filler, policies, accelerator, cfg)
     return policies.optimizer.grads
 
 
@@ -163,7 +163,7 @@ def check_uneven(rank, folder):
     mine = pairs if rank == 0 else []
     logp_ref = torch.linspace(-30, -10, 6, dtype=torch.float64).view(-1, 2)[: len(mine)]
     cfg = replace(DPO, max_tokens_per_micro_batch=1)
-    grads = dpo_gradients(policies, accelerator, mine, logp_ref, pairs[:1], cfg)
+    grads = dpo_gradients(policies, accelerator, mine, logp_ref, pairs[0], cfg)
     torch.save(grads, f"{folder}/rank{rank}.pt")
 
 
@@ -179,7 +179,7 @@ def test_uneven_ranks_do_not_hang(tiny64, tmp_path):
     policies = wrapped(policy, accelerator)
     pairs = make_groups(encoder, sizes=(2, 2, 2), images=(1, 0, 2))
     logp_ref = torch.linspace(-30, -10, 6, dtype=torch.float64).view(-1, 2)
-    alone = dpo_gradients(policies, accelerator, pairs, logp_ref, pairs[:1], DPO)
+    alone = dpo_gradients(policies, accelerator, pairs, logp_ref, pairs[0], DPO)
 
     for rank in range(WORLD):
         grads = torch.load(tmp_path / f"rank{rank}.pt", weights_only=True)

@@ -7,9 +7,10 @@ import torch
 
 from common import token_logps
 from conftest import make_example, make_groups
-from model import sampling
+from model import compiled
+from model.decoding import prefill
 from model.records import Group, is_truncated
-from model.sampling import prefill, refresh, sample_groups, sampling_copy
+from model.sampling import plain_sample, refresh, sample_groups, sampling_copy
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -257,6 +258,31 @@ def test_sampling_is_seeded_and_modes_are_left_alone(tiny):
     assert isinstance(groups[0], Group)
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0, 0.7])
+def test_sampling_equals_the_plain_version(tiny, temperature):
+    """The cache, the prefill and the positions change no token: a prompt with images, one without.
+
+    One sequence at a time, so that both versions draw the same random numbers.
+    """
+    policy, encoder = tiny
+    policy.vlm.lm_head.weight.data[policy.eos_ids[0]] *= 2.5  # completions end at unequal lengths
+    lengths = set()
+    for num_images, seed in ((1, 1), (0, 2), (2, 3)):
+        prompt = encoder.encode(make_example(num_images, seed=seed))
+        plain = plain_sample(policy, prompt, 12, temperature, seeded(seed))
+        (group,), _ = sample_groups(
+            policy,
+            [prompt],
+            1,
+            max_new_tokens=12,
+            temperature=temperature,
+            generator=seeded(seed),
+        )
+        assert torch.equal(plain, group.completions[0])
+        lengths.add(len(plain))
+    assert temperature == 0.0 or len(lengths) > 1
+
+
 def test_static_decoding_changes_no_token(tiny, monkeypatch):
     """A compiled step of fixed shapes gives the tokens of the plain loop, greedy and sampled.
 
@@ -265,7 +291,7 @@ def test_static_decoding_changes_no_token(tiny, monkeypatch):
     policy, encoder = tiny
     policy.vlm.lm_head.weight.data[policy.eos_ids[0]] *= 2.5
     traced = {"backend": "eager", "fullgraph": True, "dynamic": False}
-    monkeypatch.setattr(sampling, "COMPILE", traced)
+    monkeypatch.setattr(compiled, "COMPILE", traced)
     torch._dynamo.reset()
     counters = torch._dynamo.utils.counters
     counters.clear()

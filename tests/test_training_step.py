@@ -36,17 +36,17 @@ def one_step(policies, groups, loss=None, max_tokens=10_000):
         micro_batches(groups, max_tokens),
         loss or negative_logp(policies),
         normalizer=7.0,
-        padding=groups[:1],
+        filler=groups[0],
         cfg=CFG,
     )
 
 
-# --- Padding passes ------------------------------------------------------------------------------
+# --- Filler passes ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("num_batches", [0, 1])
-def test_padding_passes_add_nothing(tiny, monkeypatch, num_batches):
-    """Another rank has three micro-batches: here two or three passes are padding, and add zero."""
+def test_filler_passes_add_nothing(tiny, monkeypatch, num_batches):
+    """Another rank has three micro-batches: here two or three passes are fillers, and add zero."""
     policy, encoder = tiny
     groups = make_groups(encoder)
     policies = policies_of(policy, KeepGradients(policy))
@@ -61,7 +61,7 @@ def test_padding_passes_add_nothing(tiny, monkeypatch, num_batches):
         batches,
         negative_logp(policies),
         normalizer=7.0,
-        padding=groups[:1],
+        filler=groups[0],
         cfg=CFG,
     )
     if num_batches:
@@ -72,8 +72,8 @@ def test_padding_passes_add_nothing(tiny, monkeypatch, num_batches):
         assert all(g.abs().max() == 0 for g in policies.optimizer.grads.values())
 
 
-def test_an_inf_in_a_padding_pass_does_not_poison_the_step(tiny, monkeypatch):
-    """The padding pass never computes the loss.
+def test_an_inf_in_a_filler_pass_does_not_poison_the_step(tiny, monkeypatch):
+    """The filler pass never computes the loss.
 
     Zero times an infinite loss, the classic way to write it, is nan, and so is its gradient.
     """
@@ -84,7 +84,7 @@ def test_an_inf_in_a_padding_pass_does_not_poison_the_step(tiny, monkeypatch):
 
     def loss_and_metrics(micro):
         calls.append(micro)
-        assert len(calls) == 1, "a second call would be the padding pass"
+        assert len(calls) == 1, "a second call would be the filler pass"
         return negative_logp(policies)(micro)
 
     monkeypatch.setattr(common, "gather_objects", lambda value, accelerator: [value, 2])
@@ -126,7 +126,7 @@ def test_metrics_wait_for_the_device_once_a_step(tiny):
                 fixed,
                 lambda b, losses=losses: losses[id(b)],
                 normalizer=7.0,
-                padding=groups[:1],
+                filler=groups[0],
                 cfg=CFG,
             )
         reads.append(count.reads)
