@@ -5,7 +5,7 @@ table comes from that file alone: `--rescore FILE` prints it again, from the sco
 
     format      share of responses in exactly the format that was asked for
     accuracy    share of right answers; sampled at temperature 1 as in training, and greedy
-    shuffled    accuracy if each question comes with the image of another: what guessing earns
+    shuffled    accuracy if each question comes with the images of another: what guessing earns
     OOD         the same for other formats, other wordings and another task than training saw
     pass@k      chance that one of k samples is right, unbiased: 1 - C(n-c, k) / C(n, k)
     branching   tokens in the 0.95 nucleus at a sampled step, on average (arXiv 2508.07534)
@@ -43,7 +43,7 @@ from model.qwen import Policy
 from model.records import Prompt, is_truncated
 from model.sampling import sample_groups
 from rewards import Grade, Judge, grade, is_in_format, make_judge
-from sources import load_evaluation_sets, with_shuffled_images
+from sources import load_evaluation_sets
 from sources.stream import EncodedSets
 from sources.toy import TOY_FORMATS, evaluation_sets, obeys_format
 
@@ -396,8 +396,6 @@ def main(cfg: Config) -> None:
         cfg.data, split=cfg.split, count=cfg.items, seed=cfg.seed, instruction=cfg.instruction,
         warn=run.warn,
     )
-    if any(example["images"] for example in sets["id"]):
-        sets["shuffled"] = with_shuffled_images(sets["id"])
     sets_of_rank = {name: examples[rank::world_size] for name, examples in sets.items()}
     encoded = EncodedSets(sets_of_rank, cfg.max_prompt_tokens, run.warn)
 

@@ -18,6 +18,7 @@ An *example* is a dictionary, the same for every source:
     kind          str    a label to report by (question type, category)
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 from model.prompts import PromptEncoder
@@ -67,20 +68,53 @@ def load_evaluation_sets(
 ) -> dict[str, list[dict]]:
     """Held-out examples by name of the set; `id` is the one that is as in training.
 
-    `toy` has other sets as well, a table has `id` alone. The arguments are those of
-    `load_examples`; examples that cannot be read are named to `warn`.
+    `shuffled` is `id` with the images of other questions, where there are images to shuffle; `toy`
+    has other sets as well. The arguments are those of `load_examples`; examples that cannot be read
+    are named to `warn`.
     """
     if source == "toy":
-        return evaluation_sets(count, seed)
-    examples = load_examples(source, split=split, count=count, instruction=instruction)
-    return {"id": read_all(examples, warn)}
+        sets = evaluation_sets(count, seed)
+    else:
+        examples = load_examples(source, split=split, count=count, instruction=instruction)
+        sets = {"id": read_all(examples, warn)}
+
+    shuffled = with_shuffled_images(sets["id"], warn)
+    if shuffled:
+        sets["shuffled"] = shuffled
+    return sets
 
 
-def with_shuffled_images(examples: list[dict]) -> list[dict]:
-    """Each question with the images of another, a third of the list away."""
-    shift = max(1, len(examples) // 3)
-    others = examples[shift:] + examples[:shift]
-    return [{**example, "images": other["images"]} for example, other in zip(examples, others)]
+def with_shuffled_images(
+    examples: list[dict], warn: Callable[[str], None] = print
+) -> list[dict]:
+    """Each question with the images of another one that has equally many, in the same order.
+
+    The other one is a third of the list away, in the list of examples with that number of images.
+    An example is left out if no other has that number, and `warn` says how many these are. Examples
+    without images are left out as well.
+
+    Trap: with images of any other example, some questions would have more or fewer `<image>`
+    placeholders than images. Such prompts are refused, and what remains is another set of questions
+    than `id` (test_shuffled_images_are_equally_many).
+    """
+    by_count: dict[int, list[int]] = defaultdict(list)  # number of images -> indices of its examples
+    for i, example in enumerate(examples):
+        if example["images"]:
+            by_count[len(example["images"])].append(i)
+
+    other_of: dict[int, int] = {}  # index of an example -> index of the one whose images it gets
+    alone = 0
+    for indices in by_count.values():
+        if len(indices) == 1:
+            alone += 1
+            continue
+        shift = max(1, len(indices) // 3)
+        other_of.update(zip(indices, indices[shift:] + indices[:shift]))
+
+    if alone:
+        left_out = f"{alone} of {len(examples)} examples are left out"
+        warn(f"shuffled images: {left_out}, no other has as many images")
+    return [{**examples[i], "images": examples[other_of[i]]["images"]} for i in sorted(other_of)]
 
 
 def build_stream(cfg, encoder: PromptEncoder, accelerator, warn) -> PromptStream:

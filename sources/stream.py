@@ -132,7 +132,10 @@ def encode_all(
 
 
 class EncodedSets:
-    """Named sets of examples, encoded once for all encoders that make the same prompts of them."""
+    """Named sets of examples, encoded once for all encoders that make the same prompts of them.
+
+    A set may be empty: of a small one, a rank's part is.
+    """
 
     def __init__(
         self,
@@ -149,10 +152,12 @@ class EncodedSets:
         """Name of the set -> its prompts."""
         key = self.key(encoder)
         if key not in self.encoded:
-            self.encoded[key] = {
-                name: encode_all(examples, encoder, self.max_prompt_tokens, self.warn)
-                for name, examples in self.sets.items()
-            }
+            prompts: dict[str, list[Prompt]] = {name: [] for name in self.sets}
+            for name, examples in self.sets.items():
+                if examples:
+                    limit = self.max_prompt_tokens
+                    prompts[name] = encode_all(examples, encoder, limit, self.warn)
+            self.encoded[key] = prompts
         return self.encoded[key]
 
     def key(self, encoder: PromptEncoder) -> str:

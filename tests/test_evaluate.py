@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from conftest import make_example
 from evaluate import (
     Config,
     generalization_factor,
@@ -19,7 +20,8 @@ from evaluate import (
     wilson,
 )
 from harness.tables import format_table
-from sources import with_shuffled_images
+from sources import load_evaluation_sets, with_shuffled_images
+from sources.stream import EncodedSets
 from sources.toy import evaluation_sets
 from toy import world
 
@@ -126,15 +128,65 @@ def test_formats_are_told_apart(form):
             assert not obeys(good, asked=other)
 
 
+def shifted_images(examples) -> list:
+    """The images of the example a third of the whole list away, however many these are."""
+    shift = len(examples) // 3
+    return [example["images"] for example in examples[shift:] + examples[:shift]]
+
+
 def test_shuffled_images_are_wrong_and_nothing_else_changes():
     """Each question keeps its words and its gold answer, and gets the image of another."""
     examples = world.examples(30, 0, held_out=True)
     shuffled = with_shuffled_images(examples)
 
     assert len(shuffled) == len(examples)
+    assert [example["images"] for example in shuffled] == shifted_images(examples)
     for own, other in zip(examples, shuffled):
         assert {**own, "images": []} == {**other, "images": []}
         assert own["images"][0] is not other["images"][0]
+
+
+def test_shuffled_images_are_equally_many(tiny):
+    """Every example of the control can be encoded: as many images as its question has placeholders.
+
+    An example with a number of images of its own, or with none, is not in it. Shifted along the
+    whole list, most would not fit their placeholders.
+    """
+    _, encoder = tiny
+    examples = []
+    for i, count in enumerate((1, 2, 1, 0, 2, 1, 3)):
+        question = "count the circles . " + "<image>" * count
+        examples.append(make_example(count, question, seed=i, id=f"r{i}"))
+
+    said = []
+    shuffled = with_shuffled_images(examples, said.append)
+    assert said == ["shuffled images: 1 of 7 examples are left out, no other has as many images"]
+    assert [example["id"] for example in shuffled] == ["r0", "r1", "r2", "r4", "r5"]
+
+    images_of = {example["id"]: example["images"] for example in examples}
+    for example in shuffled:
+        encoder.encode(example)
+        assert example["images"] != images_of[example["id"]]
+
+    fits = [len(a) == len(e["images"]) for a, e in zip(shifted_images(examples), examples)]
+    assert sum(fits) < len(examples) / 2, "the classic mistake"
+
+
+def test_sets_without_images_have_no_shuffled_one(tiny, tmp_path):
+    """Nothing to shuffle, no set. A rank whose part of a small set is empty measures nothing."""
+    _, encoder = tiny
+    file = tmp_path / "examples.jsonl"
+    file.write_text('{"question": "1 + 1 ?", "answer": "2"}\n' * 3)
+    sets = load_evaluation_sets(
+        str(file), split="test", count=3, seed=0, instruction="", warn=print
+    )
+    assert set(sets) == {"id"}
+    assert "shuffled" in load_evaluation_sets(
+        "toy", split="test", count=3, seed=0, instruction=None, warn=print
+    )
+
+    encoded = EncodedSets({"id": sets["id"], "shuffled": []}, None, print)
+    assert encoded.for_encoder(encoder)["shuffled"] == []
 
 
 def test_sets_are_held_out_and_differ_in_one_thing():
