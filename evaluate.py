@@ -297,18 +297,18 @@ def summarize(records: list[dict]) -> dict:
 
 
 def mean_pass_at_k(records: list[dict]) -> dict[str, float]:
-    """pass@k, mean over the questions, for every k that there are samples for."""
-    correct_of = defaultdict(list)  # id of a question -> for each of its samples: is it right?
+    """pass@k for every k up to 64: the mean over the questions with at least k scored samples."""
+    correct_of = defaultdict(list)  # id of a question -> for each scored sample: is it right?
     for record in records:
-        correct_of[record["id"]].append(record["score"] == 1.0)
-    questions = list(correct_of.values())
-    fewest_samples = min(len(correct) for correct in questions)
+        if record["score"] is not None:
+            correct_of[record["id"]].append(record["score"] == 1.0)
 
     rates = {}
     for k in (1, 2, 4, 8, 16, 32, 64):
-        if k <= fewest_samples:
-            chances = [pass_at_k(len(correct), sum(correct), k) for correct in questions]
-            rates[str(k)] = sum(chances) / len(questions)
+        enough = [correct for correct in correct_of.values() if len(correct) >= k]
+        if enough:
+            chances = [pass_at_k(len(correct), sum(correct), k) for correct in enough]
+            rates[str(k)] = sum(chances) / len(enough)
     return rates
 
 

@@ -13,6 +13,7 @@ from evaluate import (
     guessing_rate,
     is_in_asked_format,
     main,
+    mean_pass_at_k,
     nucleus_size,
     pass_at_k,
     read_records,
@@ -36,6 +37,24 @@ def test_pass_at_k_unbiased():
         assert pass_at_k(n, c, k) == pytest.approx(with_a_right_one / len(subsets))
 
     assert 1 - (1 - 2 / 5) ** 3 < pass_at_k(5, 2, 3)
+
+
+def test_pass_at_k_leaves_unscored_samples_out():
+    """A sample without a score is no wrong answer: n is smaller for its question, and for it alone.
+
+    A question without enough scored samples for a k has no part in the mean of that k.
+    """
+    scores = {"a": [1.0, None, 0.0, 0.0], "b": [1.0, 1.0, 0.0, 0.0], "c": [None] * 4}
+    records = [{"id": name, "score": score} for name in scores for score in scores[name]]
+
+    a, b = [pass_at_k(3, 1, k) for k in (1, 2)], [pass_at_k(4, 2, k) for k in (1, 2)]
+    assert mean_pass_at_k(records) == {
+        "1": pytest.approx((a[0] + b[0]) / 2),
+        "2": pytest.approx((a[1] + b[1]) / 2),
+        "4": 1.0,
+    }
+    assert pass_at_k(4, 1, 1) < a[0], "counted as wrong, it would lower the rate"
+    assert mean_pass_at_k([{"id": "a", "score": None}]) == {}
 
 
 def test_generalization_factor():
