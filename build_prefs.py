@@ -53,9 +53,7 @@ from sources.stream import encode_all
 @dataclass(frozen=True)
 class Config(settings.Model, settings.Sampling, settings.Judge, settings.OneShot):
     # models
-    base: str = flag(
-        "toy/base", "folder or hub name of the base model; paper: Qwen2.5-VL-7B-Instruct"
-    )
+    base: str = flag("toy/base", "base model, folder or hub name; paper: Qwen2.5-VL-7B-Instruct")
     zero: str = flag("runs/zero/model", "model folder of stage 1")
     source: str = flag(
         "zero", "who writes chosen: `zero` (paper), `base`, or a folder or hub name of a teacher"
@@ -72,9 +70,7 @@ class Config(settings.Model, settings.Sampling, settings.Judge, settings.OneShot
     samples: int = flag(4, "responses a question of each model; paper: not stated")
     temperature: float = flag(1.0, "of both models; paper: not stated")
     # pairs
-    coupled: bool = flag(
-        False, "rejected is a wrong response; ablation, its recipe is not published"
-    )
+    coupled: bool = flag(False, "rejected is a wrong response; ablation, recipe not published")
     verify: bool = flag(
         True, "keep chosen only if its reasoning agrees with its answer; --no_verify: ablation"
     )
@@ -83,9 +79,7 @@ class Config(settings.Model, settings.Sampling, settings.Judge, settings.OneShot
     judge_url: str = flag(
         "", "OpenAI-compatible endpoint for the consistency check; paper: Gemini-2.5-flash"
     )
-    seed: int = flag(
-        1, "of questions, sampling and corruptions (1: not the questions of stage 1); ours"
-    )
+    seed: int = flag(1, "of questions, sampling, corruptions (1: not those of stage 1); ours")
 
     def __post_init__(self):
         super().__post_init__()
@@ -160,10 +154,18 @@ def find_conclusion(reasoning: str, answer_type: str) -> str | None:
 
 
 def drop(text: str, *tags: str) -> str:
-    """The text without these tags and without the double blanks that they leave."""
-    for tag in tags:
-        text = text.replace(tag, "")
-    return re.sub(r"[ \t]+", " ", text).strip()
+    """The text without these tags and the white space that belonged to them, the rest as it is.
+
+    Blanks around a tag belong to it; between two words one is left. A line of nothing but tags goes
+    as a whole.
+
+    Trap: collapsing all runs of blanks would take the indentation of lists and code away. Chosen
+    keeps it, so white space would be a cue beside the format (test_corruptions_keep_white_space).
+    """
+    run = rf"(?:[ \t]*(?:{'|'.join(tags)}))+[ \t]*"  # tags, nothing but blanks between them
+    text = re.sub(rf"^{run}(?:\n|\Z)", "", text.strip(), flags=re.MULTILINE)
+    text = re.sub(rf"^{run}|{run}$", "", text, flags=re.MULTILINE)
+    return re.sub(run, " ", text).strip("\n")
 
 
 CORRUPTIONS = {

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from collections import Counter
 from types import SimpleNamespace
 
@@ -14,12 +15,14 @@ from build_prefs import (
     Config,
     choose,
     corrupt,
+    drop,
     is_consistent,
     reject,
     supplement,
 )
 from conftest import make_example
 from rewards import grade, is_in_format
+from rewards.format import TAGS
 from sources.pairs import TABLE, pair_record, write_table
 
 GOOD = "<think> red things : red circle , red square . that is 2 . </think> <answer> 2 </answer>"
@@ -57,6 +60,62 @@ def test_the_five_corruptions(name, expected):
     """Each loses the format and nothing else: the words and the answer stay."""
     assert CORRUPTIONS[name](GOOD) == expected
     assert not is_in_format(expected)
+
+
+LISTED = """<think>
+  - a  red circle
+  - a  red square
+
+```
+for thing in things:
+    count += 1
+```
+</think>
+
+<answer>
+2
+</answer>"""
+
+LIST = LISTED.removeprefix("<think>\n").split("\n</think>")[0]
+
+
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("no tags", f"{LIST}\n\n2"),
+        ("no answer tags", f"<think>\n{LIST}\n</think>\n\n2"),
+        ("no think tags", f"{LIST}\n\n<answer>\n2\n</answer>"),
+        ("think around all", f"<think>\n{LIST}\n\n2 </think>"),
+        ("answer in words", f"<think>\n{LIST}\n</think>\n\nAnswer:\n2"),
+    ],
+)
+def test_corruptions_keep_white_space(name, expected):
+    """An indented list and a code block stay as they are, blank for blank, its first line too."""
+    assert is_in_format(LISTED)
+    assert CORRUPTIONS[name](LISTED) == expected
+
+
+def collapse(text, *tags):
+    """The classic mistake: it does not ask which white space belonged to the tags."""
+    for tag in tags:
+        text = text.replace(tag, "")
+    return re.sub(r"[ \t]+", " ", text).strip()
+
+
+def test_dropped_tags_leave_one_blank_between_words():
+    """With single blanks around the tags, collapsing all blanks comes to the same.
+
+    It damages a list; and where tags touch their words, it makes other words of them.
+    """
+    for tags in (TAGS, TAGS[:2], TAGS[2:], TAGS[1:]):
+        assert drop(GOOD, *tags) == collapse(GOOD, *tags)
+        assert drop(f" {GOOD}\n", *tags) == collapse(GOOD, *tags)
+        assert drop(LISTED, *tags) != collapse(LISTED, *tags)
+
+    tight = GOOD.replace(" <", "<").replace("> ", ">")
+    assert "that is 2 .</think><answer>2" in tight
+    assert drop(tight, *TAGS) == drop(GOOD, *TAGS)
+    assert collapse(tight, *TAGS).endswith("that is 2 .2")
 
 
 def test_corruptions_are_drawn_evenly_and_only_from_the_format():
