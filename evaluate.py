@@ -36,16 +36,16 @@ from harness.cli import flag, parse_cli, run_stage, split_names
 from harness.plots import plot_report
 from harness.ranks import gather_objects, make_accelerator
 from harness.run import Run, append_jsonl, checkpoints, read_jsonl
-from harness.tables import format_table
+from harness.tables import format_table, wilson
 from model.loading import load_model
 from model.prompts import PromptEncoder
 from model.qwen import Policy
 from model.records import Prompt, is_truncated
 from model.sampling import sample_groups
-from rewards import Grade, Judge, grade, is_in_format, make_judge
+from rewards import Grade, Judge, grade, make_judge
 from sources import load_evaluation_sets
 from sources.stream import EncodedSets
-from sources.toy import TOY_FORMATS, evaluation_sets, obeys_format
+from sources.toy import evaluation_sets, is_in_asked_format
 
 
 @dataclass(frozen=True)
@@ -87,23 +87,6 @@ class Config(settings.Model, settings.Sampling, settings.Judge, settings.OneShot
 
 
 # --- 1. Metrics: pure functions -------------------------------------------------------------------
-
-
-def wilson(successes: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """95 % interval (low, high) of a rate: `successes` of `count`.
-
-    Unlike mean +- 2 sd it stays inside [0, 1], and is not empty at 0 or 1.
-
-    >>> [round(x, 3) for x in wilson(10, 10)]
-    [0.722, 1.0]
-    """
-    if count == 0:
-        return 0.0, 1.0
-    p = successes / count
-    denominator = 1 + z * z / count
-    centre = (p + z * z / (2 * count)) / denominator
-    half = z / denominator * math.sqrt(p * (1 - p) / count + z * z / (4 * count * count))
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
@@ -257,13 +240,6 @@ def response_record(example: dict, response: str, verdict: Grade) -> dict:
         "reason": verdict.reason,
         "in_format": is_in_asked_format(example, response),
     }
-
-
-def is_in_asked_format(example: dict, response: str) -> bool:
-    """True if the response has exactly the format that its example asks for."""
-    if example["format"] == "think" or example["instruction"] not in TOY_FORMATS:
-        return is_in_format(response)
-    return obeys_format(example, response)
 
 
 # --- 3. Records to a report -----------------------------------------------------------------------

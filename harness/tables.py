@@ -1,4 +1,4 @@
-"""The report of an evaluation as lines of text.
+"""The report of an evaluation as lines of text, and the intervals of its rates.
 
 A report is what `evaluate.summarize` makes of one model's records:
 
@@ -6,6 +6,7 @@ A report is what `evaluate.summarize` makes of one model's records:
     "pass@k"     k -> probability;  "branching", "guessing": numbers
 """
 
+import math
 from dataclasses import dataclass
 
 
@@ -38,6 +39,23 @@ OOD_COLUMNS = [
     Column("brackets", "brackets sampled", "format"),
     Column("last_line", "last_line sampled", "format"),
 ]
+
+
+def wilson(successes: float, count: int, z: float = 1.96) -> tuple[float, float]:
+    """95 % interval (low, high) of a rate: `successes` of `count`.
+
+    Unlike mean +- 2 sd it stays inside [0, 1], and is not empty at 0 or 1.
+
+    >>> [round(x, 3) for x in wilson(10, 10)]
+    [0.722, 1.0]
+    """
+    if count == 0:
+        return 0.0, 1.0
+    p = successes / count
+    denominator = 1 + z * z / count
+    centre = (p + z * z / (2 * count)) / denominator
+    half = z / denominator * math.sqrt(p * (1 - p) / count + z * z / (4 * count * count))
+    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def format_table(reports: dict[str, dict], curves: dict[str, list[dict]] | None = None) -> str:

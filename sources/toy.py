@@ -8,6 +8,7 @@
 Each set differs from training in one thing, so that a fall in a rate has one possible cause.
 """
 
+from rewards import is_in_format
 from toy import world
 
 DEFAULT_COUNT = 2048  # examples, where nobody says how many
@@ -49,9 +50,11 @@ def evaluation_sets(
     return sets
 
 
-def obeys_format(example: dict, response: str) -> bool:
-    """True if a response has exactly the format that its example's instruction asks for.
+def is_in_asked_format(example: dict, response: str) -> bool:
+    """True if a response has exactly the format that its example asks for.
 
-    The instruction must be one of this world's (a key of TOY_FORMATS).
+    An instruction that is not of this world asks for the format that SPECS trains.
     """
+    if example["format"] == "think" or example["instruction"] not in TOY_FORMATS:
+        return is_in_format(response)
     return TOY_FORMATS[example["instruction"]].obeyed_by(response)

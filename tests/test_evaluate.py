@@ -11,19 +11,17 @@ from evaluate import (
     Config,
     generalization_factor,
     guessing_rate,
-    is_in_asked_format,
     main,
     mean_pass_at_k,
     nucleus_size,
     pass_at_k,
     read_records,
     summarize,
-    wilson,
 )
-from harness.tables import format_table
+from harness.tables import format_table, wilson
 from sources import load_evaluation_sets, with_shuffled_images
 from sources.stream import EncodedSets
-from sources.toy import evaluation_sets
+from sources.toy import evaluation_sets, is_in_asked_format
 from toy import world
 
 # --- Metrics -------------------------------------------------------------------------------------
