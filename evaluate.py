@@ -37,7 +37,7 @@ from harness.plots import plot_report
 from harness.ranks import gather_objects, make_accelerator
 from harness.run import Run, append_jsonl, checkpoints, read_jsonl
 from harness.tables import format_table, wilson
-from model.loading import load_model
+from model.loading import check_folder, load_model
 from model.prompts import PromptEncoder
 from model.qwen import Policy
 from model.records import Prompt, is_truncated
@@ -51,12 +51,8 @@ from sources.toy import evaluation_sets, is_in_asked_format
 @dataclass(frozen=True)
 class Config(settings.Model, settings.Sampling, settings.Judge, settings.OneShot):
     # models and questions
-    models: str = flag(
-        "base=toy/base", "NAME=FOLDER, ... of the models to compare; the first is the one to beat"
-    )
-    data: str = flag(
-        "toy", "`toy` with its OOD sets, or a folder, file or hub name in the columns of sources/"
-    )
+    models: str = flag("base=toy/base", "NAME=FOLDER, ... of the models to compare")
+    data: str = flag("toy", "`toy` with its OOD sets, or a folder, file or hub name (see sources/)")
     split: str = flag("test", "split of --data (toy: always held out, a file: all of it)")
     items: int = flag(510, "questions of each set, the first ones of a file; ours")
     instruction: str | None = flag(
@@ -67,9 +63,7 @@ class Config(settings.Model, settings.Sampling, settings.Judge, settings.OneShot
     pass_items: int = flag(120, "questions for pass@k, 0: leave it out")
     pass_samples: int = flag(16, "samples a question for pass@k (n); paper: not stated, k up to 64")
     # generalisation factor, report
-    gf_runs: str = flag(
-        "", "NAME=RUN_FOLDER, ... whose checkpoints are measured for GF; empty: none"
-    )
+    gf_runs: str = flag("", "NAME=RUN_FOLDER, ... of the runs to measure GF over; empty: none")
     gf_items: int = flag(255, "questions of each set for each checkpoint; paper: not stated")
     gf_beta: float = flag(2.0, "weight of OOD against ID in GF; paper")
     rescore: str = flag("", "a completions.jsonl: print its table and stop")
@@ -358,10 +352,23 @@ def write_report(file: Path, curves: dict[str, list[dict]], run: Run) -> None:
     print(f"wrote {run.folder}/report.json, completions.jsonl, report.png")
 
 
+def check_paths(cfg: Config) -> None:
+    """Raise ValueError naming the flag of a model or run that is missing, before any is measured.
+
+    A hub name passes: only loading can tell whether it exists.
+    """
+    for folder in split_names(cfg.models, "--models").values():
+        check_folder(folder, "--models")
+    for run_folder in split_names(cfg.gf_runs, "--gf_runs").values():
+        for _, folder in checkpoints(Path(run_folder), "--gf_runs"):
+            check_folder(str(folder), "--gf_runs")
+
+
 def main(cfg: Config) -> None:
     if cfg.rescore:
         print(format_table(read_reports(cfg.rescore)))
         return
+    check_paths(cfg)
 
     accelerator = make_accelerator(cfg)
     run = Run(cfg, "evaluate", accelerator, columns=[])

@@ -1,11 +1,13 @@
 """Metrics by hand, and a report that can be computed again from the file."""
 
 import itertools
+import json
 import math
 
 import pytest
 import torch
 
+import evaluate
 from conftest import make_example
 from evaluate import (
     Config,
@@ -220,6 +222,31 @@ def test_sets_are_held_out_and_differ_in_one_thing():
 
 
 # --- The stage -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (dict(models="a={start},b={empty}/model"), "--models .*/model: not a model folder"),
+        (dict(models="a={start},b={empty}"), "--models .*config.json is missing"),
+        (dict(models="a={start}", gf_runs="r={empty}/run"), "--gf_runs .*/run: no config.json"),
+        (dict(models="a={start}", gf_runs="r={lost}"), "--gf_runs .*/gone/model: not a model"),
+    ],
+)
+def test_missing_folders_are_named_before_anything_is_measured(
+    start, tmp_path, monkeypatch, flags, message
+):
+    """The second model, a run, and the start model of a run: no model is loaded, no folder made."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "lost").mkdir()
+    (tmp_path / "lost/config.json").write_text(json.dumps({"model": f"{tmp_path}/gone/model"}))
+    places = {"start": start, "empty": tmp_path / "empty", "lost": tmp_path / "lost"}
+    flags = {name: text.format(**places) for name, text in flags.items()}
+
+    monkeypatch.setattr(evaluate, "load_model", lambda *_, **__: pytest.fail("too late"))
+    with pytest.raises(ValueError, match=message):
+        main(Config(**flags, run_dir=str(tmp_path / "report")))
+    assert not (tmp_path / "report").exists()
 
 
 def test_report_can_be_computed_again_from_the_file(start, tmp_path, capsys):
