@@ -1,7 +1,8 @@
 """Measure any of the models: accuracy, format, generalisation, pass@k, branching.
 
 Every response is kept in completions.jsonl, with its extracted answer, gold, score and reason. The
-table comes from that file alone: `--rescore FILE` prints it again, from the scores in the file.
+table comes from that file alone. `--rescore FILE` prints it again, the responses graded anew: by
+repaired rules, or against a gold answer that was edited in the file.
 
     format      share of responses in exactly the format that was asked for
     accuracy    share of right answers; sampled at temperature 1 as in training, and greedy
@@ -24,8 +25,9 @@ Where this departs from the paper, or fills in what it leaves open:
 import json
 import math
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor
@@ -66,7 +68,7 @@ class Config(settings.Model, settings.Sampling, settings.Judge, settings.OneShot
     gf_runs: str = flag("", "NAME=RUN_FOLDER, ... of the runs to measure GF over; empty: none")
     gf_items: int = flag(255, "questions of each set for each checkpoint; paper: not stated")
     gf_beta: float = flag(2.0, "weight of OOD against ID in GF; paper")
-    rescore: str = flag("", "a completions.jsonl: print its table and stop")
+    rescore: str = flag("", "a completions.jsonl: grade it again, print its table and stop")
     # shared settings that mean something else here
     seed: int = flag(7, "of questions and sampling; ours")
 
@@ -229,9 +231,7 @@ def response_record(example: dict, response: str, verdict: Grade) -> dict:
         "answer_type": example["answer_type"],
         "choices": example["choices"],
         "response": response,
-        "extracted": verdict.extracted,
-        "score": verdict.score,
-        "reason": verdict.reason,
+        **asdict(verdict),
         "in_format": is_in_asked_format(example, response),
     }
 
@@ -292,9 +292,28 @@ def read_records(file: str | Path) -> dict[str, list[dict]]:
     return by_model
 
 
-def read_reports(file: str | Path) -> dict[str, dict]:
-    """The report of each model in a completions.jsonl."""
-    return {name: summarize(records) for name, records in read_records(file).items()}
+def rescore(cfg: Config) -> None:
+    """Grade every response of --rescore FILE again, from its record alone, and print the table.
+
+    A `text` answer that needs a judge keeps its stored score where none answers. Nothing is written
+    but what --judge_url answers, to the cache beside FILE.
+    """
+    by_model = read_records(cfg.rescore)
+    silent = SimpleNamespace(yes=lambda question: None)  # stands in for a judge, never answers
+    judge = make_judge(cfg, Path(cfg.rescore).parent) or silent
+
+    kept = 0
+    for record in sum(by_model.values(), []):
+        example = {**record, "answer": record["gold"]}
+        verdict = grade(example, record["response"], judge)
+        if verdict.score is None and record["answer_type"] == "text":
+            kept += 1
+            verdict = Grade(record["score"], record["reason"], record["extracted"])
+        record.update(response_record(example, record["response"], verdict))
+
+    if kept:
+        print(f"{kept} answers need a judge (--judge_url) and keep the score that is stored")
+    print(format_table({name: summarize(records) for name, records in by_model.items()}))
 
 
 # --- 4. Generalisation over a run -----------------------------------------------------------------
@@ -343,7 +362,7 @@ def measure_gf_runs(cfg: Config, run: Run) -> dict[str, list[dict]]:
 
 def write_report(file: Path, curves: dict[str, list[dict]], run: Run) -> None:
     """Write report.json and report.png, print the table, all from the file of records alone."""
-    reports = read_reports(file)
+    reports = {name: summarize(records) for name, records in read_records(file).items()}
     report = json.dumps({"models": reports, "gf": curves}, indent=2)
     (run.folder / "report.json").write_text(report + "\n")
     plot_report(reports, curves, run.folder / "report.png")
@@ -366,7 +385,7 @@ def check_paths(cfg: Config) -> None:
 
 def main(cfg: Config) -> None:
     if cfg.rescore:
-        print(format_table(read_reports(cfg.rescore)))
+        rescore(cfg)
         return
     check_paths(cfg)
 

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -100,21 +101,32 @@ def test_guessing_rate_is_the_best_constant_a_kind():
     assert guessing_rate(records) == pytest.approx(4 / 6)
 
 
+RECORD = {
+    "model": "m",
+    "set": "id",
+    "mode": "sampled",
+    "id": "0",
+    "kind": "",
+    "question": "",
+    "instruction": "",
+    "format": "think",
+    "gold": "1",
+    "answer_type": "number",
+    "choices": [],
+    "response": "<think> a </think> <answer> 1 </answer>",
+    "extracted": "1",
+    "score": 1.0,
+    "reason": "equal number",
+    "in_format": True,
+    "tokens": 3,
+    "truncated": False,
+    "nucleus_sum": 4,
+}
+
+
 def test_unscorable_answers_are_left_out_and_counted():
     """A score of None is in neither the mean nor its count, but in `unscored`."""
-    record = {
-        "model": "m",
-        "set": "id",
-        "mode": "sampled",
-        "id": "0",
-        "kind": "",
-        "gold": "1",
-        "in_format": True,
-        "tokens": 3,
-        "truncated": False,
-        "nucleus_sum": 4,
-    }
-    report = summarize([{**record, "score": score} for score in (1.0, None, 0.0)])
+    report = summarize([{**RECORD, "score": score} for score in (1.0, None, 0.0)])
 
     assert report["id sampled"]["accuracy"]["mean"] == 0.5
     assert report["id sampled"]["accuracy"]["unscored"] == 1
@@ -279,3 +291,65 @@ def test_report_can_be_computed_again_from_the_file(start, tmp_path, capsys):
     report = summarize(records)
     assert format_table({"a": report}) in first
     assert not math.isnan(report["guessing"])
+
+
+def rescored(file, records, capsys, **more) -> tuple[dict, str]:
+    """The report that `--rescore` prints of these records, and what else it says."""
+    reports = []
+
+    def keep(report):
+        reports.append(report)
+        return ""
+
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    before = file.read_bytes()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "format_table", keep)
+        main(Config(rescore=str(file), **more))
+    assert file.read_bytes() == before
+    assert [path.name for path in file.parent.iterdir()] == [file.name], "nothing is written"
+    return reports[0]["m"]["id sampled"], capsys.readouterr().out.strip()
+
+
+def test_rescore_grades_again(tmp_path, capsys):
+    """An edited gold, and a grade that an older rule had wrong: both change the table.
+
+    Read from the stored scores, accuracy and format would stay what they were.
+    """
+    file = tmp_path / "completions.jsonl"
+    records = [{**RECORD, "id": str(i)} for i in range(4)]
+    report, _ = rescored(file, records, capsys)
+    assert report["accuracy"]["mean"] == report["format"]["mean"] == 1.0
+
+    records[0]["gold"] = "3"
+    assert rescored(file, records, capsys)[0]["accuracy"]["mean"] == 0.75
+
+    wrong_before = [{**record, "score": 0.0, "in_format": False} for record in records]
+    report, said = rescored(file, wrong_before, capsys)
+    assert report["accuracy"]["mean"] == 0.75
+    assert report["format"]["mean"] == 1.0
+    assert said == ""
+
+
+def test_rescore_keeps_what_a_judge_said(tmp_path, capsys, monkeypatch):
+    """Without --judge_url a `text` answer in other words keeps its score; how many do is said.
+
+    With it the judge is asked. The same words need none.
+    """
+    file = tmp_path / "completions.jsonl"
+    text = {**RECORD, "answer_type": "text", "response": "<answer> a cat </answer>"}
+    records = [
+        {**text, "gold": "the cat", "score": 1.0},
+        {**text, "gold": "a kitten", "score": None},
+        {**text, "gold": "A cat.", "score": 0.0},
+    ]
+    report, said = rescored(file, records, capsys)
+    assert report["accuracy"]["mean"] == 1.0
+    assert report["accuracy"]["unscored"] == 1
+    assert said.startswith("2 answers need a judge")
+
+    judge = SimpleNamespace(yes=lambda question: "kitten" in question)
+    monkeypatch.setattr(evaluate, "make_judge", lambda cfg, folder: judge)
+    report, said = rescored(file, records, capsys, judge_url="http://judge")
+    assert report["accuracy"]["mean"] == pytest.approx(2 / 3)
+    assert said == ""
