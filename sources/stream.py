@@ -18,7 +18,12 @@ class PromptStream:
     """Endless encoded prompts of this rank's part of the examples, reshuffled every epoch.
 
     All ranks agree on the shuffled order of an epoch; rank r of R takes every R-th example of it,
-    from the r-th on (test_ranks_get_disjoint_prompts).
+    from the r-th on (test_ranks_get_disjoint_prompts). What remains when the examples are not a
+    multiple of R, the end of the order, waits for another epoch and its other order.
+
+    Trap: if the first ranks took the remainder as well, their epochs would be longer than those of
+    the others. Ranks would drift apart, and meet at the same example in different epochs
+    (test_ranks_go_from_epoch_to_epoch_together). Only a skipped example moves its rank ahead.
 
     position: examples read so far. Setting it resumes the stream exactly.
     skipped: how many of them could not be used.
@@ -47,7 +52,8 @@ class PromptStream:
 
         self.position = 0
         self.skipped = 0
-        self.places = range(rank, len(examples), world_size)  # of this rank, in any epoch's order
+        shared_out = len(examples) - len(examples) % world_size  # equally, without the remainder
+        self.places = range(rank, shared_out, world_size)  # of this rank, in any epoch's order
         self.epoch = -1  # the epoch that `order` belongs to
         self.order: list[int] = []
 

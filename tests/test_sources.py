@@ -2,6 +2,7 @@
 
 import io
 import json
+import random
 
 import datasets
 import pytest
@@ -186,3 +187,36 @@ def test_ranks_get_disjoint_prompts(tiny):
     for rank in (0, 1):
         ids += ids_of(PromptStream(examples, encoder, seed=0, rank=rank, world_size=2).take(3))
     assert sorted(ids) == [example["id"] for example in examples]
+
+
+def test_ranks_go_from_epoch_to_epoch_together(tiny):
+    """Three ranks, seven examples: an epoch is two examples a rank, on every rank.
+
+    No example comes twice within it, the one that is left out is not always the same, and one rank
+    alone leaves none out. Shares of 3, 2 and 2 would soon give an example twice in one rollout.
+    """
+    _, encoder = tiny
+    examples = [make_example(0, id=f"r{i}") for i in range(7)]
+    ranks = [PromptStream(examples, encoder, seed=0, rank=r, world_size=3) for r in range(3)]
+
+    left_out = []
+    for epoch in range(12):
+        ids = []
+        for _ in range(2):
+            for rank in ranks:
+                ids += ids_of(rank.take(1))
+            assert [rank.epoch for rank in ranks] == [epoch] * 3
+        assert len(set(ids)) == 6
+        left_out += {example["id"] for example in examples} - set(ids)
+    assert len(set(left_out)) > 3
+
+    alone = ids_of(PromptStream(examples, encoder, seed=0).take(14))
+    for epoch in range(2):
+        order = [f"r{i}" for i in range(7)]
+        random.Random(f"0 {epoch}").shuffle(order)
+        assert alone[7 * epoch : 7 * epoch + 7] == order
+
+    resumed = PromptStream(examples, encoder, seed=0, rank=1, world_size=3)
+    resumed.position = 5  # in the middle of an epoch
+    again = PromptStream(examples, encoder, seed=0, rank=1, world_size=3).take(9)
+    assert ids_of(resumed.take(4)) == ids_of(again[5:])
