@@ -91,7 +91,8 @@ def sample_groups(
     policy          the bare Policy, not a wrapped one: no collective runs while tokens are drawn,
                     so each rank may take as long as it needs
     temperature     0 takes the likeliest token
-    sample_batch    sequences decoded at a time: whole groups, at least one
+    sample_batch    at most so many sequences are decoded at a time: whole groups, or parts of one
+                    that is larger, its prompt then encoded again for each part
     logits_stat     a function of the logits, (sequences, V) -> (sequences,), called for each token
     compile_decode  a static cache and a compiled step (`compiled.py`)
     progress        title of a progress bar, None for no bar
@@ -101,25 +102,38 @@ def sample_groups(
     """
     groups: list[Group] = []
     stats: list[list[float]] = []
-    at_a_time = max(1, sample_batch // group_size)
+    at_a_time = max(1, sample_batch // group_size)  # groups
+    parts = split_group(group_size, sample_batch)  # more than one only if `at_a_time` is 1
 
     starts = range(0, len(prompts), at_a_time)
     for start in tqdm(starts, desc=progress, leave=False, disable=progress is None):
         batch = prompts[start : start + at_a_time]
-
-        # Completions n*G to n*G + G-1 share prompt n. Trap: with `repeat` instead of
-        # `repeat_interleave` the prompts would alternate, and rewards would go to completions of
-        # other prompts (test_groups_are_contiguous).
-        prompt_of = torch.arange(len(batch)).repeat_interleave(group_size)  # (B,)
-        completions, batch_stats = decode_batch(
-            policy, batch, prompt_of, max_new_tokens, temperature, generator, logits_stat,
-            compile_decode,
-        )  # fmt: skip
+        completions: list[Tensor] = []
+        for part in parts:
+            # Completions n*G to n*G + G-1 share prompt n. Trap: with `repeat` instead of
+            # `repeat_interleave` the prompts would alternate, and rewards would go to completions
+            # of other prompts (test_groups_are_contiguous).
+            prompt_of = torch.arange(len(batch)).repeat_interleave(part)  # (B,)
+            decoded, decoded_stats = decode_batch(
+                policy, batch, prompt_of, max_new_tokens, temperature, generator, logits_stat,
+                compile_decode,
+            )  # fmt: skip
+            completions += decoded
+            stats += decoded_stats
 
         for n, prompt in enumerate(batch):
             groups.append(Group(prompt, completions[n * group_size : (n + 1) * group_size]))
-        stats += batch_stats
     return groups, stats
+
+
+def split_group(group_size: int, limit: int) -> list[int]:
+    """The sizes of the parts in which a group is decoded, each at most `limit`, and at least 1.
+
+    >>> split_group(8, 512), split_group(128, 50)
+    ([8], [50, 50, 28])
+    """
+    limit = max(1, limit)
+    return [min(limit, group_size - start) for start in range(0, group_size, limit)]
 
 
 def decode_batch(

@@ -97,7 +97,7 @@ def with_shuffled_images(
     placeholders than images. Such prompts are refused, and what remains is another set of questions
     than `id` (test_shuffled_images_are_equally_many).
     """
-    by_count: dict[int, list[int]] = defaultdict(list)  # number of images -> indices of its examples
+    by_count: dict[int, list[int]] = defaultdict(list)  # number of images -> indices
     for i, example in enumerate(examples):
         if example["images"]:
             by_count[len(example["images"])].append(i)

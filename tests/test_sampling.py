@@ -7,7 +7,7 @@ import torch
 
 from common import token_logps
 from conftest import make_example, make_groups
-from model import compiled
+from model import compiled, sampling
 from model.decoding import prefill
 from model.records import Group, is_truncated
 from model.sampling import plain_sample, refresh, sample_groups, sampling_copy
@@ -189,6 +189,66 @@ def test_groups_are_contiguous(tiny):
     prompt_of = torch.arange(3)
     dealt_out = prompt_of.repeat(2).tolist()
     assert prompt_of.repeat_interleave(2).tolist() != dealt_out, "the classic mistake: in turn"
+
+
+@pytest.mark.parametrize("sample_batch", [1, 2, 3, 5, 9, 100])
+def test_never_more_sequences_at_a_time_than_sample_batch(tiny, monkeypatch, sample_batch):
+    """Also where one group is larger: decoded in parts, it is still one group of its size."""
+    policy, encoder = tiny
+    prompts = [encoder.encode(make_example(n % 3, seed=n)) for n in range(3)]
+
+    decoded = []  # sequences at each step
+    sample_token = sampling.sample_token
+
+    def watched(logits, *args):
+        decoded.append(len(logits))
+        return sample_token(logits, *args)
+
+    monkeypatch.setattr(sampling, "sample_token", watched)
+    groups, stats = sample_groups(
+        policy,
+        prompts,
+        5,
+        max_new_tokens=4,
+        temperature=0.0,
+        sample_batch=sample_batch,
+        logits_stat=lambda logits: logits.amax(-1),
+    )
+    assert max(decoded) <= sample_batch
+    assert [g.prompt is p for g, p in zip(groups, prompts)] == [True] * 3
+    assert [len(g.completions) for g in groups] == [5] * 3
+    assert [len(values) for values in stats] == [len(c) for g in groups for c in g.completions]
+
+    for group, alone in zip(groups, greedy(policy, prompts, 4)):
+        assert all(torch.equal(c, alone.completions[0]) for c in group.completions)
+
+
+@pytest.mark.parametrize("sample_batch, at_a_time", [(5, 1), (9, 1), (10, 2), (100, 3)])
+def test_groups_that_fit_are_decoded_whole(tiny, sample_batch, at_a_time):
+    """The same random numbers, so the same completions, as whole groups batch by batch."""
+    policy, encoder = tiny
+    prompts = [encoder.encode(make_example(n % 3, seed=n)) for n in range(3)]
+    groups, _ = sample_groups(
+        policy,
+        prompts,
+        5,
+        max_new_tokens=4,
+        temperature=1.0,
+        sample_batch=sample_batch,
+        generator=seeded(),
+    )
+    sampled = [c for g in groups for c in g.completions]
+
+    generator, whole = seeded(), []
+    for start in range(0, 3, at_a_time):
+        batch = prompts[start : start + at_a_time]
+        with torch.no_grad():
+            prompt_of = torch.arange(len(batch)).repeat_interleave(5)
+            completions, _ = sampling.decode_batch(
+                policy, batch, prompt_of, 4, 1.0, generator, None, compile_decode=False
+            )
+        whole += completions
+    assert all(torch.equal(a, b) for a, b in zip(sampled, whole, strict=True))
 
 
 def test_every_eos_id_ends_a_completion(tiny):
