@@ -21,14 +21,14 @@ specs: .venv/ready
 variant: .venv/ready
 	$(BIN)/python variants/apply.py $(NAME)
 
-# Style first (ruff.toml), then every test and doctest that is not marked `slow`.
+# Style first (ruff.toml), then every test and doctest that is not marked `slow`, on two cores.
 test: .venv/ready
 	$(BIN)/ruff check --quiet --no-cache .
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n 2 -m "not slow"
 
-# The tests marked `slow`: the four stages one after the other, in small.
+# The tests marked `slow`: the pipeline in small, the variants, the launcher, two ranks in one run.
 test-slow: .venv/ready
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n 2 -m slow
 
 # The virtual environment, made again whenever a requirement changes.
 .venv/ready: requirements.txt requirements-test.txt

@@ -3,6 +3,7 @@
 import os
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
+os.environ["OMP_NUM_THREADS"] = "1"  # also of the commands that tests start
 
 import pytest
 import torch

@@ -128,6 +128,7 @@ SMALL_RUN = (
 )
 
 
+@pytest.mark.slow
 def test_accelerate_launches_a_stage_in_bf16(tmp_path):
     """The README's command, with a bf16 copy that samples and fp32 weights that train."""
     accelerate = str(Path(sys.executable).with_name("accelerate"))

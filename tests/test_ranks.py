@@ -204,6 +204,7 @@ def run_grpo(rank, cfg):
     torch.save(seen, f"{cfg.run_dir}/seen{rank}.pt")
 
 
+@pytest.mark.slow
 def test_a_run_on_two_ranks(start, tmp_path):
     """One folder, metrics of all completions, other prompts and samples on each rank; resumable."""
     folder = tmp_path / "run"
