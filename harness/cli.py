@@ -1,15 +1,18 @@
 """The command line of a stage, made from its settings.
 
     settings dataclass          each field has a type, a default, and a help text made by `flag`
-      -> argparse               one flag a field: the stage's own first, shared settings in groups
+      -> argparse               one flag per field: the stage's own first, shared ones in groups
       -> settings instance      checked by the dataclass' __post_init__
 
-`@file` on the command line reads flags from a file (see configs/). `#` starts a comment there.
+`@file` on the command line reads flags from a file (see configs/). Its lines are split as a shell
+splits them: `#` starts a comment, and quotes keep a value with blanks together.
 """
 
 import argparse
 import dataclasses
 import difflib
+import inspect
+import shlex
 import sys
 import typing
 
@@ -17,31 +20,42 @@ import typing
 def flag(default, text: str, alias: str | None = None):
     """A dataclass field that becomes a command-line flag.
 
-    default: value if the flag is not given.
-    text: help text, in the order: what it is, unit, source.
-    alias: a second name of the flag, which works as well.
+    default   value if the flag is not given
+    text      help text, in the order: what it is, unit, source
+    alias     a second name of the flag, which works as well
     """
     return dataclasses.field(default=default, metadata={"help": text, "alias": alias})
+
+
+# --- What the stages call ------------------------------------------------------------------------
 
 
 def parse_cli(config_class, doc: str, argv: list[str] | None = None):
     """Read the command line into an instance of a settings dataclass.
 
-    A wrong flag or value ends the program with a message that names it. An unknown flag also names
-    the nearest flag that exists. A bool `--name` has a twin `--no_name`.
+    config_class   the settings of the stage
+    doc            the first part of --help, usually the stage's module docstring
+    argv           the arguments; None reads those of the process
 
-    doc: the first part of --help, usually the stage's module docstring.
-    argv: the arguments; None reads those of the process.
+    A wrong flag or value ends the program with a message that names it. For an unknown flag the
+    message also names the nearest flag that exists.
     """
     parser = make_parser(config_class, doc)
-    values, unknown = parser.parse_known_args(argv)
-
-    if unknown:
-        parser.error(unknown_flag_message(unknown[0], parser))
     try:
-        return config_class(**vars(values))
-    except ValueError as error:  # __post_init__ checks which values go together
+        values, unknown = parser.parse_known_args(argv)
+        if unknown:
+            raise ValueError(unknown_flag_message(unknown[0], config_class))
+        return config_class(**vars(values))  # its __post_init__ checks which values go together
+    except ValueError as error:
         parser.error(str(error))
+
+
+def run_stage(main, config) -> None:
+    """Run a stage's main. An error that the user can mend is one line instead of a traceback."""
+    try:
+        main(config)
+    except (ValueError, FileExistsError) as error:
+        sys.exit(f"error: {error}")
 
 
 def split_names(text: str, flag_name: str) -> dict[str, str]:
@@ -60,82 +74,88 @@ def split_names(text: str, flag_name: str) -> dict[str, str]:
     return folders
 
 
-def run_stage(main, config) -> None:
-    """Run a stage's main. An error that the user can mend is one line instead of a traceback."""
-    try:
-        main(config)
-    except (ValueError, FileExistsError) as error:
-        sys.exit(f"error: {error}")
+# --- From a dataclass to argparse ----------------------------------------------------------------
 
 
 def make_parser(config_class, doc: str) -> argparse.ArgumentParser:
-    """An argparse parser with the flags of a stage, then those of each shared settings class."""
+    """An argparse parser with one group of flags for the stage, and one per shared class."""
     parser = argparse.ArgumentParser(
         description=doc,
         allow_abbrev=False,
         fromfile_prefix_chars="@",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.convert_arg_line_to_args = lambda line: line.split("#")[0].split()
+    parser.convert_arg_line_to_args = split_line
 
     hints = typing.get_type_hints(config_class)
-    for owner, fields in fields_by_class(config_class).items():
-        if owner is config_class:
-            group = parser.add_argument_group("settings of this stage")
-        else:
-            group = parser.add_argument_group(owner.__doc__.splitlines()[0].rstrip("."))
+    classes = inspect.getmro(config_class)  # the stage's class first, then its base classes
+    for owner in classes:
+        fields = [
+            field for field in dataclasses.fields(config_class)
+            if first_class_with(field.name, classes) is owner
+        ]  # fmt: skip
+        if not fields:
+            continue
+        title = "settings of this stage"
+        if owner is not config_class:
+            title = owner.__doc__.splitlines()[0].rstrip(".")
+        group = parser.add_argument_group(title)
         for field in fields:
             add_flag(group, field, value_type(hints[field.name]))
     return parser
 
 
-def fields_by_class(config_class) -> dict[type, list[dataclasses.Field]]:
-    """The fields of a settings class by the class that introduces them, the stage's own first.
+def first_class_with(name: str, classes: tuple[type, ...]) -> type:
+    """The class that introduces a field: --help shows the flag in the group of this class.
 
-    A stage that overrides a shared default leaves the field with the class it comes from.
+    Example: `settings.Optimizer` introduces `lr`, and `dpo_sft.Config` gives it another default.
+    So `dpo_sft.py --help` shows `lr` with that default, in the group of `Optimizer`.
     """
-    classes = [owner for owner in config_class.__mro__ if dataclasses.is_dataclass(owner)]
-    introduced_by = {}
-    for owner in classes:  # from the stage to its bases: the base comes last, and stays
-        for name in vars(owner).get("__annotations__", {}):
-            introduced_by[name] = owner
-
-    by_class = {owner: [] for owner in classes if owner in introduced_by.values()}
-    for field in dataclasses.fields(config_class):
-        by_class[introduced_by[field.name]].append(field)
-    return by_class
+    for owner in reversed(classes):  # base classes first
+        if name in inspect.get_annotations(owner):
+            return owner
+    raise KeyError(name)
 
 
 def value_type(hint) -> type:
-    """The type of a flag's value: int for fields of type `int` and `int | None`."""
-    members = [member for member in typing.get_args(hint) if member is not type(None)]
+    """The type of a flag's value: int for fields of type `int` and of type `int | None`."""
+    members = typing.get_args(hint)  # (int, NoneType) for `int | None`, () for `int`
     return members[0] if members else hint
 
 
 def add_flag(group, field: dataclasses.Field, kind: type) -> None:
-    """Add the flag of one field, with its alias; a bool also gets its `--no_` twin."""
-    alias = field.metadata["alias"]
-    names = [f"--{field.name}"] + ([f"--{alias}"] if alias else [])
+    """Add the flag of one field, with its alias. A bool `--name` also gets its twin `--no_name`."""
+    names = [f"--{field.name}"]
+    if field.metadata["alias"]:
+        names.append(f"--{field.metadata['alias']}")
     text = f"{field.metadata['help']} (default: {field.default})"
+    text = text.replace("%", "%%")  # argparse would read a bare % as a format
+    common = {"dest": field.name, "default": field.default}
 
     if kind is not bool:
-        options = {"type": kind, "metavar": kind.__name__}
-    else:
-        options = {"action": "store_true"}
-        text += f"; --no_{field.name} turns it off" if field.default else ""
-        # Both twins get the default: argparse takes the one of the first, and `store_false` has
-        # True.
-        group.add_argument(
-            f"--no_{field.name}", dest=field.name, action="store_false", default=field.default,
-            help=argparse.SUPPRESS,
-        )  # fmt: skip
-    text = text.replace("%", "%%")  # argparse would take a bare % as a format
-    group.add_argument(*names, dest=field.name, default=field.default, help=text, **options)
+        group.add_argument(*names, **common, help=text, type=kind, metavar=kind.__name__)
+        return
+
+    # argparse uses the default of whichever of the two is added first, so it is set on both.
+    if field.default:
+        text += f"; --no_{field.name} turns it off"
+    group.add_argument(*names, **common, help=text, action="store_true")
+    group.add_argument(
+        f"--no_{field.name}", **common, help=argparse.SUPPRESS, action="store_false"
+    )
 
 
-def unknown_flag_message(flag_text: str, parser: argparse.ArgumentParser) -> str:
+def split_line(line: str) -> list[str]:
+    """One line of an @file as arguments. Raises ValueError if a quote is not closed."""
+    try:
+        return shlex.split(line, comments=True)
+    except ValueError as error:
+        raise ValueError(f"{error} in the line: {line}") from error
+
+
+def unknown_flag_message(flag_text: str, config_class) -> str:
     """What to say about a flag that does not exist: the nearest one that does."""
-    known = [name for action in parser._actions for name in action.option_strings]
+    known = [f"--{field.name}" for field in dataclasses.fields(config_class)]
     nearest = difflib.get_close_matches(flag_text.split("=")[0], known, n=1)
     hint = f", did you mean {nearest[0]}?" if nearest else "; see --help"
     return f"unknown flag {flag_text}{hint}"

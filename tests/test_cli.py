@@ -37,6 +37,7 @@ class Small:
     lr: float = flag(0.5, "a rate, per step")
     max_examples: int | None = flag(None, "how many, None for all", alias="rows")
     verify: bool = flag(True, "check it")
+    instruction: str = flag("", "words")
 
     def __post_init__(self):
         if self.lr < 0:
@@ -70,6 +71,20 @@ def test_flags_and_files(tmp_path):
     assert parse_cli(Small, "", [f"@{file}", "--max_examples", "3"]) == Small(0.25, 3, False)
     assert parse_cli(Small, "", [f"@{file}", "--rows", "3"]) == Small(0.25, 3, False)
     assert parse_cli(Small, "", []) == Small()
+
+
+def test_files_are_split_as_a_shell_does(tmp_path, capsys):
+    """A quoted value keeps its blanks and its `#`; a quote that is not closed names its line."""
+    file = tmp_path / "small.args"
+    file.write_text("--instruction 'think, then answer # in words'  # LLaMA's\n--lr 2\n")
+
+    config = parse_cli(Small, "", [f"@{file}"])
+    assert config == Small(lr=2.0, instruction="think, then answer # in words")
+
+    file.write_text("--instruction don't\n")
+    with pytest.raises(SystemExit):
+        parse_cli(Small, "", [f"@{file}"])
+    assert "in the line: --instruction don't" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("stage", STAGES)
