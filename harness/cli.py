@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import difflib
 import inspect
+import os
 import shlex
 import sys
 import typing
@@ -51,11 +52,17 @@ def parse_cli(config_class, doc: str, argv: list[str] | None = None):
 
 
 def run_stage(main, config) -> None:
-    """Run a stage's main. An error that the user can mend is one line instead of a traceback."""
+    """Run a stage's main. A ValueError ends the program with one line instead of a traceback.
+
+    Most such errors are mistakes that the user can mend, for example a wrong path. An error in the
+    code can look the same, so the message says how to see the traceback.
+    """
     try:
         main(config)
     except (ValueError, FileExistsError) as error:
-        sys.exit(f"error: {error}")
+        if os.environ.get("SPECS_TRACEBACK") == "1":
+            raise
+        sys.exit(f"error: {error}\n(SPECS_TRACEBACK=1 in the environment shows the traceback)")
 
 
 def split_names(text: str, flag_name: str) -> dict[str, str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.cli import flag, parse_cli
+from harness.cli import flag, parse_cli, run_stage
 from harness.run import read_jsonl
 from model.loading import load_model
 
@@ -85,6 +85,21 @@ def test_files_are_split_as_a_shell_does(tmp_path, capsys):
     with pytest.raises(SystemExit):
         parse_cli(Small, "", [f"@{file}"])
     assert "in the line: --instruction don't" in capsys.readouterr().err
+
+
+def test_errors_are_one_line_unless_the_traceback_is_asked_for(monkeypatch):
+    """The line says how to see the traceback, which a bug in the code needs."""
+
+    def broken_stage(config):
+        raise ValueError("--data nowhere: cannot be opened")
+
+    monkeypatch.delenv("SPECS_TRACEBACK", raising=False)
+    with pytest.raises(SystemExit, match="error: --data nowhere.*\\n.*SPECS_TRACEBACK=1"):
+        run_stage(broken_stage, None)
+
+    monkeypatch.setenv("SPECS_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="--data nowhere"):
+        run_stage(broken_stage, None)
 
 
 @pytest.mark.parametrize("stage", STAGES)
