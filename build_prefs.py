@@ -51,7 +51,7 @@ from sources.stream import encode_all
 
 
 @dataclass(frozen=True)
-class Config(settings.Model, settings.Sampling, settings.Judge, settings.OneShot):
+class Config(settings.Inputs, settings.Sampling, settings.Judge, settings.OneShot):
     # models
     base: str = flag("toy/base", "base model, folder or hub name; paper: Qwen2.5-VL-7B-Instruct")
     zero: str = flag("runs/zero/model", "model folder of stage 1")

@@ -51,7 +51,7 @@ from sources.toy import evaluation_sets, is_in_asked_format
 
 
 @dataclass(frozen=True)
-class Config(settings.Model, settings.Sampling, settings.Judge, settings.OneShot):
+class Config(settings.Inputs, settings.Sampling, settings.Judge, settings.OneShot):
     # models and questions
     models: str = flag("base=toy/base", "NAME=FOLDER, ... of the models to compare")
     data: str = flag("toy", "`toy` with its OOD sets, or a folder, file or hub name (see sources/)")

@@ -1,4 +1,4 @@
-"""Several processes (ranks) in one run: start them, gather values, add numbers up.
+"""Several processes (ranks) in one run: connect them, gather values, add numbers up.
 
 Each function also works in a single process, where there is nothing to exchange.
 """
@@ -13,11 +13,14 @@ WAIT = datetime.timedelta(hours=6)  # how long a rank waits for another: a rollo
 
 
 def make_accelerator(config) -> Accelerator:
-    """bf16 autocast on a GPU, fp32 on a CPU, unless --precision says otherwise.
+    """The connection to the other ranks; bf16 autocast on a GPU and fp32 on a CPU by default.
 
-    Raises ValueError naming --log_with if that tracker is not installed: it would log nothing.
+    config    a stage's settings: --precision, --log_with and --run_dir are read
 
-    Gradient accumulation is not left to accelerate. Its `backward` would divide by the number of
+    Raises ValueError naming --log_with if that tracker is not installed: accelerate would silently
+    log nothing.
+
+    accelerate's gradient accumulation is not used. Its `backward` divides by the number of
     micro-batches, while the stages divide by the tokens (or pairs) of the whole step.
     """
     precision = config.precision
@@ -27,12 +30,13 @@ def make_accelerator(config) -> Accelerator:
     available = [str(tracker.value) for tracker in get_available_trackers()]
     if config.log_with and config.log_with not in available:
         raise ValueError(
-            f"--log_with {config.log_with}: not installed, or no tracker of accelerate's; "
-            f"here: {available}"
+            f"--log_with {config.log_with}: not installed, or not a tracker that accelerate knows; "
+            f"installed: {available}"
         )
-    # Buffers (rotary frequencies, suppressed ids) never change. To send them before each
-    # synchronised forward would make that forward a collective, while ranks may run unequally many
-    # forwards without gradient.
+
+    # By default DDP broadcasts buffers before a forward. Ranks run different numbers of forwards
+    # without gradient, so that broadcast could hang; our buffers never change
+    # (test_buffers_are_not_broadcast).
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
     return Accelerator(
         mixed_precision=precision,
@@ -43,12 +47,15 @@ def make_accelerator(config) -> Accelerator:
 
 
 def rank_generator(seed: int, rank: int, device: torch.device) -> torch.Generator:
-    """A random generator of this rank. With the same one, all ranks would sample alike."""
+    """A random generator for this rank.
+
+    With one seed for all, all ranks would draw the same random numbers.
+    """
     return torch.Generator(device).manual_seed(1000 * seed + rank)
 
 
 def gather_objects(value, accelerator: Accelerator) -> list:
-    """One value of every rank, on every rank, in the order of the ranks."""
+    """Collect one value from each rank; every rank gets the list, in the order of the ranks."""
     if accelerator.num_processes == 1:
         return [value]
     values = [None] * accelerator.num_processes
@@ -57,11 +64,7 @@ def gather_objects(value, accelerator: Accelerator) -> list:
 
 
 def sum_over_ranks(sums: dict[str, float], accelerator: Accelerator) -> dict[str, float]:
-    """Add up each entry over the ranks.
-
-    Metrics are kept as sums and counts, and divided once, at the very end. A mean of the ranks'
-    means would give a token in a short completion more weight than one in a long completion.
-    """
+    """Add up each entry over the ranks. All ranks must pass the same names in the same order."""
     values = torch.tensor([float(v) for v in sums.values()], dtype=torch.float64, device="cpu")
     if accelerator.num_processes > 1:
         values = accelerator.reduce(values.to(accelerator.device), "sum").cpu()

@@ -4,12 +4,14 @@ A stage's `Config` inherits the classes it needs, adds the settings of its own a
 overrides a default where the stage differs:
 
     @dataclass(frozen=True)
-    class Config(settings.Model, settings.Optimizer, settings.RunFolder):
+    class Config(settings.Inputs, settings.Optimizer, settings.RunFolder):
         beta: float = flag(0.1, "DPO's beta; LLaMA-Factory")
-        lr: float = flag(1e-4, "AdamW step; paper: 1e-6")
+        lr: float = flag(1e-4, "AdamW learning rate; paper: 1e-6")
 
-`--help` prints the first line of each class' docstring as the title of its flags. A `__post_init__`
-checks values, raises ValueError naming the flag, and calls `super().__post_init__()`.
+`--help` prints the first line of each class' docstring as the title of its flags.
+
+A `__post_init__` checks values and raises ValueError naming the flag. It first calls
+`super().__post_init__()`, so that the checks of every class run.
 """
 
 from dataclasses import dataclass
@@ -19,24 +21,27 @@ from harness.cli import flag
 
 @dataclass(frozen=True)
 class Settings:
-    """The end of the chain of `__post_init__` calls."""
+    """The base of all: it ends the chain of `super().__post_init__()` calls.
+
+    It is needed because Python's own base class, `object`, has no `__post_init__` to call.
+    """
 
     def __post_init__(self):
         pass
 
 
 @dataclass(frozen=True)
-class Model(Settings):
-    """What a model may see."""
+class Inputs(Settings):
+    """Prompt and image limits."""
 
     max_prompt_tokens: int = flag(3000, "longer prompts are skipped and counted, tokens; MM-EUREKA")
     max_pixels: int | None = flag(
-        None, "images are scaled down to this many pixels, None: as the model says"
+        None, "larger images are scaled down to this many pixels, None: the limit of the model"
     )
 
 
 @dataclass(frozen=True)
-class Data(Model):
+class Data(Inputs):
     """Questions."""
 
     data: str = flag("toy", "`toy`, a folder, a file or a hub name; paper: Orsta-47k + ViRL39K")
@@ -54,7 +59,7 @@ class Sampling(Settings):
 
     max_new_tokens: int = flag(64, "limit of a completion, tokens; paper: 10240")
     sample_batch: int = flag(
-        512, "completions decoded at a time in each process; ours", alias="sample_rows"
+        512, "completions decoded at the same time in each process; ours", alias="sample_rows"
     )
     compile_decode: bool = flag(
         False, "static cache and a compiled decoding step: for a GPU and many tokens; ours"
@@ -65,7 +70,7 @@ class Sampling(Settings):
 class Optimizer(Settings):
     """Optimizer and memory."""
 
-    lr: float = flag(2e-4, "AdamW step; paper: 1e-6")
+    lr: float = flag(2e-4, "AdamW learning rate; paper: 1e-6")
     schedule: str = flag(
         "constant",
         "`constant` or `cosine` after the warm-up; MM-EUREKA: cosine, paper: not stated",
@@ -74,24 +79,26 @@ class Optimizer(Settings):
         2, "steps (GRPO: rollouts) of linear warm-up; MM-EUREKA: 3 % of the run, paper: not stated"
     )
     weight_decay: float = flag(0.0, "AdamW weight decay; MM-EUREKA, paper: not stated")
-    adam_beta1: float = flag(0.9, "AdamW's decay of the mean gradient; MM-EUREKA")
-    adam_beta2: float = flag(0.95, "AdamW's decay of its square; MM-EUREKA")
+    adam_beta1: float = flag(0.9, "AdamW beta1 (decay of the mean gradient); MM-EUREKA")
+    adam_beta2: float = flag(0.95, "AdamW beta2 (decay of the mean squared gradient); MM-EUREKA")
     grad_clip: float = flag(1.0, "largest gradient norm; MM-EUREKA, LLaMA-Factory")
     max_skipped: int = flag(
-        5, "stop after so many steps in a row whose gradient is not finite; ours"
+        5, "stop after this many steps in a row with a gradient that is not finite; ours"
     )
     max_tokens_per_micro_batch: int = flag(
-        3072, "tokens a forward pass may hold, prompts counted once; ours"
+        3072, "tokens per forward pass at most, prompts counted once; ours"
     )
     gradient_checkpointing: bool = flag(
-        False, "recompute layers in backward: less memory, about a third slower"
+        False, "recompute layers in backward: less memory, about a third slower; ours"
     )
     freeze_vision: bool = flag(
-        True, "vision tower and its projector stay; MM-EUREKA, LLaMA-Factory, paper: silent"
+        True,
+        "leave the vision tower and its projector untrained; MM-EUREKA, LLaMA-Factory, "
+        "paper: not stated",
     )
     save_every: int = flag(
         20,
-        "steps (GRPO: rollouts) between checkpoints (for --resume, and `evaluate.py --gf_runs`)",
+        "steps (GRPO: rollouts) between checkpoints, for --resume and `evaluate.py --gf_runs`",
     )
 
     def __post_init__(self):
@@ -115,11 +122,11 @@ class RunFolder(Settings):
     """The run and its folder."""
 
     precision: str = flag(
-        "auto", "`no` (fp32), `bf16`, or `auto`: bf16 on a GPU; weights are fp32 always"
+        "auto", "`no` (fp32), `bf16`, or `auto`: bf16 on a GPU; trained weights are always fp32"
     )
-    seed: int = flag(0, "of the toy questions, of the order of the data, and of sampling; ours")
+    seed: int = flag(0, "seed of toy questions, order of the data, and sampling; ours")
     run_dir: str = flag("", "folder of the run; empty: runs/STAGE_DATE_TIME")
-    resume: bool = flag(False, "go on with the run in --run_dir, bit-exactly on a CPU")
+    resume: bool = flag(False, "continue the run in --run_dir (on a CPU: to the last bit)")
     overwrite: bool = flag(False, "empty --run_dir first")
     log_with: str = flag(
         "", "a tracker that accelerate knows, `tensorboard` or `wandb`; empty: none"
@@ -129,14 +136,14 @@ class RunFolder(Settings):
         super().__post_init__()
         if self.precision not in ("no", "bf16", "auto"):
             raise ValueError(
-                f"--precision {self.precision}: wanted no, bf16 or auto; fp16 needs a loss scaler, "
-                "which a skipped step would leave in a wrong state"
+                f"--precision {self.precision}: wanted no, bf16 or auto. fp16 is not supported: "
+                "a skipped step would leave its loss scaler in a wrong state"
             )
 
 
 @dataclass(frozen=True)
 class OneShot(RunFolder):
-    """The run of a stage that trains nothing: it has no checkpoint to go on from."""
+    """The run folder of a stage that trains nothing: it has no checkpoint to continue from."""
 
     resume: bool = flag(False, "not used here: this stage starts over")
 
