@@ -361,7 +361,7 @@ def summarize(rollout: list[RewardedGroup], sums: Counter, accelerator,
         means.add("length", sum(lengths), len(lengths))
         means.add("trunc%", 100 * sum(rewarded.truncated), len(lengths))
         means.add("zero_std%", 100 * (len(set(rewards)) < 2))
-        means.add("unscored", len(lengths) - len(rewards), count=0)  # a number, not a share
+        means.add_number("unscored", len(lengths) - len(rewards))
 
     for name in ("loss", "ratio", "entropy", "kl_ref"):
         if name in sums:  # without a reference there is no kl_ref

@@ -1,4 +1,4 @@
-"""Means over completions, tokens or groups that may lie on several ranks."""
+"""Metrics of one step, whose completions, tokens and groups may lie on several ranks."""
 
 from collections import Counter
 
@@ -6,24 +6,42 @@ from harness.ranks import gather_objects
 
 
 class Means:
-    """Sums and counts by name, divided once, at the very end, over all ranks.
+    """Means and plain sums by name, over all ranks.
 
-    A mean of means would give a token in a short completion more weight than one in a long one.
+    Each rank keeps sums and counts, and the division is done once, at the very end. A mean of the
+    ranks' means would give a token on a rank with few tokens more weight than the others.
+
+        means.add("length", total=12 + 7, count=2)   two completions, of 12 and of 7 tokens
+        means.add_number("unscored", 1)              a number that is added up, not averaged
+        means.over_ranks(accelerator)                {"length": 9.5, "unscored": 1} on one rank
     """
 
     def __init__(self):
-        self.sums = Counter()
+        self.totals = Counter()
         self.counts = Counter()
+        self.numbers = Counter()
 
     def add(self, name: str, total: float, count: float = 1) -> None:
-        """Add `count` things whose values add up to `total`."""
-        self.sums[name] += total
+        """Add `count` values that sum to `total`; the result is their mean."""
+        self.totals[name] += total
         self.counts[name] += count
 
+    def add_number(self, name: str, value: float) -> None:
+        """Add a number; the result is the sum of all of them."""
+        self.numbers[name] += value
+
     def over_ranks(self, accelerator) -> dict[str, float]:
-        """The mean of each name over all ranks; a rank need not have every name."""
-        sums, counts = Counter(), Counter()
-        for rank_sums, rank_counts in gather_objects((self.sums, self.counts), accelerator):
-            sums.update(rank_sums)
+        """The mean or the sum of each name over all ranks; a rank need not have every name.
+
+        A name without any value is left out. Its mean would not be 0: if the judge is down, no
+        accuracy is known, which differs from an accuracy of 0 (test_no_value_is_not_zero).
+        """
+        totals, counts, numbers = Counter(), Counter(), Counter()
+        mine = (self.totals, self.counts, self.numbers)
+        for rank_totals, rank_counts, rank_numbers in gather_objects(mine, accelerator):
+            totals.update(rank_totals)
             counts.update(rank_counts)
-        return {name: total / max(1.0, counts[name]) for name, total in sums.items()}
+            numbers.update(rank_numbers)
+
+        means = {name: totals[name] / counts[name] for name in totals if counts[name] > 0}
+        return {**means, **numbers}

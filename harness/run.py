@@ -2,12 +2,12 @@
 
     runs/NAME/
         config.json      the settings of the run, written at its start
-        metrics.jsonl    one line a step
+        metrics.jsonl    one line per step
         samples.jsonl    prompts, image files, responses, rewards and reasons, every few steps
         images/          the images that samples.jsonl names
         curves.png       the metrics as curves
         step_00020/      a model folder that `from_pretrained` opens, every --save_every steps
-        model/           the last one
+        model/           the model folder of the last step
         state.pt         optimizer, step, data position and random states: what --resume needs
 """
 
@@ -31,11 +31,18 @@ from model.prompts import PromptEncoder, load_image
 class Run:
     """The folder of one run.
 
-    Every process calls the same methods, but only the main process writes.
+    config    the settings of the stage, a dataclass with those of `settings.RunFolder`
+    stage     name of the stage, for the folder's name if --run_dir is empty
+    columns   the metrics that `log` prints on the terminal
 
-    config: the settings of the stage, a dataclass with those of `settings.RunFolder`.
-    stage: name of the stage, for the folder's name if --run_dir is empty.
-    columns: the metrics that `log` prints on the terminal.
+    Every process calls the same methods, but only the main process writes. A stage that trains
+    calls them in this order:
+
+        run = Run(config, "grpo", accelerator)                       the folder is ready
+        policy, encoder = load_model(run.latest_model() or start)    with --resume: the last one
+        extra = run.load_state(policies.optimizer)                   sets run.start_step
+        for step in range(run.start_step + 1, steps + 1): ...        log, sample, save_checkpoint
+        run.finish_training(...)
     """
 
     def __init__(self, config, stage: str, accelerator: Accelerator, columns: list[str] = ()):
@@ -43,6 +50,7 @@ class Run:
         self.stage = stage
         self.accelerator = accelerator
         self.columns = columns
+        self.columns_shown = []  # those in the last header on the terminal
         self.writes = accelerator.is_main_process
         self.start_step = 0  # steps that were done before this process started
         self.worked_s = 0.0  # seconds spent in the steps of this process
@@ -52,41 +60,40 @@ class Run:
         self.folder = Path(name)
         self.prepare_folder(name)
 
-        # Only now: a tracker writes into the folder, which `prepare_folder` expects to find empty.
+        # After `prepare_folder`, which must find the folder empty: a tracker writes into it.
         if config.log_with:
             accelerator.init_trackers("specs", config=dataclasses.asdict(config))
 
     def prepare_folder(self, name: str) -> None:
         """Check the folder, empty it if --overwrite says so, and write config.json.
 
-        Raises FileExistsError if it is not empty and neither --resume nor --overwrite is given,
-        or if it is not the folder of a run: such a folder is never emptied.
+        --resume uses the current flags and overwrites config.json; the old flags are not checked.
 
-        --resume goes on with the flags of now. They are not compared with the run's old ones, which
-        config.json then no longer shows.
+        Raises FileExistsError if the folder is not empty and neither --resume nor --overwrite is
+        given. Also raises it if the folder is not that of a run: such a folder is never emptied.
         """
         is_used = self.folder.exists() and any(self.folder.iterdir())
         if is_used and not (self.config.resume or self.config.overwrite):
             raise FileExistsError(
                 f"--run_dir {name} is not empty: "
-                "--resume goes on with it, --overwrite empties it"
+                "--resume continues that run, --overwrite empties the folder"
             )
         if is_used and not (self.folder / "config.json").is_file():
             raise FileExistsError(
-                f"--run_dir {name} holds other things than a run (no config.json): "
+                f"--run_dir {name} is not the folder of a run (no config.json): "
                 "it is left alone"
             )
         self.accelerator.wait_for_everyone()
 
         if self.writes:
             if is_used and not self.config.resume:
-                shutil.rmtree(self.folder)  # the checks above say that it is the folder of a run
+                shutil.rmtree(self.folder)  # safe: the checks above found a run in it
             self.folder.mkdir(parents=True, exist_ok=True)
             settings = json.dumps(dataclasses.asdict(self.config), indent=2)
             (self.folder / "config.json").write_text(settings + "\n")
         self.accelerator.wait_for_everyone()
 
-    # --- what is said and logged ----------------------------------------------------------------
+    # --- messages and logs ----------------------------------------------------------------------
 
     def say(self, text: str) -> None:
         """Print once, from the main process."""
@@ -94,37 +101,41 @@ class Run:
             print(text, flush=True)
 
     def warn(self, text: str) -> None:
-        """Print from any process, with its number: each process reads examples of its own."""
+        """Print from any process, with its number: each process reads its own examples."""
         print(f"[{self.accelerator.process_index}] {text}", file=sys.stderr, flush=True)
 
     def log(self, step: int, steps: int, metrics: dict) -> None:
-        """Log one step: a line of metrics.jsonl, an aligned line on the terminal, the trackers.
+        """Log one step: a line of metrics.jsonl, a line on the terminal, the trackers.
 
-        steps: how many steps the run has, for the time that is left.
-        metrics: must hold `step_s`, the seconds of this step.
+        steps     how many steps the run has; the time that is left follows from it
+        metrics   must hold `step_s`, the seconds of this step
         """
         self.accelerator.log(metrics, step=step)
-        if not self.writes:
-            return
-        append_jsonl(self.folder / "metrics.jsonl", [{"step": step, **metrics}])
+        if self.writes:
+            append_jsonl(self.folder / "metrics.jsonl", [{"step": step, **metrics}])
+            self.worked_s += metrics["step_s"]
+            seconds_per_step = self.worked_s / (step - self.start_step)
+            progress = progress_bar(step, steps, seconds_left=seconds_per_step * (steps - step))
+            self.print_metrics(step, metrics, progress)
 
-        columns = [name for name in self.columns if name in metrics]
-        if step == self.start_step + 1:
-            header = [f"{name:>{max(7, len(name))}}" for name in columns]
-            print("  ".join([f"{'step':>7}", *header, f"{'left':>7}"]))
+    def print_metrics(self, step: int, metrics: dict, progress: str) -> None:
+        """Print the metrics of a step as a line of an aligned table.
 
-        self.worked_s += metrics["step_s"]
-        seconds_per_step = self.worked_s / (step - self.start_step)
-        progress = progress_bar(step, steps, seconds_left=seconds_per_step * (steps - step))
+        A metric that has no value in this step gets a blank cell (test_no_value_is_a_blank_cell).
+        """
+        columns = [name for name in self.columns if name in metrics or name in self.columns_shown]
+        if columns != self.columns_shown:  # the first line, or a metric with its first value
+            self.columns_shown = columns
+            print(table_line("step", {name: name for name in columns}, f"{'left':>7}"))
 
-        cells = [f"{metrics[name]:>{max(7, len(name))}.4g}" for name in columns]
-        print("  ".join([f"{step:>7}", *cells, progress]), flush=True)
+        cells = {name: f"{metrics[name]:.4g}" if name in metrics else "" for name in columns}
+        print(table_line(str(step), cells, progress), flush=True)
 
     def sample(self, record: dict, images: list) -> None:
         """Append one record to samples.jsonl, and save its images as files beside it.
 
-        record: must hold `step` and `id`; they name the image files.
-        images: PIL images or paths.
+        record   must hold `step` and `id`; they name the image files
+        images   PIL images or paths
         """
         if not self.writes:
             return
@@ -134,7 +145,8 @@ class Run:
         names = []
         for i, image in enumerate(images):
             name = f"images/step{record['step']}_{file_id}_{i}.png"
-            load_image(image, record["id"]).save(self.folder / name)  # opens paths, converts CMYK
+            # `load_image` opens paths, and converts modes that PNG does not have (CMYK).
+            load_image(image, record["id"]).save(self.folder / name)
             names.append(name)
         append_jsonl(self.folder / "samples.jsonl", [{**record, "images": names}])
 
@@ -144,7 +156,11 @@ class Run:
         return read_jsonl(file) if file.exists() else []
 
     def finish_training(self, policies, encoder: PromptEncoder, panels: dict, title: str) -> None:
-        """Write the last model and the curves, and end the run. panels: see `plot_curves`."""
+        """Write the last model and the curves, and end the run.
+
+        policies   the `common.Policies` of the run
+        panels     title of a panel -> names of its metrics, see `plot_curves`
+        """
         if self.writes:
             save_model(policies.bare, encoder, self.folder / "model")
             plot_curves(self.records(), panels, self.folder / "curves.png", title)
@@ -154,9 +170,10 @@ class Run:
     def finish(self) -> None:
         """Wait until all ranks are here, and end the run.
 
-        Trap: without the pause, most runs of two processes hang after their last line. The threads
-        of gloo need Python's lock to free their last tensors; its destructor holds that lock while
-        it waits for these threads. The pause lets them finish first (test_a_run_on_two_ranks).
+        Trap: without the pause, most CPU runs of two processes hang at their end. The threads of
+        gloo (PyTorch's communication on a CPU) still have tensors to free, which needs Python's
+        lock, while the main thread holds that lock and waits for them. The pause lets the threads
+        finish first (test_a_run_on_two_ranks).
         """
         self.accelerator.wait_for_everyone()
         time.sleep(0.1)
@@ -167,7 +184,8 @@ class Run:
     def save_checkpoint(self, step: int, policies, encoder: PromptEncoder, extra: dict) -> None:
         """Write the model folder of a step, then the state that belongs to it.
 
-        policies: the `common.Policies` of the run. extra: see `save_state`.
+        policies   the `common.Policies` of the run
+        extra      this rank's random state and data position
         """
         if self.writes:
             save_model(policies.bare, encoder, self.model_folder(step))
@@ -176,9 +194,7 @@ class Run:
     def save_state(self, step: int, optimizer, extra: dict) -> None:
         """Write what --resume needs: step, optimizer, and `extra` of every rank.
 
-        extra: this rank's random state and data position.
-
-        The file is written under another name first: a run that is killed meanwhile keeps its old
+        It is written under another name first: a run that is killed while it writes keeps its old
         state.
         """
         extras = gather_objects(extra, self.accelerator)
@@ -189,10 +205,11 @@ class Run:
             os.replace(partial, self.folder / "state.pt")
 
     def load_state(self, optimizer) -> dict | None:
-        """Restore the optimizer and `start_step`. Returns this rank's `extra`, or None.
+        """Restore the optimizer and `start_step`. Returns this rank's `extra`, as it was saved.
 
-        None means that there is no state to go on from: the run starts from its beginning.
-        Log lines after the saved step are dropped: those steps will be done again.
+        Returns None if there is no state to continue from: the run starts from its beginning.
+        Log lines after the saved step are dropped, since those steps will be done again.
+
         Raises ValueError naming --resume if another number of processes saved the state.
         """
         if not self.has_state():
@@ -213,7 +230,7 @@ class Run:
         return state["ranks"][self.accelerator.process_index]
 
     def has_state(self) -> bool:
-        """True if --resume is given and there is a state to go on from."""
+        """True if --resume is given and there is a state to continue from."""
         return self.config.resume and (self.folder / "state.pt").exists()
 
     def forget_after(self, step: int) -> None:
@@ -225,7 +242,7 @@ class Run:
                 append_jsonl(file, kept)
 
     def model_folder(self, step: int) -> Path:
-        """The checkpoint of a step."""
+        """The folder of the checkpoint of a step."""
         return self.folder / f"step_{step:05d}"
 
     def latest_model(self) -> str | None:
@@ -238,13 +255,13 @@ class Run:
 
 
 def checkpoints(run_folder: Path, flag: str) -> list[tuple[int, Path]]:
-    """(step, model folder) of each checkpoint of a training run; its start model is step 0.
+    """(step, model folder) of each checkpoint of a training run; step 0 is the start model.
 
     Raises ValueError naming `flag` if the folder is not that of a run.
     """
     config = run_folder / "config.json"
     if not config.is_file():
-        raise ValueError(f"{flag} {run_folder}: no config.json, not a run folder")
+        raise ValueError(f"{flag} {run_folder}: not the folder of a run (no config.json)")
     start_model = json.loads(config.read_text())["model"]
 
     found = [(0, Path(start_model))]
@@ -254,22 +271,28 @@ def checkpoints(run_folder: Path, flag: str) -> list[tuple[int, Path]]:
     return found
 
 
+def table_line(step: str, cells: dict[str, str], progress: str) -> str:
+    """One line of the table on the terminal; `cells` maps the name of a column to its text."""
+    padded = [f"{text:>{max(7, len(name))}}" for name, text in cells.items()]
+    return "  ".join([f"{step:>7}", *padded, progress])
+
+
 def progress_bar(step: int, steps: int, seconds_left: float) -> str:
-    """Time left and a bar of ten places, for example `3:20 ####......`."""
-    minutes = f"{seconds_left // 60:.0f}:{seconds_left % 60:02.0f}"
+    """Time left, in minutes and seconds, and a bar of ten places: `3:20 ####......`."""
+    minutes, seconds = divmod(int(seconds_left), 60)
     done = round(10 * step / steps)
-    return f"{minutes} " + "#" * done + "." * (10 - done)
+    return f"{minutes}:{seconds:02} " + "#" * done + "." * (10 - done)
 
 
 def append_jsonl(file: Path, records: list[dict]) -> None:
-    """Append records to a file, one JSON object a line."""
+    """Append records to a file, one JSON object per line."""
     with open(file, "a", encoding="utf-8") as lines:
         for record in records:
             lines.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
 def read_jsonl(file: Path) -> list[dict]:
-    """The records of a file, one JSON object a line.
+    """The records of a file, one JSON object per line.
 
     Trap: `splitlines` also splits at U+2028 and other line separators. JSON allows them inside a
     string, and a model may write them (test_odd_line_breaks_survive).
