@@ -234,12 +234,20 @@ class Run:
         return self.config.resume and (self.folder / "state.pt").exists()
 
     def forget_after(self, step: int) -> None:
-        """Drop the lines of later steps from the logs."""
+        """Drop the lines of later steps from the logs.
+
+        Each log is written anew under another name, then renamed: a run that is killed meanwhile
+        keeps its old log.
+        """
+        if not self.writes:
+            return
         for file in (self.folder / "metrics.jsonl", self.folder / "samples.jsonl"):
-            if self.writes and file.exists():
+            if file.exists():
                 kept = [record for record in read_jsonl(file) if record["step"] <= step]
-                file.write_text("")
-                append_jsonl(file, kept)
+                partial = file.with_name(file.name + ".partial")
+                partial.unlink(missing_ok=True)  # left by a run that was killed here
+                append_jsonl(partial, kept)
+                os.replace(partial, file)
 
     def model_folder(self, step: int) -> Path:
         """The folder of the checkpoint of a step."""

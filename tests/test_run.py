@@ -11,7 +11,8 @@ from PIL import Image
 
 import dpo_sft
 import grpo
-from harness.run import read_jsonl
+from harness.ranks import make_accelerator
+from harness.run import Run, append_jsonl, read_jsonl
 from model.loading import load_model
 
 
@@ -124,6 +125,27 @@ def test_state_is_read_without_running_it(start, tmp_path):
     torch.save({"step": 1, "optimizer": Evil(), "ranks": [{}]}, tmp_path / "run/state.pt")
     with pytest.raises(Exception, match="(?i)weights"):
         grpo.main(grpo_config(start, tmp_path / "run", resume=True))
+
+
+@pytest.mark.parametrize("killed_in", ["append_jsonl", "os.replace"])
+def test_a_kill_while_the_log_is_cut_loses_nothing(tmp_path, monkeypatch, killed_in):
+    """--resume drops the lines of later steps; killed in the middle of it, it leaves the log."""
+    cfg = grpo.Config(run_dir=str(tmp_path / "run"))
+    run = Run(cfg, "grpo", make_accelerator(cfg))
+    log = tmp_path / "run/metrics.jsonl"
+    append_jsonl(log, [{"step": step} for step in (1, 2, 3)])
+
+    def kill(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"harness.run.{killed_in}", kill)
+        with pytest.raises(KeyboardInterrupt):
+            run.forget_after(2)
+    assert [record["step"] for record in read_jsonl(log)] == [1, 2, 3]
+
+    run.forget_after(2)
+    assert [record["step"] for record in read_jsonl(log)] == [1, 2]
 
 
 # --- The folder ----------------------------------------------------------------------------------
