@@ -306,3 +306,43 @@ def test_silent_judge_is_not_a_wrong_answer(judge):
 
     FakeModel.replies = ["perhaps", "hm", "well"]
     assert graded("text", "x y", "v", judge).score is None
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_refused_judge_stops_the_run(judge, status):
+    """A wrong key or URL never mends itself: the first call fails and says what to check.
+
+    Counted as silence, a whole run would go by without an accuracy.
+    """
+    FakeModel.replies = [status, "yes", "yes"]
+    with pytest.raises(ValueError, match=f"--judge_url http.*HTTP {status}.*JUDGE_API_KEY"):
+        graded("text", "x y", "z", judge)
+    assert len(FakeModel.asked) == 1
+
+
+def test_judge_waits_between_tries_only(judge, monkeypatch):
+    """Three tries, two pauses: after the last try there is nothing to wait for."""
+    pauses = []
+    monkeypatch.setattr(rewards.judge.time, "sleep", pauses.append)
+    FakeModel.replies = [500, 500, 500]
+
+    assert judge.yes("is it?") is None
+    assert pauses == [0.5, 1.0]
+
+
+def test_cache_never_holds_half_a_file(judge, tmp_path, monkeypatch):
+    """Killed before the rename, the judge has cached nothing, and is asked again."""
+
+    def kill(*args):
+        raise KeyboardInterrupt
+
+    FakeModel.replies = ["yes", "no"]
+    with monkeypatch.context() as patch:
+        patch.setattr(rewards.judge.os, "replace", kill)
+        with pytest.raises(KeyboardInterrupt):
+            judge.yes("is it?")
+    assert not list((tmp_path / "judge").glob("*.json"))
+
+    assert judge.yes("is it?") is False
+    assert judge.yes("is it?") is False, "from the cache"
+    assert len(FakeModel.asked) == 2
