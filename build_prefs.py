@@ -46,7 +46,7 @@ from model.sampling import sample_groups
 from rewards import Judge, grade, is_in_format, make_judge
 from rewards.grading import extract_answer, last_boxed
 from sources import load_examples
-from sources.pairs import TABLE, pair_record, write_readme, write_table
+from sources.pairs import TABLE_PATH, pair_record, write_readme, write_table
 from sources.stream import encode_all
 
 
@@ -373,7 +373,7 @@ def save_pairs(pairs: list[dict], funnel: Counter, num_questions: int, run: Run)
             "is --zero a trained model?"
         )
     if pairs:
-        name = TABLE.format(accelerator.process_index, accelerator.num_processes)
+        name = TABLE_PATH.format(accelerator.process_index, accelerator.num_processes)
         write_table(pairs, run.folder / name)
 
     first_pairs = [{**pair, "images": None} for pair in pairs[:1]]

@@ -1,8 +1,8 @@
 """The data set of preference pairs: its columns and its files.
 
-    TABLE               one a process: the pairs of its questions, images included
+    TABLE_PATH          one file per process: the pairs of its questions, images included
     README.md           what the columns are
-    dataset_info.json   which of them LLaMA-Factory reads
+    dataset_info.json   which columns LLaMA-Factory reads
 """
 
 import json
@@ -12,10 +12,10 @@ import datasets
 
 from model.prompts import chat_messages, full_question, load_image
 
-# The layout of data sets on the hub: `load_dataset` takes these files alone, whatever else is in
-# the folder. A README that names them would do as well, but then two folders of one name would
-# share an entry of the `datasets` cache.
-TABLE = "data/train-{:05d}-of-{:05d}.parquet"  # number of the process, number of processes
+# We rely on the hub's file layout: `load_dataset` finds these files, and ignores all others. Naming
+# the files in a README also works, but `datasets` then caches by folder name, and two folders of
+# one name collide.
+TABLE_PATH = "data/train-{:05d}-of-{:05d}.parquet"  # number of the process, number of processes
 
 README = """{count} preference pairs. `datasets.load_dataset` opens this folder.
 TRL reads `prompt`, `chosen`, `rejected`, `images`;
@@ -46,22 +46,35 @@ LLAMA_FACTORY_INFO = {
 
 
 def pair_record(example: dict, chosen: str, rejected: str, corruption: str) -> dict:
-    """One line of the data set, in TRL's and LLaMA-Factory's columns."""
+    """One record of the data set, in TRL's and LLaMA-Factory's columns.
+
+    example      the question, with its images
+    chosen       text of the better response
+    rejected     text of the worse one
+    corruption   what was done to the rejected response, for example "no think tags"
+
+    Raises ExampleError if an image cannot be read.
+    """
+    # The question with `<image>` where an image belongs, as LLaMA-Factory reads it. TRL adds these
+    # placeholders itself.
     messages = chat_messages(full_question(example), len(example["images"]), example["id"])
     parts = messages[0]["content"]
     texts = ["<image>" if part["type"] == "image" else part["text"] for part in parts]
-    question = "".join(texts)  # with a placeholder for each image, as LLaMA-Factory wants it
-    bare_question = question.replace("<image>", "").strip()  # TRL adds the placeholders itself
+    question = "".join(texts)
+    bare_question = question.replace("<image>", "").strip()
 
     return {
         "id": example["id"],
         "images": [load_image(image, example["id"]) for image in example["images"]],
+        # TRL
         "prompt": [{"role": "user", "content": bare_question}],
         "chosen": [{"role": "assistant", "content": chosen}],
         "rejected": [{"role": "assistant", "content": rejected}],
+        # LLaMA-Factory
         "conversations": [{"role": "user", "content": question}],
         "chosen_message": {"role": "assistant", "content": chosen},
         "rejected_message": {"role": "assistant", "content": rejected},
+        # ours
         "question": example["question"],
         "instruction": example["instruction"],
         "answer": example["answer"],
@@ -71,13 +84,16 @@ def pair_record(example: dict, chosen: str, rejected: str, corruption: str) -> d
 
 
 def write_table(pairs: list[dict], file: Path) -> None:
-    """Write the pairs of this rank's questions: images are never sent from rank to rank."""
+    """Write the pairs of this rank's questions as one parquet file.
+
+    Each rank writes its own file, so that no images are sent from rank to rank.
+    """
     file.parent.mkdir(exist_ok=True)
     table = datasets.Dataset.from_list(pairs)
     table.cast_column("images", datasets.List(datasets.Image())).to_parquet(file)
 
 
 def write_readme(folder: Path, count: int) -> None:
-    """Write README.md and dataset_info.json beside the data."""
+    """Write README.md and dataset_info.json into the folder of the data set; `count` pairs."""
     (folder / "README.md").write_text(README.format(count=count))
     (folder / "dataset_info.json").write_text(json.dumps(LLAMA_FACTORY_INFO, indent=2) + "\n")

@@ -1,11 +1,13 @@
 """Examples of a table: a folder, a file or a hub data set, opened by the `datasets` library.
 
-    open_table       a split as a `datasets.Dataset`, nothing decoded yet
+The arrows show the order of the calls:
+
+    open_table       a split as a `datasets.Dataset`, no image decoded yet
       -> read_record   one of its records, images decoded
       -> to_example    the record as an example: optional columns filled in, unusable ones refused
 
-A data set with other column names needs a script that writes these columns, or a function like
-`to_example`.
+A data set with other column names needs a script that writes the columns of `sources/__init__.py`,
+or another function in the place of `to_example`.
 """
 
 import hashlib
@@ -19,15 +21,15 @@ from model.prompts import THINK_INSTRUCTION
 from model.records import ExampleError
 
 ANSWER_TYPES = ("number", "choice", "math", "text")
-MAX_CHOICES = 10  # options have the letters A to J; `rewards` reads no others
+MAX_CHOICES = 10  # choices have the letters A to J; `rewards` reads no others
 FILE_TYPES = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
 
 
 @dataclass(frozen=True)
 class TableExamples(Sequence):
-    """A table as a sequence of examples, each read when it is asked for.
+    """A table as a sequence of examples. An example is read from the file when it is asked for.
 
-    Trap: as a list, 47,000 examples would hold 47,000 decoded images in memory
+    Trap: a list of 47,000 examples would hold 47,000 decoded images in memory
     (test_examples_are_read_when_asked_for).
     """
 
@@ -56,7 +58,11 @@ def table_examples(
 
 
 def open_table(source: str, split: str, flag: str = "--data") -> datasets.Dataset:
-    """Open a split of a folder, a file or a hub data set. A file has no splits: `split` is ignored.
+    """Open a split of a folder, a file or a hub data set.
+
+    source   folder, file, or name on the hub
+    split    ignored for a file, which has no splits
+    flag     the flag that named the source, for the message
 
     Raises ValueError naming `flag` if it cannot be opened.
     """
@@ -64,7 +70,7 @@ def open_table(source: str, split: str, flag: str = "--data") -> datasets.Datase
     try:
         if path.is_file():
             return open_file(path)
-        cache = own_cache(path) if path.is_dir() else None
+        cache = cache_for(path) if path.is_dir() else None
         return datasets.load_dataset(source, split=split, cache_dir=cache)
     except StopIteration as error:  # `datasets` raises this for a jsonl file without a line
         raise ValueError(f"{flag} {source}: holds no examples") from error
@@ -80,12 +86,12 @@ def open_file(path: Path) -> datasets.Dataset:
     return datasets.load_dataset(FILE_TYPES[path.suffix], data_files=str(path), split="train")
 
 
-def own_cache(folder: Path) -> str:
-    """A cache folder for the files that are in this data folder now.
+def cache_for(folder: Path) -> str:
+    """A cache folder for exactly the files that are in this data folder now.
 
-    Trap: where a README names the data files, the cache of `datasets` only knows the last name of
-    the folder and its README. Another folder of that name, or the same folder with new files, would
-    silently give the old examples (test_folders_of_one_name_are_not_confused).
+    Trap: if a README lists the data files, `datasets` keys its cache by the folder's base name and
+    the README, not by content: another folder with this name, or the same folder with new files,
+    would silently give the old examples (test_folders_of_one_name_are_not_confused).
     """
     files = [file for file in folder.resolve().rglob("*") if file.is_file()]
     versions = sorted((str(file), file.stat().st_mtime_ns) for file in files)
@@ -96,7 +102,10 @@ def own_cache(folder: Path) -> str:
 def read_record(table: datasets.Dataset, index: int, where: str) -> dict:
     """A record of a table, its embedded images decoded.
 
-    where: the flag and the source, for the message. Raises ExampleError if an image is broken.
+    index   number of the record
+    where   the flag and the source, for the message
+
+    Raises ExampleError if an image is broken.
     """
     try:
         return table[index]
@@ -106,10 +115,14 @@ def read_record(table: datasets.Dataset, index: int, where: str) -> dict:
 
 
 def to_example(record: dict, index: int, instruction: str, source: str) -> dict:
-    """Make a record an example: fill optional columns in, refuse what could not be graded.
+    """Turn a record into an example, with its optional columns filled in.
 
-    instruction: used where the record has none of its own.
-    Raises ExampleError with the example's id.
+    record        see `sources/__init__.py` for its columns
+    index         number of the record, its id if it has none
+    instruction   used if the record has no instruction
+    source        the value of --data, for messages and relative image paths
+
+    Raises ExampleError with the example's id if the record could not be graded.
     """
     example_id = str(record.get("id") or index)
     where = f"--data {source}: example {example_id}"
@@ -146,7 +159,10 @@ def to_example(record: dict, index: int, instruction: str, source: str) -> dict:
 
 
 def resolve_path(image, source: str):
-    """An image path relative to the data file (or folder) that names it; PIL images as they are."""
+    """Make a relative image path relative to the folder of the data; PIL images stay as they are.
+
+    The folder is `source`, or the folder that holds the file `source`.
+    """
     if not isinstance(image, str) or Path(image).is_absolute():
         return image
     folder = Path(source) if Path(source).is_dir() else Path(source).parent

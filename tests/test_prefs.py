@@ -23,7 +23,7 @@ from build_prefs import (
 from conftest import make_example
 from rewards import grade, is_in_format
 from rewards.format import TAGS
-from sources.pairs import TABLE, pair_record, write_table
+from sources.pairs import TABLE_PATH, pair_record, write_table
 
 GOOD = "<think> red things : red circle , red square . that is 2 . </think> <answer> 2 </answer>"
 EXAMPLE = make_example(answer="2")
@@ -230,7 +230,7 @@ def test_data_set_opens_elsewhere(tmp_path, capsys):
     pair = pair_record(example, GOOD, "the answer is 2 .", "as sampled")
 
     for rank, count in enumerate((2, 1)):
-        write_table([pair] * count, tmp_path / TABLE.format(rank, 2))
+        write_table([pair] * count, tmp_path / TABLE_PATH.format(rank, 2))
     build_prefs.write_report(pair, Counter(pairs=3), SimpleNamespace(folder=tmp_path))
     (tmp_path / "config.json").write_text("{}")  # a run folder holds json files as well
     assert "one pair" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Other losses, as small patches of a stage.
+"""Other losses, each a small patch of a stage.
 
     gspo.patch   one ratio per completion         grpo.py `policy_loss`
     rloo.patch   leave-one-out baseline           grpo.py `group_advantages`

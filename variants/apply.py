@@ -1,7 +1,7 @@
 """Write a patched copy of a stage: `python variants/apply.py gspo` or `make variant NAME=gspo`.
 
 A variant is a patch of a stage, `variants/NAME.patch`: first a sentence and its paper, then the few
-lines that change. The copy goes to runs/variants/NAME/ and runs like the stage, from the project's
+lines that change. The copy goes to runs/variants/NAME/. Run it like the stage, from the project's
 folder:
 
     PYTHONPATH=. .venv/bin/python runs/variants/gspo/grpo.py --clip_low 3e-4 --clip_high 4e-4
@@ -19,19 +19,16 @@ VARIANTS = PROJECT / "variants"
 
 
 def names() -> list[str]:
-    """The variants there are."""
+    """The names of all variants."""
     return sorted(file.stem for file in VARIANTS.glob("*.patch"))
 
 
-def changed_lines(patch: str) -> tuple[int, int]:
-    """How many lines a patch adds and removes."""
-    added = re.findall(r"^\+(?!\+\+)", patch, re.MULTILINE)
-    removed = re.findall(r"^-(?!--)", patch, re.MULTILINE)
-    return len(added), len(removed)
-
-
 def apply(name: str, out: Path) -> Path:
-    """Copy the stage that a variant belongs to into `out`, patched; returns the copy.
+    """Write a patched copy of the stage that a variant changes.
+
+    name      of the variant
+    out       folder for the copy
+    returns   the file written
 
     Raises ValueError if there is no such variant, or if its patch no longer fits the stage.
     """
@@ -44,14 +41,14 @@ def apply(name: str, out: Path) -> Path:
     copy = out / stage
     shutil.copyfile(PROJECT / stage, copy)
 
-    # No fuzz: a hunk whose surroundings have changed is to be looked at, not guessed at.
+    # No fuzz: fail if the context has changed. `patch` would otherwise guess where the lines go.
     command = ["patch", "--fuzz=0", "--no-backup-if-mismatch", str(copy), str(patch_file)]
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode != 0:
         copy.unlink()
         raise ValueError(
-            f"variants/{name}.patch no longer fits {stage}, which was edited after it: make the "
-            f"same change to the new lines, and the patch anew.\n{result.stdout}{result.stderr}"
+            f"variants/{name}.patch no longer fits {stage}, whose lines have changed: redo the "
+            f"change by hand and regenerate the patch.\n{result.stdout}{result.stderr}"
         )
     return copy
 
@@ -66,8 +63,10 @@ def main() -> None:
         copy = apply(args.name, args.out or Path("runs/variants") / args.name)
     except ValueError as error:
         sys.exit(f"error: {error}")
-    text = (VARIANTS / f"{args.name}.patch").read_text()
-    print(text[: text.index("--- a/")].strip())
+
+    patch = (VARIANTS / f"{args.name}.patch").read_text()
+    sentence_and_paper = patch.split("--- a/")[0].strip()
+    print(sentence_and_paper)
     print(f"\nwrote {copy}; run it with: PYTHONPATH=. .venv/bin/python {copy}")
 
 
