@@ -1,22 +1,12 @@
-"""Images of a run and of an evaluation, drawn by matplotlib into files."""
+"""Plots of a run and of an evaluation, drawn by matplotlib into image files."""
 
 from pathlib import Path
 
-from harness.tables import Column
-
-BARS = [
-    Column("format", "id sampled", "format"),
-    Column("accuracy", "id sampled", "accuracy"),
-    Column("accuracy,\nshuffled images", "shuffled sampled", "accuracy"),
-    Column("other tags\n(format)", "tags sampled", "format"),
-    Column("brackets\n(format)", "brackets sampled", "format"),
-    Column("last line\n(format)", "last_line sampled", "format"),
-    Column("other task\n(accuracy)", "task sampled", "accuracy"),
-]
+from harness.tables import MAIN_COLUMNS, OOD_COLUMNS, measured
 
 
 def import_pyplot():
-    """matplotlib without a display. Imported only to draw: it would slow every start down."""
+    """matplotlib without a display. Imported only to draw: the import takes about a second."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -31,12 +21,17 @@ def import_pyplot():
 def plot_curves(records: list[dict], panels: dict[str, list[str]], file: Path, title: str) -> None:
     """Draw metrics over the step, one panel for each entry of `panels`.
 
-    records: the metrics of each step, with its number as `step`.
-    panels: title of a panel -> names of the metrics in it. Metrics without a value are left out.
+    records   the metrics of each step, with its number as `step`
+    panels    title of a panel -> names of its metrics; those that were never logged are left out
+    file      the image to write
+    title     of the whole figure
     """
     plt = import_pyplot()
-    logged = {name for record in records for name in record}
-    drawn = {}
+    logged = set()
+    for record in records:
+        logged |= set(record)
+
+    drawn = {}  # `panels` without metrics that were never logged
     for panel_title, metrics in panels.items():
         metrics = [metric for metric in metrics if metric in logged]
         if metrics:
@@ -47,9 +42,10 @@ def plot_curves(records: list[dict], panels: dict[str, list[str]], file: Path, t
     )
     for axis, (panel_title, metrics) in zip(axes[0], drawn.items()):
         for metric in metrics:
-            known = [record for record in records if record.get(metric) is not None]
-            steps = [record["step"] for record in known]
-            axis.plot(steps, [record[metric] for record in known], label=metric)
+            with_value = [record for record in records if metric in record]
+            steps = [record["step"] for record in with_value]
+            values = [record[metric] for record in with_value]
+            axis.plot(steps, values, label=metric)
         axis.set(title=panel_title, xlabel="step")
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
@@ -63,19 +59,26 @@ def plot_curves(records: list[dict], panels: dict[str, list[str]], file: Path, t
 
 
 def plot_report(reports: dict[str, dict], curves: dict[str, list[dict]], file: Path) -> None:
-    """Draw what each stage did: rates with intervals, pass@k, and GF over the checkpoints.
+    """Draw one panel of rates with intervals, one of pass@k, one of GF over the checkpoints.
 
-    reports: name of a model -> its report, see `harness.tables`.
-    curves: name of a run -> its checkpoints, see `evaluate.measure_gf`; may be empty.
+    reports   name of a model -> its report, see `harness.tables`
+    curves    name of a run -> its checkpoints, see `evaluate.measure_gf`; may be empty
+    file      the image to write
+
+    The panels of pass@k and GF are left out if they were not measured.
     """
     plt = import_pyplot()
     has_pass = any("pass@k" in report for report in reports.values())
-    panel_count = 1 + int(has_pass) + int(bool(curves))
+    panel_count = 1
+    if has_pass:
+        panel_count += 1
+    if curves:
+        panel_count += 1
 
     figure, axes = plt.subplots(
         1,
         panel_count,
-        figsize=(6 + 3.4 * (panel_count - 1), 3.4),
+        figsize=(6.8 + 3.4 * (panel_count - 1), 3.4),
         layout="constrained",
         squeeze=False,
         width_ratios=[2.0] + [1.0] * (panel_count - 1),
@@ -92,30 +95,32 @@ def plot_report(reports: dict[str, dict], curves: dict[str, list[dict]], file: P
 
 
 def draw_rates(axis, reports: dict[str, dict]) -> None:
-    """A group of bars for each rate, in it one bar for each model."""
-    bars = [bar for bar in BARS if bar.is_in_any(reports)]
+    """A group of bars for each rate of the tables; in a group, one bar for each model."""
+    main, ood = measured(MAIN_COLUMNS, reports), measured(OOD_COLUMNS, reports)
+    columns = main + ood
+    titles = [column.title.replace(" ", "\n") for column in main]
+    titles += [f"{column.title}\n(format)" for column in ood]
     width = 0.8 / max(1, len(reports))
 
     for i, (name, report) in enumerate(reports.items()):
-        offset = (i - (len(reports) - 1) / 2) * width  # of this model's bar from the group's middle
-        x, means, below, above = [], [], [], []
-        for place, bar in enumerate(bars):
-            rate = bar.rate(report)
-            if rate is None:
-                continue
-            x.append(place + offset)
-            means.append(100 * rate["mean"])
-            below.append(100 * (rate["mean"] - rate["low"]))
-            above.append(100 * (rate["high"] - rate["mean"]))
-        axis.bar(x, means, width, label=name, yerr=[below, above], error_kw={"lw": 0.7})
+        offset = (i - (len(reports) - 1) / 2) * width  # bars of one group are centred on its tick
+        rates = {}  # x position of the bar -> rate
+        for tick, column in enumerate(columns):
+            if column.rate(report) is not None:
+                rates[tick + offset] = column.rate(report)
+
+        means = [100 * rate["mean"] for rate in rates.values()]
+        below = [100 * (rate["mean"] - rate["low"]) for rate in rates.values()]
+        above = [100 * (rate["high"] - rate["mean"]) for rate in rates.values()]
+        axis.bar(list(rates), means, width, label=name, yerr=[below, above], error_kw={"lw": 0.7})
 
     axis.set(
-        xticks=range(len(bars)),
-        title="held-out questions, sampled, 95 % intervals",
+        xticks=range(len(columns)),
+        title="held-out questions, 95 % intervals",
         ylabel="%",
         ylim=(0, 105),
     )
-    axis.set_xticklabels([bar.title for bar in bars], fontsize=7)
+    axis.set_xticklabels(titles, fontsize=7)
     axis.legend(fontsize=8)
 
 
@@ -134,13 +139,13 @@ def draw_pass_at_k(axis, reports: dict[str, dict]) -> None:
 
 
 def draw_gf(axis, curves: dict[str, list[dict]]) -> None:
-    """GF over the checkpoints of each run, and dotted in its colour the mean format on OOD."""
+    """GF over the checkpoints of each run; in the same colour, dotted, its mean OOD format."""
     for name, curve in curves.items():
         steps = [entry["step"] for entry in curve]
         gf = [100 * entry["gf"] for entry in curve]
         ood = [100 * entry["ood"] for entry in curve]
         lines = axis.plot(steps, gf, marker="o", ms=3, label=f"{name}: GF")
-        axis.plot(steps, ood, ls=":", color=lines[0].get_color(), label="OOD format")
+        axis.plot(steps, ood, ls=":", color=lines[0].get_color(), label=f"{name}: OOD format")
 
     axis.set(title="generalisation factor", xlabel="step of the cold start", ylabel="%")
     axis.legend(fontsize=8)

@@ -1,9 +1,17 @@
 """The report of an evaluation as lines of text, and the intervals of its rates.
 
-A report is what `evaluate.summarize` makes of one model's records:
+A report is what `evaluate.summarize` makes of one model's records, a dictionary:
 
-    "SET MODE"   for example "id sampled": format and accuracy with intervals, length, truncated
-    "pass@k"     k -> probability;  "branching", "guessing": numbers
+    "SET MODE"    one key per measurement, for example "id sampled"; the value is a dictionary:
+                      "format"      rate of responses in the format, with its interval
+                      "accuracy"    rate of right answers, with its interval
+                      "length"      mean, tokens
+                      "truncated"   share of responses that ran into the limit
+    "pass@k"      dictionary: k -> probability
+    "branching"   tokens in the nucleus, mean over sampled steps
+    "guessing"    accuracy of the best blind guess
+
+Every key may be missing: an evaluation need not measure everything.
 """
 
 import math
@@ -12,7 +20,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Column:
-    """One number of a report, and the title above it."""
+    """One rate of a report, and the title above it."""
 
     title: str
     measurement: str  # key of the report, "SET MODE"
@@ -20,10 +28,9 @@ class Column:
 
     def rate(self, report: dict) -> dict | None:
         """Mean and interval (see `evaluate.rate_with_interval`), None if it was not measured."""
-        return report[self.measurement][self.metric] if self.measurement in report else None
-
-    def is_in_any(self, reports: dict[str, dict]) -> bool:
-        return any(self.measurement in report for report in reports.values())
+        if self.measurement not in report:
+            return None
+        return report[self.measurement][self.metric]
 
 
 MAIN_COLUMNS = [
@@ -31,10 +38,10 @@ MAIN_COLUMNS = [
     Column("accuracy", "id sampled", "accuracy"),
     Column("greedy acc.", "id greedy", "accuracy"),
     Column("shuffled acc.", "shuffled sampled", "accuracy"),
-    Column("other words", "wording sampled", "accuracy"),
-    Column("other task", "task sampled", "accuracy"),
+    Column("new wording", "wording sampled", "accuracy"),
+    Column("new task", "task sampled", "accuracy"),
 ]
-OOD_COLUMNS = [
+OOD_COLUMNS = [  # formats that training never asked for
     Column("tags", "tags sampled", "format"),
     Column("brackets", "brackets sampled", "format"),
     Column("last_line", "last_line sampled", "format"),
@@ -58,11 +65,23 @@ def wilson(successes: float, count: int, z: float = 1.96) -> tuple[float, float]
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def format_table(reports: dict[str, dict], curves: dict[str, list[dict]] | None = None) -> str:
-    """The reports as text: one model a line, percentages with intervals.
+def measured(columns: list[Column], reports: dict[str, dict]) -> list[Column]:
+    """The columns that at least one report has a rate for."""
+    found = []
+    for column in columns:
+        if any(column.rate(report) is not None for report in reports.values()):
+            found.append(column)
+    return found
 
-    reports: name of a model -> its report.
-    curves: name of a run -> its checkpoints, see `evaluate.measure_gf`.
+
+# --- The parts of the table ----------------------------------------------------------------------
+
+
+def format_table(reports: dict[str, dict], curves: dict[str, list[dict]] | None = None) -> str:
+    """The reports as text: one line per model, percentages with intervals.
+
+    reports   name of a model -> its report
+    curves    name of a run -> its checkpoints, see `evaluate.measure_gf`
     """
     lines = [
         *main_lines(reports),
@@ -76,7 +95,7 @@ def format_table(reports: dict[str, dict], curves: dict[str, list[dict]] | None 
 
 def main_lines(reports: dict[str, dict]) -> list[str]:
     """Format and accuracy of every model, and the mean length of its responses."""
-    columns = [column for column in MAIN_COLUMNS if column.is_in_any(reports)]
+    columns = measured(MAIN_COLUMNS, reports)
     if not columns:
         return []
 
@@ -91,7 +110,7 @@ def main_lines(reports: dict[str, dict]) -> list[str]:
 
 def ood_lines(reports: dict[str, dict]) -> list[str]:
     """How often every model obeys the formats that training never asked for."""
-    columns = [column for column in OOD_COLUMNS if column.is_in_any(reports)]
+    columns = measured(OOD_COLUMNS, reports)
     if not columns:
         return []
     lines = [model_line(name, report, columns) for name, report in reports.items()]
@@ -99,18 +118,21 @@ def ood_lines(reports: dict[str, dict]) -> list[str]:
 
 
 def pass_lines(reports: dict[str, dict]) -> list[str]:
-    """pass@k and branching of every model."""
+    """pass@k and branching of every model that was sampled for pass@k."""
     lines = []
     for name, report in reports.items():
-        if "pass@k" in report:
-            rates = "  ".join(f"@{k} {100 * rate:.1f}" for k, rate in report["pass@k"].items())
-            branching = f"branching {report['branching']:.2f} tokens"
-            lines.append(f"  {name:<18}pass {rates}    {branching}")
+        if "pass@k" not in report:
+            continue
+        rates = "  ".join(f"@{k} {100 * rate:.1f}" for k, rate in report["pass@k"].items())
+        line = f"  {name:<18}pass {rates}"
+        if "branching" in report:
+            line += f"    branching {report['branching']:.2f} tokens"
+        lines.append(line)
     return lines
 
 
 def guessing_lines(reports: dict[str, dict]) -> list[str]:
-    """What guessing earns: the questions are the same for all models, so the first one says it."""
+    """What guessing earns. All models get the same questions, so the first report is enough."""
     rates = [report["guessing"] for report in reports.values() if "guessing" in report]
     if not rates:
         return []
@@ -119,13 +141,16 @@ def guessing_lines(reports: dict[str, dict]) -> list[str]:
 
 
 def gf_lines(curves: dict[str, list[dict]]) -> list[str]:
-    """The checkpoints of each run, one a line: format on each set and GF, in percent."""
+    """One line per checkpoint of each run: format on each set and GF, in percent."""
     lines = []
     for name, curve in curves.items():
         for entry in curve:
             rates = [f"{key} {100 * value:5.1f}" for key, value in entry.items() if key != "step"]
             lines.append(f"  {name:<18}step {entry['step']:>4}  {'  '.join(rates)}")
     return lines
+
+
+# --- One line, one cell --------------------------------------------------------------------------
 
 
 def header_line(title: str, columns: list[Column]) -> str:

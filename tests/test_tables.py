@@ -1,0 +1,50 @@
+"""The report of an evaluation as text and as bars: what was not measured is left out."""
+
+from harness.plots import draw_gf, draw_rates, import_pyplot
+from harness.tables import MAIN_COLUMNS, OOD_COLUMNS, format_table
+
+RATE = {"mean": 0.5, "low": 0.4, "high": 0.6}
+MEASURED = {"format": RATE, "accuracy": RATE, "length": 12.0, "truncated": 0.0}
+
+
+def test_a_missing_measurement_is_no_error():
+    """pass@k without branching; a column that only one of two models has."""
+    reports = {
+        "a": {"id sampled": MEASURED, "tags sampled": MEASURED, "pass@k": {"1": 0.25, "2": 0.5}},
+        "b": {"id sampled": MEASURED},
+    }
+    lines = format_table(reports).splitlines()
+
+    assert lines[0].split() == ["format", "accuracy", "length"]
+    assert lines[1].split() == ["a", "50.0", "[40,60]", "50.0", "[40,60]", "12.0"]
+    assert lines[3].split() == ["format", "obeyed,", "OOD", "tags"]
+    assert lines[5].split() == ["b", "-"]
+    assert lines[6].split() == ["a", "pass", "@1", "25.0", "@2", "50.0"]
+    assert format_table({}) == ""
+
+
+def test_bars_show_the_columns_of_the_table():
+    """One group of bars per column, centred on its tick, one bar per model that has the rate."""
+    everything = {column.measurement: MEASURED for column in MAIN_COLUMNS + OOD_COLUMNS}
+    axis = import_pyplot().figure().subplots()
+    draw_rates(axis, {"a": everything, "b": {"id sampled": MEASURED}})
+
+    titles = [label.get_text() for label in axis.get_xticklabels()]
+    assert len(titles) == len(MAIN_COLUMNS) + len(OOD_COLUMNS)
+    assert titles[0] == "format"
+    assert titles[-1] == "last_line\n(format)"
+
+    bars = [bar for bar in axis.patches if bar.get_height() == 50]
+    assert len(bars) == len(titles) + 2
+    centres = sorted(bar.get_x() + bar.get_width() / 2 for bar in bars)
+    assert abs(centres[0] + centres[1]) < 1e-9, "the two bars of tick 0 lie around it"
+
+
+def test_legend_of_gf_names_the_run_of_each_line():
+    """Two runs, four lines, no two with the same name."""
+    curve = [{"step": 0, "gf": 0.0, "ood": 0.1}, {"step": 8, "gf": 0.2, "ood": 0.3}]
+    axis = import_pyplot().figure().subplots()
+    draw_gf(axis, {"hybrid": curve, "sft": curve})
+
+    names = [text.get_text() for text in axis.get_legend().get_texts()]
+    assert names == ["hybrid: GF", "hybrid: OOD format", "sft: GF", "sft: OOD format"]
