@@ -77,6 +77,11 @@ def test_nucleus_size():
     assert nucleus_size(torch.tensor([[0.0, 50.0, 0.0]])).tolist() == [1]
     assert nucleus_size(torch.zeros(1, 100)).item() in (95, 96)
 
+    # Of a batch each sequence has its own: along the other axis, or over the batch as one, the
+    # numbers would differ.
+    probs = torch.tensor([[0.6, 0.3, 0.08, 0.02], [0.01, 0.01, 0.97, 0.01]])
+    assert nucleus_size(probs.log()).tolist() == [3, 1]
+
 
 def test_wilson_covers():
     """Of many draws at p = 0.3 about 95 % of the intervals hold p; never outside [0, 1]."""

@@ -28,9 +28,25 @@ def test_any_image_becomes_rgb_and_is_encoded(tiny, mode, size):
 
 
 def test_transparency_is_white_and_exif_is_upright(tmp_path):
-    """A transparent red pixel is white; a photo that is to be turned by a quarter is turned."""
-    clear = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
-    assert load_image(clear, "r").getpixel((0, 0)) == (255, 255, 255)
+    """A transparent red pixel is white; a photo that is to be turned by a quarter is turned.
+
+    Also where a palette says which colour is transparent, as in a GIF or a small PNG.
+    """
+    white = (255, 255, 255)
+    for mode, clear in (("RGBA", (255, 0, 0, 0)), ("LA", (100, 0)), ("PA", (0, 0))):
+        assert load_image(Image.new(mode, (4, 4), clear), "r").getpixel((0, 0)) == white
+
+    palette = Image.new("P", (4, 4), 0)
+    palette.putpalette([255, 0, 0, 0, 0, 255])  # 0 is red, 1 is blue
+    palette.putpixel((1, 0), 1)
+    palette.info["transparency"] = 0
+    for suffix in ("gif", "png"):
+        palette.save(tmp_path / f"palette.{suffix}")
+        assert Image.open(tmp_path / f"palette.{suffix}").mode == "P"
+
+        image = load_image(str(tmp_path / f"palette.{suffix}"), "r")
+        assert image.getpixel((0, 0)) == white
+        assert image.getpixel((1, 0)) == (0, 0, 255)
 
     exif = Image.Exif()
     exif[0x0112] = 6  # orientation: to be turned by a quarter

@@ -12,7 +12,7 @@ from PIL import Image
 import dpo_sft
 import grpo
 from harness.ranks import make_accelerator
-from harness.run import Run, append_jsonl, read_jsonl
+from harness.run import Run, append_jsonl, checkpoints, read_jsonl
 from model.loading import load_model
 
 
@@ -72,10 +72,10 @@ def test_resume_equals_uninterrupted(start, tmp_path, stop):
     assert not same_weights(cut / "model", start), "something was trained"
 
 
-def test_dpo_resume_equals_uninterrupted(start, tmp_path):
-    """Stage 2: the reference log-probs of a resumed run are still the start model's."""
+def write_pairs(file, count: int) -> str:
+    """A table of so many pairs without images."""
     pairs = []
-    for i in range(9):
+    for i in range(count):
         pairs.append(
             {
                 "id": str(i),
@@ -86,11 +86,15 @@ def test_dpo_resume_equals_uninterrupted(start, tmp_path):
                 "rejected": [{"role": "assistant", "content": f"{i} is that"}],
             }
         )
-    datasets.Dataset.from_list(pairs).to_parquet(tmp_path / "pairs.parquet")
+    datasets.Dataset.from_list(pairs).to_parquet(file)
+    return str(file)
 
+
+def test_dpo_resume_equals_uninterrupted(start, tmp_path):
+    """Stage 2: the reference log-probs of a resumed run are still the start model's."""
     small = dpo_sft.Config(
         model=start,
-        pairs=str(tmp_path / "pairs.parquet"),
+        pairs=write_pairs(tmp_path / "pairs.parquet", 9),
         batch_pairs=4,
         epochs=2,
         save_every=1,
@@ -178,6 +182,25 @@ def test_run_folder_is_complete_and_safe(start, tmp_path, capsys):
     grpo.main(grpo_config(start, folder, steps=1, overwrite=True))
     assert len(stripped(folder)) == 1
     assert not (folder / "step_00002").exists()
+
+
+@pytest.mark.parametrize("stage", ["grpo", "dpo"])
+def test_checkpoints_are_those_that_save_every_says(start, tmp_path, stage):
+    """Five steps and one checkpoint every two: 2, 4 and the last, to which state.pt belongs."""
+    folder = tmp_path / "run"
+    if stage == "grpo":
+        grpo.main(grpo_config(start, folder, steps=5, save_every=2))
+    else:
+        pairs = write_pairs(tmp_path / "pairs.parquet", 5)
+        cfg = dpo_sft.Config(model=start, pairs=pairs, batch_pairs=1, epochs=1, save_every=2)
+        dpo_sft.main(replace(cfg, run_dir=str(folder)))
+
+    assert len(stripped(folder)) == 5
+    expected = [(0, Path(start))]
+    for step in (2, 4, 5):
+        expected.append((step, folder / f"step_{step:05d}"))
+    assert checkpoints(folder, "--gf_runs") == expected
+    assert torch.load(folder / "state.pt", weights_only=True)["step"] == 5
 
 
 def test_odd_line_breaks_survive(tmp_path):
