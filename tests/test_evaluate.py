@@ -246,7 +246,7 @@ def test_sets_are_held_out_and_differ_in_one_thing():
     [
         (dict(models="a={start},b={empty}/model"), "--models .*/model: not a model folder"),
         (dict(models="a={start},b={empty}"), "--models .*config.json is missing"),
-        (dict(models="a={start}", gf_runs="r={empty}/run"), "--gf_runs .*/run: not the folder of a run"),
+        (dict(models="a={start}", gf_runs="r={empty}/run"), "--gf_runs .*/run: not the folder of"),
         (dict(models="a={start}", gf_runs="r={lost}"), "--gf_runs .*/gone/model: not a model"),
     ],
 )
