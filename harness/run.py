@@ -265,12 +265,14 @@ class Run:
 def checkpoints(run_folder: Path, flag: str) -> list[tuple[int, Path]]:
     """(step, model folder) of each checkpoint of a training run; step 0 is the start model.
 
-    Raises ValueError naming `flag` if the folder is not that of a run.
+    Raises ValueError naming `flag` if the folder is not that of a run that trains a model.
     """
     config = run_folder / "config.json"
     if not config.is_file():
         raise ValueError(f"{flag} {run_folder}: not the folder of a run (no config.json)")
-    start_model = json.loads(config.read_text())["model"]
+    start_model = json.loads(config.read_text()).get("model")
+    if start_model is None:
+        raise ValueError(f"{flag} {run_folder}: that stage trains no model, so it has no checkpoints")
 
     found = [(0, Path(start_model))]
     for folder in sorted(run_folder.glob("step_*")):

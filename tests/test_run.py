@@ -259,3 +259,10 @@ def test_missing_tracker_is_named(start, tmp_path):
     """A tracker that is not installed would otherwise log nothing, without a word."""
     with pytest.raises(ValueError, match="--log_with nonsense"):
         grpo.main(grpo_config(start, tmp_path / "run", log_with="nonsense"))
+
+
+def test_a_run_that_trains_nothing_has_no_checkpoints(tmp_path):
+    """The folder of evaluate.py or build_prefs.py is a run too; it is refused by name."""
+    (tmp_path / "config.json").write_text(json.dumps({"models": "base=toy/base"}))
+    with pytest.raises(ValueError, match="--gf_runs .*: that stage trains no model"):
+        checkpoints(tmp_path, "--gf_runs")
