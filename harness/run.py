@@ -272,7 +272,7 @@ def checkpoints(run_folder: Path, flag: str) -> list[tuple[int, Path]]:
         raise ValueError(f"{flag} {run_folder}: not the folder of a run (no config.json)")
     start_model = json.loads(config.read_text()).get("model")
     if start_model is None:
-        raise ValueError(f"{flag} {run_folder}: that stage trains no model, so it has no checkpoints")
+        raise ValueError(f"{flag} {run_folder}: that stage trains no model: no checkpoints")
 
     found = [(0, Path(start_model))]
     for folder in sorted(run_folder.glob("step_*")):
