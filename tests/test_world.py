@@ -2,7 +2,9 @@
 
 import random
 
-from toy import world
+import pytest
+
+from toy import train_base, world
 
 
 def test_train_and_held_out_images_are_disjoint():
@@ -36,3 +38,46 @@ def test_world_is_right():
 
     again = [world.examples(4, 5)[3]["question"] for _ in range(2)]
     assert again[0] == again[1]
+
+
+FORMATS = [world.THINK, *world.TAGS, world.BRACKETS, world.LAST_LINE, world.PLAIN]
+
+
+@pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.instruction or form.name)
+def test_reasoned_answers_obey_every_format(form):
+    """The reasoning of each kind of question, in each format: obeyed, and not without a mark.
+
+    The classic mistake takes every word of a template for a mark. In `last_line` the words are
+    "answer" and ":", and a listing ("red things : red circle") would break the format.
+    """
+    words = form.template.split()
+    rng = random.Random(0)
+
+    for kind in (*world.KINDS, world.OOD_KIND):
+        question = world.ask(rng, kind, held_out=False, wording=0)
+        filling = {"reasoning": question.reasoning, "answer": question.answer}
+        assert " : " in question.reasoning
+        assert form.obeyed_by(form.template.format(**filling))
+
+        for i, word in enumerate(words):
+            if not word.startswith("{"):
+                incomplete = " ".join(words[:i] + words[i + 1 :])
+                assert not form.obeyed_by(incomplete.format(**filling)), word
+
+        for mark in form.marks:
+            filling["reasoning"] = f"{question.reasoning} {mark} {question.reasoning}"
+            assert not form.obeyed_by(form.template.format(**filling)), mark
+
+
+def test_sloppy_responses_keep_their_reasoning():
+    """What the base is taught lacks a word of the format at most, never one of the listing."""
+    rng = random.Random(0)
+    question = world.ask(rng, "add", held_out=False, wording=0)
+
+    for form in (world.THINK, world.BRACKETS, world.LAST_LINE):
+        responses = [train_base.write_response(rng, question, form, guess=0) for _ in range(300)]
+        assert all(question.reasoning in response for response in responses)
+
+        plain = world.PLAIN.template.format(reasoning=question.reasoning, answer=question.answer)
+        sloppy = [r for r in responses if r != plain and not form.obeyed_by(r)]
+        assert 0.05 < len(sloppy) / 300 < 0.2

@@ -151,7 +151,11 @@ def build() -> tuple[Policy, PromptEncoder]:
 def write_response(
     rng: random.Random, question: world.Question, form: world.Format, guess: float
 ) -> str:
-    """What the base is taught to say: obedient, plain or sloppy; reasoned or guessed."""
+    """What the base is taught to say: obedient, plain or sloppy; reasoned or guessed.
+
+    A sloppy response lacks one word of its format's template. The committed toy/base was trained
+    before this was exact: for `answer :` the colon was taken from the listing instead.
+    """
     reasoning = question.reasoning
     if rng.random() < guess:
         reasoning = f"that is {question.answer} ."
@@ -159,11 +163,12 @@ def write_response(
     habit = rng.random()
     if habit >= OBEY + SLOPPY:
         return world.PLAIN.template.format(reasoning=reasoning, answer=question.answer)
-    response = form.template.format(reasoning=reasoning, answer=question.answer)
-    if habit >= OBEY:  # sloppy: one mark of the format is missing
-        marks = [word for word in form.template.split() if not word.startswith("{")]
-        response = " ".join(response.replace(rng.choice(marks), "", 1).split())
-    return response
+
+    words = form.template.split()
+    if habit >= OBEY:  # sloppy
+        places = [i for i, word in enumerate(words) if not word.startswith("{")]
+        del words[rng.choice(places)]
+    return " ".join(words).format(reasoning=reasoning, answer=question.answer)
 
 
 def corpus_group(rng: random.Random, encoder: PromptEncoder, guess: float) -> Group:

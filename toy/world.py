@@ -61,22 +61,28 @@ class Format:
     name: str
     instruction: str
     template: str  # with {reasoning} and {answer}
+    marks: tuple[str, ...]  # what neither reasoning nor answer may hold
 
     def obeyed_by(self, response: str) -> bool:
-        """True if the response is the template, with two fillings that hold none of its marks."""
-        pattern, marks = "", []
+        """True if the response is the template, filled in, and no filling holds a mark.
+
+        Trap: single words of the template are no marks. "answer :" is one, ":" is not: every
+        listing has a colon, and only guesses would obey (test_reasoned_answers_obey_every_format).
+        """
+        pattern = ""
         for piece in re.split(r"(\{reasoning\}|\{answer\})", self.template):
-            if piece.startswith("{"):
-                pattern += r"\s*(\S.*?)\s*"
-            else:
-                pattern += r"\s*".join(re.escape(word) for word in piece.split())
-                marks += piece.split()
+            pattern += r"\s*(\S.*?)\s*" if piece.startswith("{") else words_pattern(piece)
 
         match = re.fullmatch(rf"\s*{pattern}\s*", response, re.DOTALL)
         if match is None:
             return False
         fillings = " ".join(match.groups())
-        return not any(mark in fillings for mark in marks)
+        return not any(re.search(words_pattern(mark), fillings) for mark in self.marks)
+
+
+def words_pattern(text: str) -> str:
+    """A regular expression for these words in a row, with any white space between them."""
+    return r"\s*".join(re.escape(word) for word in text.split())
 
 
 def tag_format(think: str, answer: str, name: str) -> Format:
@@ -86,7 +92,8 @@ def tag_format(think: str, answer: str, name: str) -> Format:
         f"then answer between <{answer}> and </{answer}> ."
     )
     template = f"<{think}> {{reasoning}} </{think}> <{answer}> {{answer}} </{answer}>"
-    return Format(name, instruction, template)
+    marks = (f"<{think}>", f"</{think}>", f"<{answer}>", f"</{answer}>")
+    return Format(name, instruction, template, marks)
 
 
 THINK = tag_format("think", "answer", "think")
@@ -100,13 +107,15 @@ BRACKETS = Format(
     "brackets",
     instruction="first think in [ and ] , then answer in ( and ) .",
     template="[ {reasoning} ] ( {answer} )",
+    marks=("[", "]", "(", ")"),
 )
 LAST_LINE = Format(
     "last_line",
     instruction="end with a line that says answer : and your answer .",
     template="{reasoning} answer : {answer}",
+    marks=("answer :",),
 )
-PLAIN = Format("plain", "", "{reasoning} the answer is {answer} .")
+PLAIN = Format("plain", "", "{reasoning} the answer is {answer} .", marks=("the answer is",))
 OOD_FORMATS = {"tags": TAGS, "brackets": [BRACKETS], "last_line": [LAST_LINE]}
 
 
