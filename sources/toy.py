@@ -1,11 +1,12 @@
 """The embedded world as a source: examples to train on, sets to evaluate on, formats to check.
 
     id           held-out images, everything else as in training
-    tags, brackets, last_line      other formats than training asks for
-    wording      questions in words that training never uses
-    task         a kind of question that training never asks
+    tags, brackets, last_line      formats that stages 1 to 3 never ask for
+    wording      questions in words that stages 1 to 3 never use
+    task         a kind of question that no training asks
 
-Each set differs from training in one thing, so that a fall in a rate has one possible cause.
+Each set differs from `id` in one thing, so that a fall in a rate has one possible cause. The base
+was taught these formats and words (`toy/train_base.py`): what is measured is what it keeps.
 """
 
 from rewards import is_in_format
@@ -13,8 +14,7 @@ from toy import world
 
 DEFAULT_COUNT = 2048  # examples, where nobody says how many
 
-TRAINED_AND_OOD = [world.THINK, *world.TAGS, world.BRACKETS, world.LAST_LINE, world.PLAIN]
-TOY_FORMATS = {form.instruction: form for form in TRAINED_AND_OOD}
+OOD_FORMATS = {form.instruction: form for form in (*world.TAGS, world.BRACKETS, world.LAST_LINE)}
 
 
 def toy_examples(
@@ -53,8 +53,9 @@ def evaluation_sets(
 def is_in_asked_format(example: dict, response: str) -> bool:
     """True if a response has exactly the format that its example asks for.
 
-    An instruction that is not of this world asks for the format that SPECS trains.
+    Only the toy world has other formats that can be checked. Anything else is held to the think
+    format, whatever its instruction says, and also without any instruction.
     """
-    if example["format"] == "think" or example["instruction"] not in TOY_FORMATS:
-        return is_in_format(response)
-    return TOY_FORMATS[example["instruction"]].obeyed_by(response)
+    if example["instruction"] in OOD_FORMATS:
+        return OOD_FORMATS[example["instruction"]].obeyed_by(response)
+    return is_in_format(response)

@@ -164,6 +164,15 @@ def test_formats_are_told_apart(form):
             assert not obeys(good, asked=other)
 
 
+@pytest.mark.parametrize("instruction", ["", "answer in one word ."])
+def test_other_instructions_are_held_to_the_think_format(instruction):
+    """A table may name any format and ask for it in any words: only the toy world's are known."""
+    example = {"instruction": instruction, "format": "short"}
+    good = world.THINK.template.format(reasoning="that is 2 .", answer="2")
+    assert is_in_asked_format(example, good)
+    assert not is_in_asked_format(example, "that is 2 . the answer is 2 .")
+
+
 def shifted_images(examples) -> list:
     """The images of the example a third of the whole list away, however many these are."""
     shift = len(examples) // 3
