@@ -145,8 +145,13 @@ class Measurement:
     branching: bool = False  # measure the nucleus at each token
 
 
-def list_measurements(cfg: Config, sets: list[str], world_size: int) -> list[Measurement]:
-    """All that is asked of each model; `sets` are names."""
+def list_measurements(
+    cfg: Config, sets: list[str], rank: int, world_size: int
+) -> list[Measurement]:
+    """All that is asked of each model; `sets` are names.
+
+    Greedy decoding and pass@k cost the most, so they are measured on `id` only.
+    """
     measurements = [
         Measurement("id", "sampled", cfg.temperature, branching=True),
         Measurement("id", "greedy", 0.0),
@@ -155,8 +160,8 @@ def list_measurements(cfg: Config, sets: list[str], world_size: int) -> list[Mea
         if name != "id":
             measurements.append(Measurement(name, "sampled", cfg.temperature))
     if cfg.pass_items:
-        prompts_per_rank = math.ceil(cfg.pass_items / world_size)
-        for_pass = Measurement("id", "pass", cfg.temperature, cfg.pass_samples, prompts_per_rank)
+        share = len(range(rank, cfg.pass_items, world_size))  # of this rank: they add up
+        for_pass = Measurement("id", "pass", cfg.temperature, cfg.pass_samples, share)
         measurements.append(for_pass)
     return measurements
 
@@ -174,7 +179,9 @@ def measure(
 
     records = []
     with accelerator.autocast():
-        for measurement in list_measurements(cfg, list(prompts), accelerator.num_processes):
+        for measurement in list_measurements(
+            cfg, list(prompts), accelerator.process_index, accelerator.num_processes
+        ):
             records += collect_responses(
                 policy, encoder, prompts[measurement.set], cfg, judge, measurement,
                 model_name=name, show=run.writes,

@@ -14,6 +14,7 @@ from evaluate import (
     Config,
     generalization_factor,
     guessing_rate,
+    list_measurements,
     main,
     mean_pass_at_k,
     nucleus_size,
@@ -245,6 +246,17 @@ def test_sets_are_held_out_and_differ_in_one_thing():
     trained_starts = {wording.split()[0] for wording in trained} - {"how"}
     starts = {example["question"].split()[0] for example in sets["wording"]}
     assert starts.isdisjoint(trained_starts) or starts <= {"what", "without"}
+
+
+def test_ranks_share_the_pass_questions_exactly():
+    """Five questions on three ranks are 2, 2 and 1. Rounded up for each rank they would be six."""
+    shares = []
+    for rank in range(3):
+        measurements = list_measurements(Config(pass_items=5), ["id", "tags"], rank, world_size=3)
+        assert [m.mode for m in measurements] == ["sampled", "greedy", "sampled", "pass"]
+        shares.append(measurements[-1].max_prompts)
+    assert shares == [2, 2, 1]
+    assert 3 * math.ceil(5 / 3) == 6, "the classic mistake"
 
 
 # --- The stage -----------------------------------------------------------------------------------
