@@ -1,12 +1,17 @@
 """Measure any of the models: accuracy, format, generalisation, pass@k, branching.
 
-Every response is kept in completions.jsonl, with its extracted answer, gold, score and reason. The
-table comes from that file alone. `--rescore FILE` prints it again, the responses graded anew: by
-repaired rules, or against a gold answer that was edited in the file.
+    examples, by set       held out from training
+      -> responses         each model answers every set        collect_responses
+      -> records           completions.jsonl, a line each: response, extracted answer, gold, score
+      -> report            rates with intervals, a table       summarize
+
+The report comes from the file of records alone. `--rescore FILE` prints its table again, the
+responses graded anew: by repaired rules, or against a gold answer that was edited in the file.
 
     format      share of responses in exactly the format that was asked for
     accuracy    share of right answers; sampled at temperature 1 as in training, and greedy
-    shuffled    accuracy if each question comes with the images of another: what guessing earns
+    shuffled    accuracy when each question is shown with another question's image: what a model
+                earns without looking
     OOD         the same for other formats, other wordings and another task than training saw
     pass@k      chance that one of k samples is right, unbiased: 1 - C(n-c, k) / C(n, k)
     branching   tokens in the 0.95 nucleus at a sampled step, on average (arXiv 2508.07534)
@@ -15,19 +20,18 @@ repaired rules, or against a gold answer that was edited in the file.
 
 Where this departs from the paper, or fills in what it leaves open:
   1. GF is 0 where a gain is not positive (the formula is undefined there). Each OOD format is shown
-     beside their mean: a good mean can hide that a format was lost which training *rejected*.
+     beside their mean: a good mean can hide one lost format, for example one that resembles the
+     rejected responses.
   2. Intervals are Wilson's, 95 %, over questions.
 
     accelerate launch evaluate.py --models base=toy/base,zero=runs/zero/model
     accelerate launch evaluate.py --gf_runs hybrid=runs/warmup,sft=runs/sft
 """
 
-import json
 import math
 from collections import Counter, defaultdict
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 from torch import Tensor
@@ -35,19 +39,19 @@ from tqdm import tqdm
 
 from harness import settings
 from harness.cli import flag, parse_cli, run_stage, split_names
-from harness.plots import plot_report
-from harness.ranks import gather_objects, make_accelerator
-from harness.run import Run, append_jsonl, checkpoints, read_jsonl
-from harness.tables import format_table, wilson
+from harness.ranks import make_accelerator
+from harness.reports import append_records, read_records, regrade, response_record, write_report
+from harness.run import Run, checkpoints
+from harness.tables import format_table
 from model.loading import check_folder, load_model
 from model.prompts import PromptEncoder
 from model.qwen import Policy
 from model.records import Prompt, is_truncated
 from model.sampling import sample_groups
-from rewards import Grade, Judge, grade, make_judge
+from rewards import Judge, grade, make_judge
 from sources import load_evaluation_sets
 from sources.stream import EncodedSets
-from sources.toy import evaluation_sets, is_in_asked_format
+from sources.toy import evaluation_sets
 
 
 @dataclass(frozen=True)
@@ -56,21 +60,18 @@ class Config(settings.Inputs, settings.Sampling, settings.Judge, settings.OneSho
     models: str = flag("base=toy/base", "NAME=FOLDER, ... of the models to compare")
     data: str = flag("toy", "`toy` with its OOD sets, or a folder, file or hub name (see sources/)")
     split: str = flag("test", "split of --data (toy: always held out, a file: all of it)")
-    items: int = flag(510, "questions of each set, the first ones of a file; ours")
-    instruction: str | None = flag(
-        None, "format instruction after each question, None for the built-in; ours"
-    )
+    items: int = flag(510, "questions per set, the first ones of a file; ours")
+    instruction: str | None = flag(None, "format instruction per question, None for the built-in")
+    seed: int = flag(7, "of questions and sampling; ours")
     # sampling
     temperature: float = flag(1.0, "of sampled accuracy, pass@k and branching; paper: not stated")
     pass_items: int = flag(120, "questions for pass@k, 0: leave it out")
-    pass_samples: int = flag(16, "samples a question for pass@k (n); paper: not stated, k up to 64")
+    pass_samples: int = flag(16, "samples per question for pass@k (n); paper: not stated, k to 64")
     # generalisation factor, report
     gf_runs: str = flag("", "NAME=RUN_FOLDER, ... of the runs to measure GF over; empty: none")
-    gf_items: int = flag(255, "questions of each set for each checkpoint; paper: not stated")
+    gf_items: int = flag(255, "questions per set and checkpoint; paper: not stated")
     gf_beta: float = flag(2.0, "weight of OOD against ID in GF; paper")
     rescore: str = flag("", "a completions.jsonl: grade it again, print its table and stop")
-    # shared settings that mean something else here
-    seed: int = flag(7, "of questions and sampling; ours")
 
     def __post_init__(self):
         super().__post_init__()
@@ -86,7 +87,7 @@ class Config(settings.Inputs, settings.Sampling, settings.Judge, settings.OneSho
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """Chance that k of n samples, drawn without putting back, hold one of the c right ones.
+    """Chance that k of n samples, drawn without replacement, contain at least one of the c right.
 
     Trap: 1 - (1 - c/n)^k is biased, too low (test_pass_at_k_unbiased).
     Source: Codex (arXiv 2107.03374) eq. 1.
@@ -108,22 +109,38 @@ def generalization_factor(gain_id: float, gain_ood: float, beta: float = 2.0) ->
     return (1 + beta**2) * gain_id * gain_ood / (beta**2 * gain_id + gain_ood)
 
 
+def wilson(successes: float, count: int, z: float = 1.96) -> tuple[float, float]:
+    """95 % interval (low, high) of a rate: `successes` of `count`.
+
+    Unlike mean +- 2 sd it stays inside [0, 1], and is not empty at 0 or 1.
+
+    >>> [round(x, 3) for x in wilson(10, 10)]
+    [0.722, 1.0]
+    """
+    if count == 0:
+        return 0.0, 1.0
+    p = successes / count
+    denominator = 1 + z * z / count
+    centre = (p + z * z / (2 * count)) / denominator
+    half = z / denominator * math.sqrt(p * (1 - p) / count + z * z / (4 * count * count))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
 def rate_with_interval(records: list[dict], key: str) -> dict:
     """Mean and interval of a 0/1 field; records that could not be scored (None) are left out."""
     values = [float(record[key]) for record in records if record[key] is not None]
     low, high = wilson(sum(values), len(values))
-    return {
-        "mean": sum(values) / max(1, len(values)),
-        "low": low,
-        "high": high,
-        "count": len(values),
-        "unscored": len(records) - len(values),
-    }
+    mean = sum(values) / max(1, len(values))
+    unscored = len(records) - len(values)
+    return {"mean": mean, "low": low, "high": high, "count": len(values), "unscored": unscored}
 
 
 def guessing_rate(records: list[dict]) -> float:
-    """Accuracy of the best blind guess: for each kind of question its most common answer."""
-    answers: dict[str, Counter] = defaultdict(Counter)
+    """Accuracy of the best blind guess: for each kind of question its most common answer.
+
+    An oracle among constant guesses: it knows the gold answers of these very questions.
+    """
+    answers: dict[str, Counter] = defaultdict(Counter)  # kind -> how often each gold answer occurs
     for record in records:
         answers[record["kind"]][record["gold"]] += 1
     right = sum(max(counts.values()) for counts in answers.values())
@@ -135,112 +152,85 @@ def guessing_rate(records: list[dict]) -> float:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What is asked of a model."""
+    """One way to question a model: which set, how to sample, how often."""
 
-    set: str
+    set_name: str
     mode: str  # "sampled", "greedy", or "pass" for the samples of pass@k
     temperature: float
-    samples: int = 1  # of each question
+    samples: int = 1  # per question
     max_prompts: int | None = None  # on this rank, None: the whole set
     branching: bool = False  # measure the nucleus at each token
 
 
-def list_measurements(
-    cfg: Config, sets: list[str], rank: int, world_size: int
-) -> list[Measurement]:
+def list_measurements(cfg: Config, sets: list[str], rank: int, world_size: int
+                      ) -> list[Measurement]:
     """All that is asked of each model; `sets` are names.
 
-    Greedy decoding and pass@k cost the most, so they are measured on `id` only.
+    Only `id` is also decoded greedily, which doubles its cost, and sampled for pass@k, which
+    multiplies it by --pass_samples.
     """
+    others = [name for name in sets if name != "id"]
     measurements = [
         Measurement("id", "sampled", cfg.temperature, branching=True),
-        Measurement("id", "greedy", 0.0),
+        Measurement("id", "greedy", temperature=0.0),
+        *[Measurement(name, "sampled", cfg.temperature) for name in others],
     ]
-    for name in sets:
-        if name != "id":
-            measurements.append(Measurement(name, "sampled", cfg.temperature))
     if cfg.pass_items:
-        share = len(range(rank, cfg.pass_items, world_size))  # of this rank: they add up
-        for_pass = Measurement("id", "pass", cfg.temperature, cfg.pass_samples, share)
-        measurements.append(for_pass)
+        share = len(range(rank, cfg.pass_items, world_size))  # the ranks' shares add up to it
+        measurements.append(
+            Measurement("id", "pass", cfg.temperature, cfg.pass_samples, max_prompts=share))
     return measurements
 
 
-def measure(
-    name: str, folder: str, encoded: EncodedSets, judge: Judge | None, cfg: Config, run: Run
-) -> list[dict]:
+def measure(name: str, folder: str, encoded: EncodedSets, judge: Judge | None, cfg: Config,
+            run: Run) -> list[dict]:
     """The records of one model, over this rank's prompts of each set."""
-    accelerator = run.accelerator
-    policy, encoder = load_model(
-        folder, flag="--models", freeze_vision=True, max_pixels=cfg.max_pixels
-    )
-    policy.to(accelerator.device)
+    rank, world_size = run.accelerator.process_index, run.accelerator.num_processes
+    policy, encoder = load_model(folder, flag="--models", freeze_vision=True,
+                                 max_pixels=cfg.max_pixels)
+    policy.to(run.accelerator.device)
     prompts = encoded.for_encoder(encoder)
 
     records = []
-    with accelerator.autocast():
-        for measurement in list_measurements(
-            cfg, list(prompts), accelerator.process_index, accelerator.num_processes
-        ):
+    with run.accelerator.autocast():
+        for measurement in list_measurements(cfg, list(prompts), rank, world_size):
             records += collect_responses(
-                policy, encoder, prompts[measurement.set], cfg, judge, measurement,
-                model_name=name, show=run.writes,
-            )
+                policy, encoder, prompts[measurement.set_name], cfg, judge, measurement,
+                model_name=name, show=run.writes)
     return records
 
 
-def collect_responses(
-    policy: Policy, encoder: PromptEncoder, prompts: list[Prompt], cfg: Config,
-    judge: Judge | None, measurement: Measurement, *, model_name: str = "", show: bool = False,
-) -> list[dict]:
-    """Sample and grade; one record a response. `show` draws a progress bar.
+def collect_responses(policy: Policy, encoder: PromptEncoder, prompts: list[Prompt], cfg: Config,
+                      judge: Judge | None, measurement: Measurement, *, model_name: str = "",
+                      show: bool = False) -> list[dict]:
+    """Sample and grade; one record per response. `show` draws a progress bar.
 
-    Each starts from the same seed: models that are compared draw with the same random numbers.
+    Every call uses the same seed (common random numbers), so differences between models are not
+    sampling luck.
     """
-    title = f"{model_name}: {measurement.set} {measurement.mode}"
+    title = f"{model_name}: {measurement.set_name} {measurement.mode}"
     groups, nucleus_sizes = sample_groups(
         policy, prompts[: measurement.max_prompts], measurement.samples,
-        max_new_tokens=cfg.max_new_tokens,
-        temperature=measurement.temperature,
+        max_new_tokens=cfg.max_new_tokens, temperature=measurement.temperature,
         generator=torch.Generator(policy.device).manual_seed(cfg.seed),
-        sample_batch=cfg.sample_batch,
+        sample_batch=cfg.sample_batch, compile_decode=cfg.compile_decode,
         logits_stat=nucleus_size if measurement.branching else None,
-        compile_decode=cfg.compile_decode,
-        progress=title if show else None,
-    )
+        progress=title if show else None)
     completions = [(group.prompt.example, ids) for group in groups for ids in group.completions]
 
     records = []
     for (example, ids), sizes in zip(completions, nucleus_sizes):
         response = encoder.decode(ids)
-        verdict = grade(example, response, judge)
         records.append({
             "model": model_name,
-            "set": measurement.set,
+            "set": measurement.set_name,
             "mode": measurement.mode,
-            **response_record(example, response, verdict),
+            **response_record(example, response, grade(example, response, judge)),
             "tokens": len(ids),
             "truncated": is_truncated(ids, policy.eos_ids),
             "nucleus_sum": sum(sizes),
         })
     return records
-
-
-def response_record(example: dict, response: str, verdict: Grade) -> dict:
-    """A response with its grade, and all that the grade depends on."""
-    return {
-        "id": example["id"],
-        "kind": example["kind"],
-        "question": example["question"],
-        "instruction": example["instruction"],
-        "format": example["format"],
-        "gold": example["answer"],
-        "answer_type": example["answer_type"],
-        "choices": example["choices"],
-        "response": response,
-        **asdict(verdict),
-        "in_format": is_in_asked_format(example, response),
-    }
 
 
 # --- 3. Records to a report -----------------------------------------------------------------------
@@ -289,35 +279,14 @@ def mean_pass_at_k(records: list[dict]) -> dict[str, float]:
     return rates
 
 
-def read_records(file: str | Path) -> dict[str, list[dict]]:
-    """The records of a completions.jsonl by model. ValueError naming --rescore if there is none."""
-    if not Path(file).is_file():
-        raise ValueError(f"--rescore {file}: no such file")
-    by_model = defaultdict(list)
-    for record in read_jsonl(Path(file)):
-        by_model[record["model"]].append(record)
-    return by_model
-
-
 def rescore(cfg: Config) -> None:
     """Grade every response of --rescore FILE again, from its record alone, and print the table.
 
-    A `text` answer that needs a judge keeps its stored score where none answers. Nothing is written
-    but what --judge_url answers, to the cache beside FILE.
+    Nothing is written but what --judge_url answers, to the cache beside FILE.
     """
     by_model = read_records(cfg.rescore)
-    silent = SimpleNamespace(yes=lambda question: None)  # stands in for a judge, never answers
-    judge = make_judge(cfg, Path(cfg.rescore).parent) or silent
-
-    kept = 0
-    for record in sum(by_model.values(), []):
-        example = {**record, "answer": record["gold"]}
-        verdict = grade(example, record["response"], judge)
-        if verdict.score is None and record["answer_type"] == "text":
-            kept += 1
-            verdict = Grade(record["score"], record["reason"], record["extracted"])
-        record.update(response_record(example, record["response"], verdict))
-
+    judge = make_judge(cfg, Path(cfg.rescore).parent)
+    kept = sum(regrade(records, judge) for records in by_model.values())
     if kept:
         print(f"{kept} answers need a judge (--judge_url) and keep the score that is stored")
     print(format_table({name: summarize(records) for name, records in by_model.items()}))
@@ -327,13 +296,12 @@ def rescore(cfg: Config) -> None:
 
 
 def measure_gf(run_folder: Path, encoded: EncodedSets, cfg: Config, device) -> list[dict]:
-    """One entry a checkpoint, the start model first: format on each set, mean over OOD, GF."""
+    """One entry per checkpoint, the start model first: format on each set, mean over OOD, GF."""
     curve = []
     title = f"GF of {run_folder.name}"
     for step, folder in tqdm(checkpoints(run_folder, "--gf_runs"), desc=title, leave=False):
-        policy, encoder = load_model(
-            str(folder), flag="--gf_runs", freeze_vision=True, max_pixels=cfg.max_pixels
-        )
+        policy, encoder = load_model(str(folder), flag="--gf_runs", freeze_vision=True,
+                                     max_pixels=cfg.max_pixels)
         policy.to(device)
 
         rates = {}
@@ -344,9 +312,8 @@ def measure_gf(run_folder: Path, encoded: EncodedSets, cfg: Config, device) -> l
 
         ood_rates = [rate for name, rate in rates.items() if name != "id"]
         entry = {"step": step, **rates, "ood": sum(ood_rates) / max(1, len(ood_rates))}
-        first = curve[0] if curve else entry
-        gain_id = entry["id"] - first["id"]
-        gain_ood = entry["ood"] - first["ood"]
+        start = curve[0] if curve else entry
+        gain_id, gain_ood = entry["id"] - start["id"], entry["ood"] - start["ood"]
         entry["gf"] = generalization_factor(gain_id, gain_ood, cfg.gf_beta)
         curve.append(entry)
     return curve
@@ -365,17 +332,6 @@ def measure_gf_runs(cfg: Config, run: Run) -> dict[str, list[dict]]:
 
 
 # --- 5. Main --------------------------------------------------------------------------------------
-
-
-def write_report(file: Path, curves: dict[str, list[dict]], run: Run) -> None:
-    """Write report.json and report.png, print the table, all from the file of records alone."""
-    reports = {name: summarize(records) for name, records in read_records(file).items()}
-    report = json.dumps({"models": reports, "gf": curves}, indent=2)
-    (run.folder / "report.json").write_text(report + "\n")
-    plot_report(reports, curves, run.folder / "report.png")
-
-    print(format_table(reports, curves))
-    print(f"wrote {run.folder}/report.json, completions.jsonl, report.png")
 
 
 def check_paths(cfg: Config) -> None:
@@ -401,24 +357,19 @@ def main(cfg: Config) -> None:
     rank, world_size = accelerator.process_index, accelerator.num_processes
     judge = make_judge(cfg, run.folder)
 
-    sets = load_evaluation_sets(
-        cfg.data, split=cfg.split, count=cfg.items, seed=cfg.seed, instruction=cfg.instruction,
-        warn=run.warn,
-    )
+    sets = load_evaluation_sets(cfg.data, split=cfg.split, count=cfg.items, seed=cfg.seed,
+                                instruction=cfg.instruction, warn=run.warn)
     sets_of_rank = {name: examples[rank::world_size] for name, examples in sets.items()}
     encoded = EncodedSets(sets_of_rank, cfg.max_prompt_tokens, run.warn)
 
     file = run.folder / "completions.jsonl"
-    if run.writes:
-        file.touch()
+    append_records(file, [], run)  # the file is there even if --models is empty
     for name, folder in split_names(cfg.models, "--models").items():
-        records = measure(name, folder, encoded, judge, cfg, run)
-        for records_of_rank in gather_objects(records, accelerator):
-            if run.writes:
-                append_jsonl(file, records_of_rank)
+        append_records(file, measure(name, folder, encoded, judge, cfg, run), run)
 
     if run.writes:
-        write_report(file, measure_gf_runs(cfg, run), run)
+        reports = {name: summarize(records) for name, records in read_records(file).items()}
+        write_report(reports, measure_gf_runs(cfg, run), run)
     run.finish()
 
 

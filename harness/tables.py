@@ -1,4 +1,4 @@
-"""The report of an evaluation as lines of text, and the intervals of its rates.
+"""The report of an evaluation as lines of text.
 
 A report is what `evaluate.summarize` makes of one model's records, a dictionary:
 
@@ -14,7 +14,6 @@ A report is what `evaluate.summarize` makes of one model's records, a dictionary
 Every key may be missing: an evaluation need not measure everything.
 """
 
-import math
 from dataclasses import dataclass
 
 
@@ -46,23 +45,6 @@ OOD_COLUMNS = [  # formats that training never asked for
     Column("brackets", "brackets sampled", "format"),
     Column("last_line", "last_line sampled", "format"),
 ]
-
-
-def wilson(successes: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """95 % interval (low, high) of a rate: `successes` of `count`.
-
-    Unlike mean +- 2 sd it stays inside [0, 1], and is not empty at 0 or 1.
-
-    >>> [round(x, 3) for x in wilson(10, 10)]
-    [0.722, 1.0]
-    """
-    if count == 0:
-        return 0.0, 1.0
-    p = successes / count
-    denominator = 1 + z * z / count
-    centre = (p + z * z / (2 * count)) / denominator
-    half = z / denominator * math.sqrt(p * (1 - p) / count + z * z / (4 * count * count))
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def measured(columns: list[Column], reports: dict[str, dict]) -> list[Column]:

@@ -21,8 +21,9 @@ from evaluate import (
     pass_at_k,
     read_records,
     summarize,
+    wilson,
 )
-from harness.tables import format_table, wilson
+from harness.tables import format_table
 from sources import load_evaluation_sets, with_shuffled_images
 from sources.stream import EncodedSets
 from sources.toy import evaluation_sets, is_in_asked_format

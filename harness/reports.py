@@ -1,0 +1,84 @@
+"""The files of an evaluation: its responses, and the report on them.
+
+    response_record   a graded response, with all that its grade depends on
+    append_records    such records of all ranks into completions.jsonl, one per line
+    read_records      the file, by model
+    regrade           the same records, graded again by today's rules
+    write_report      report.json, report.png and the table
+"""
+
+import json
+from collections import defaultdict
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+
+from harness.plots import plot_report
+from harness.ranks import gather_objects
+from harness.run import Run, append_jsonl, read_jsonl
+from harness.tables import format_table
+from rewards import Grade, Judge, grade
+from sources.toy import is_in_asked_format
+
+SILENT_JUDGE = SimpleNamespace(yes=lambda question: None)  # is there, and never answers
+
+
+def response_record(example: dict, response: str, verdict: Grade) -> dict:
+    """A response with its grade, and all that the grade depends on."""
+    return {
+        "id": example["id"],
+        "kind": example["kind"],
+        "question": example["question"],
+        "instruction": example["instruction"],
+        "format": example["format"],
+        "gold": example["answer"],
+        "answer_type": example["answer_type"],
+        "choices": example["choices"],
+        "response": response,
+        **asdict(verdict),
+        "in_format": is_in_asked_format(example, response),
+    }
+
+
+def append_records(file: Path, records: list[dict], run: Run) -> None:
+    """Append the records of every rank, in the order of the ranks, from the main process."""
+    for records_of_rank in gather_objects(records, run.accelerator):
+        if run.writes:
+            append_jsonl(file, records_of_rank)
+
+
+def read_records(file: str | Path) -> dict[str, list[dict]]:
+    """The records of a completions.jsonl by model. ValueError naming --rescore if there is none."""
+    if not Path(file).is_file():
+        raise ValueError(f"--rescore {file}: no such file")
+    by_model = defaultdict(list)
+    for record in read_jsonl(Path(file)):
+        by_model[record["model"]].append(record)
+    return by_model
+
+
+def regrade(records: list[dict], judge: Judge | None) -> int:
+    """Grade every record again, in place, from what it holds.
+
+    A `text` answer keeps its stored score where it needs a judge and none answers. Returns how many
+    do.
+    """
+    kept = 0
+    for record in records:
+        example = {**record, "answer": record["gold"]}
+        verdict = grade(example, record["response"], judge or SILENT_JUDGE)
+        if verdict.score is None and record["answer_type"] == "text":
+            kept += 1
+            verdict = Grade(record["score"], record["reason"], record["extracted"])
+        record.update(response_record(example, record["response"], verdict))
+    return kept
+
+
+def write_report(reports: dict[str, dict], curves: dict[str, list[dict]], run: Run) -> None:
+    """Write report.json and report.png, and print the table. See `tables.format_table`."""
+    report = json.dumps({"models": reports, "gf": curves}, indent=2)
+    (run.folder / "report.json").write_text(report + "\n")
+    plot_report(reports, curves, run.folder / "report.png")
+
+    print(format_table(reports, curves))
+    print(f"wrote {run.folder}/report.json, completions.jsonl, report.png")
