@@ -56,9 +56,6 @@ def measured(columns: list[Column], reports: dict[str, dict]) -> list[Column]:
     return found
 
 
-# --- The parts of the table ----------------------------------------------------------------------
-
-
 def format_table(reports: dict[str, dict], curves: dict[str, list[dict]] | None = None) -> str:
     """The reports as text: one line per model, percentages with intervals.
 
@@ -73,6 +70,9 @@ def format_table(reports: dict[str, dict], curves: dict[str, list[dict]] | None 
         *gf_lines(curves or {}),
     ]
     return "\n".join(lines)
+
+
+# --- The parts of the table ----------------------------------------------------------------------
 
 
 def main_lines(reports: dict[str, dict]) -> list[str]:

@@ -3,6 +3,8 @@
     tables.py    folders, files and hub data sets, opened by the `datasets` library
     toy.py       the embedded world: its examples, its evaluation sets, its formats
     stream.py    examples to prompts: an endless shuffled stream, or a list
+    pairs.py     writes the preference pairs of stage 2a
+    funnel.py    counts what became of the responses that stage 2a sampled
 
 An *example* is a dictionary, the same for every source:
 
@@ -66,11 +68,11 @@ def load_evaluation_sets(
     instruction: str | None,
     warn: Callable[[str], None],
 ) -> dict[str, list[dict]]:
-    """Held-out examples by name of the set; `id` is the one that is as in training.
+    """Held-out examples by name of the set; `id` (in-distribution) is drawn like the training data.
 
     `shuffled` is `id` with the images of other questions, where there are images to shuffle; `toy`
     has other sets as well. The arguments are those of `load_examples`; examples that cannot be read
-    are named to `warn`.
+    are reported through `warn`.
     """
     if source == "toy":
         sets = evaluation_sets(count, seed)
@@ -89,8 +91,9 @@ def with_shuffled_images(
 ) -> list[dict]:
     """Each question with the images of another one that has equally many, in the same order.
 
-    The other one is a third of the list away, in the list of examples with that number of images.
-    An example is left out if no other has that number, and `warn` says how many these are. Examples
+    The other one is a third of the list away, in the list of examples with that number of images:
+    neighbours in a file are often questions about one image, and would get the right one. An
+    example is left out if no other has that number, and `warn` says how many these are. Examples
     without images are left out as well.
 
     Trap: with images of any other example, some questions would have more or fewer `<image>`

@@ -1,7 +1,7 @@
 """Examples to prompts: an endless shuffled stream for GRPO, lists for the other stages.
 
 An example that cannot be used (an over-long prompt, a broken image) raises ExampleError. Here it is
-skipped and named to `warn`, so that one bad example does not end a run, and is not lost silently.
+skipped and reported through `warn`: one bad example does not end a run, and none is lost silently.
 """
 
 import random
@@ -53,7 +53,8 @@ class PromptStream:
         self.position = 0
         self.skipped = 0
         shared_out = len(examples) - len(examples) % world_size  # equally, without the remainder
-        self.places = range(rank, shared_out, world_size)  # of this rank, in any epoch's order
+        # Positions in the shuffled order, of any epoch, that belong to this rank.
+        self.places = range(rank, shared_out, world_size)
         self.epoch = -1  # the epoch that `order` belongs to
         self.order: list[int] = []
 
@@ -103,7 +104,7 @@ class PromptStream:
 def read_usable(
     read: Callable[[int], Value], indices: Iterable[int], warn: Callable[[str], None]
 ) -> list[Value]:
-    """`read(i)` for every index for which it works, in order; the others are named to `warn`."""
+    """`read(i)` for every index for which it works, in order; `warn` reports the others."""
     values = []
     for i in indices:
         try:
@@ -138,9 +139,9 @@ def encode_all(
 
 
 class EncodedSets:
-    """Named sets of examples, encoded once for all encoders that make the same prompts of them.
+    """Encodes each set once per distinct tokenizer, chat template and image processor.
 
-    A set may be empty: of a small one, a rank's part is.
+    Models that share these share the prompts. A set may be empty: of a small one, a rank's part is.
     """
 
     def __init__(

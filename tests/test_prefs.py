@@ -9,7 +9,6 @@ from types import SimpleNamespace
 import datasets
 import pytest
 
-import build_prefs
 from build_prefs import (
     CORRUPTIONS,
     Config,
@@ -17,13 +16,15 @@ from build_prefs import (
     corrupt,
     drop,
     is_consistent,
+    make_pairs,
     reject,
     supplement,
 )
 from conftest import make_example
 from rewards import grade, is_in_format
 from rewards.format import TAGS
-from sources.pairs import TABLE_PATH, pair_record, write_table
+from sources.funnel import Candidate, Response, count_question, drop_repeats, kept, write_funnel
+from sources.pairs import TABLE_PATH, pair_record, write_readme, write_table
 
 GOOD = "<think> red things : red circle , red square . that is 2 . </think> <answer> 2 </answer>"
 EXAMPLE = make_example(answer="2")
@@ -118,7 +119,7 @@ def test_dropped_tags_leave_one_blank_between_words():
     assert collapse(tight, *TAGS).endswith("that is 2 .2")
 
 
-def test_corruptions_are_drawn_evenly_and_only_from_the_format():
+def test_corruptions_are_drawn_uniformly_and_only_from_the_format():
     """A fifth each; a response that never had the format is left as it is."""
     rng = random.Random(0)
     drawn = Counter(corrupt(GOOD, rng)[1] for _ in range(5000))
@@ -170,51 +171,77 @@ def test_consistency_rule(reasoning, answer_type, gold, consistent):
 # --- The funnel ----------------------------------------------------------------------------------
 
 
-def dropped(funnel) -> dict:
-    return {name: count for name, count in funnel.items() if "dropped" in name}
+RESPONSES = [
+    Response(GOOD, False),
+    Response(GOOD, False),
+    Response(GOOD.replace("2 </answer>", "3 </answer>"), False),
+    Response("the answer is 2 .", False),
+    Response(GOOD.replace("that is 2", "that is 1"), False),
+    Response(GOOD.replace(" </think>", "") + " ", False),
+    Response(GOOD, True),
+]
+
+
+def all_chosen(responses, cfg=Config()) -> list[Candidate]:
+    return drop_repeats([choose(response, EXAMPLE, None, cfg) for response in responses])
+
+
+def all_rejected(responses, cfg=Config()) -> list[Candidate]:
+    rng = random.Random(0)
+    return drop_repeats([reject(response, EXAMPLE, rng, cfg) for response in responses])
+
+
+def total(counts, beginning) -> int:
+    return sum(count for name, count in counts.items() if name.startswith(beginning))
 
 
 def test_every_drop_is_counted():
     """Sampled = kept + dropped, on both sides, with a reason for each."""
-    texts = [
-        GOOD,
-        GOOD,
-        GOOD.replace("2 </answer>", "3 </answer>"),
-        "the answer is 2 .",
-        GOOD.replace("that is 2", "that is 1"),
-        GOOD.replace(" </think>", "") + " ",
-        GOOD,
-    ]
-    truncated = [False] * 6 + [True]
+    chosen, rejected = all_chosen(RESPONSES), all_rejected(RESPONSES)
+    counts = count_question(chosen, rejected, limit=2)
 
-    funnel = Counter()
-    assert choose(texts, truncated, EXAMPLE, None, Config(), funnel) == [GOOD]
-    assert funnel["chosen: sampled"] == 7
-    assert sum(dropped(funnel).values()) == 6
-    assert len(dropped(funnel)) == 5
+    assert [candidate.text for candidate in kept(chosen)] == [GOOD]
+    reasons = [candidate.note for candidate in chosen if candidate.text is None]
+    assert len(reasons) == 6
+    assert len(set(reasons)) == 5
 
-    unverified = choose(texts, truncated, EXAMPLE, None, Config(verify=False), Counter())
+    for side in ("chosen", "rejected"):
+        assert counts[f"{side}: sampled"] == len(RESPONSES)
+        assert counts[f"{side}: kept"] + total(counts, f"{side}: dropped, ") == len(RESPONSES)
+        assert counts[f"{side}: kept"] == total(counts, f"{side}: kept, ")
+    for candidate in kept(rejected):
+        assert grade(EXAMPLE, candidate.text).score == 1.0
+        assert not is_in_format(candidate.text)
+
+    unverified = kept(all_chosen(RESPONSES, Config(verify=False)))
     assert len(unverified) == 2, "--no_verify keeps the inconsistent one"
-
-    funnel = Counter()
-    rejected = reject(texts, truncated, EXAMPLE, random.Random(0), Config(), funnel)
-    assert funnel["rejected: sampled"] == 7
-    assert len(rejected) + sum(dropped(funnel).values()) == 7
-    for text, _ in rejected:
-        assert grade(EXAMPLE, text).score == 1.0
-        assert not is_in_format(text)
 
 
 def test_coupled_pairs_take_wrong_answers():
     """The ablation mixes correctness and format: rejected is wrong and ill-formed."""
-    texts = [GOOD, GOOD.replace("2 </answer>", "5 </answer>")]
-    cfg = Config(coupled=True)
-    rejected = reject(texts, [False] * 2, EXAMPLE, random.Random(0), cfg, Counter())
+    wrong = Response(GOOD.replace("2 </answer>", "5 </answer>"), False)
+    rejected = kept(all_rejected([RESPONSES[0], wrong], Config(coupled=True)))
 
     assert len(rejected) == 1
-    text, _ = rejected[0]
-    assert grade(EXAMPLE, text).score == 0.0
-    assert not is_in_format(text)
+    assert grade(EXAMPLE, rejected[0].text).score == 0.0
+    assert not is_in_format(rejected[0].text)
+
+
+def test_pairs_of_a_question():
+    """The i-th chosen with the i-th rejected, not more than asked, of each question."""
+    prompts = [SimpleNamespace(example=EXAMPLE)] * 2
+    good = [Response(GOOD.replace("red", colour), False) for colour in ("red", "blue", "green")]
+    plain = [Response(f"{word} . the answer is 2 .", False) for word in ("a", "b", "c", "d")]
+
+    cfg = Config(pairs_per_question=2)
+    rng = random.Random(0)
+    pairs, funnel = make_pairs(prompts, [good, good[:1]], [plain, plain], cfg, None, rng)
+    assert [pair["chosen"][0]["content"] for pair in pairs] == [
+        good[0].text, good[1].text, good[0].text]
+    assert [pair["rejected"][0]["content"] for pair in pairs] == [
+        plain[0].text, plain[1].text, plain[0].text]
+    assert funnel["questions"] == 2
+    assert funnel["pairs"] == 3
 
 
 # --- The data set --------------------------------------------------------------------------------
@@ -231,7 +258,8 @@ def test_data_set_opens_elsewhere(tmp_path, capsys):
 
     for rank, count in enumerate((2, 1)):
         write_table([pair] * count, tmp_path / TABLE_PATH.format(rank, 2))
-    build_prefs.write_report(pair, Counter(pairs=3), SimpleNamespace(folder=tmp_path))
+    write_readme(tmp_path, count=3)
+    write_funnel(Counter(pairs=3), pair, SimpleNamespace(folder=tmp_path))
     (tmp_path / "config.json").write_text("{}")  # a run folder holds json files as well
     assert "one pair" in capsys.readouterr().out
 

@@ -1,0 +1,77 @@
+"""The funnel of stage 2a: what became of each sampled response.
+
+    Response     a response as it was sampled
+    Candidate    its text as a side of a pair, or the reason why it was dropped
+    counts       every candidate of both sides, kept or dropped, adds to one of them
+
+On each side, sampled = kept + dropped.
+"""
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+
+from harness.run import Run
+
+
+@dataclass(frozen=True)
+class Response:
+    text: str
+    truncated: bool  # it ran into the limit of tokens
+
+
+@dataclass(frozen=True)
+class Candidate:
+    text: str | None  # None: dropped
+    note: str  # what was done to the text, or why it was dropped
+
+
+def drop_repeats(candidates: list[Candidate]) -> list[Candidate]:
+    """All candidates in order; one that says the same as an earlier one is dropped."""
+    seen = set()
+    result = []
+    for candidate in candidates:
+        if candidate.text in seen:
+            candidate = Candidate(None, "same words as another")
+        if candidate.text is not None:
+            seen.add(candidate.text)
+        result.append(candidate)
+    return result
+
+
+def kept(candidates: list[Candidate]) -> list[Candidate]:
+    return [candidate for candidate in candidates if candidate.text is not None]
+
+
+def count_question(chosen: list[Candidate], rejected: list[Candidate], limit: int) -> Counter:
+    """The counts of one question, from all its candidates; `limit` is --pairs_per_question."""
+    counts = Counter({"questions": 1})
+    for side, candidates in (("chosen", chosen), ("rejected", rejected)):
+        for candidate in candidates:
+            counts[f"{side}: sampled"] += 1
+            if candidate.text is None:
+                counts[f"{side}: dropped, {candidate.note}"] += 1
+            else:
+                counts[f"{side}: kept"] += 1
+                counts[f"{side}: kept, {candidate.note}"] += 1
+
+    num_chosen, num_rejected = len(kept(chosen)), len(kept(rejected))
+    if num_chosen == 0:
+        counts["questions: without chosen"] = 1
+    elif num_rejected == 0:
+        counts["questions: without rejected"] = 1
+
+    counts["pairs"] = min(num_chosen, num_rejected, limit)
+    return counts
+
+
+def write_funnel(funnel: Counter, pair: dict, run: Run) -> None:
+    """Write funnel.json; print the funnel and one pair."""
+    (run.folder / "funnel.json").write_text(json.dumps(funnel, indent=2) + "\n")
+
+    print(f"\none pair ({pair['corruption']}), question: {pair['question']}")
+    print(f"  chosen    {pair['chosen'][0]['content']}")
+    print(f"  rejected  {pair['rejected'][0]['content']}\n")
+    for name in sorted(funnel):
+        print(f"  {funnel[name]:>6}  {name}")
+    print(f"wrote {funnel['pairs']} pairs to {run.folder}/data")
