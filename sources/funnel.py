@@ -4,7 +4,8 @@
     Candidate    its text as a side of a pair, or the reason why it was dropped
     counts       every candidate of both sides, kept or dropped, adds to one of them
 
-On each side, sampled = kept + dropped.
+On each side, sampled = kept + dropped, and
+kept = pairs + without a partner + beyond --pairs_per_question.
 """
 
 import json
@@ -61,7 +62,11 @@ def count_question(chosen: list[Candidate], rejected: list[Candidate], limit: in
     elif num_rejected == 0:
         counts["questions: without rejected"] = 1
 
-    counts["pairs"] = min(num_chosen, num_rejected, limit)
+    matched = min(num_chosen, num_rejected)
+    counts["chosen: without a partner"] = num_chosen - matched
+    counts["rejected: without a partner"] = num_rejected - matched
+    counts["pairs"] = min(matched, limit)
+    counts["pairs: beyond --pairs_per_question"] = matched - counts["pairs"]
     return counts
 
 

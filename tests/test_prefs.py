@@ -243,6 +243,15 @@ def test_pairs_of_a_question():
     assert funnel["questions"] == 2
     assert funnel["pairs"] == 3
 
+    # 3 and 4 kept in the first question, 1 and 4 in the second
+    assert funnel["pairs: beyond --pairs_per_question"] == 1
+    assert funnel["chosen: without a partner"] == 0
+    assert funnel["rejected: without a partner"] == 1 + 3
+    for side in ("chosen", "rejected"):
+        beyond = funnel["pairs: beyond --pairs_per_question"]
+        unpaired = funnel[f"{side}: without a partner"]
+        assert funnel[f"{side}: kept"] == funnel["pairs"] + beyond + unpaired
+
 
 # --- The data set --------------------------------------------------------------------------------
 
