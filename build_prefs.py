@@ -58,8 +58,8 @@ class Config(settings.Data, settings.Sampling, settings.Judge, settings.OneShot)
     zero: str = flag("runs/zero/model", "model folder of stage 1")
     source: str = flag("zero", "who writes chosen: zero (paper), base, or a folder or hub name")
     # questions and sampling
-    data: str = flag("toy", "`toy`, a folder, a file or a hub name; paper: ~9k pairs, not which")
-    max_examples: int = flag(2048, "questions to ask; ours", alias="rows")
+    data: str = flag("toy", "`toy`, a folder, a file or a hub name; paper: not stated")
+    max_examples: int = flag(2048, "questions; ours, paper: enough for ~9k pairs", alias="rows")
     samples: int = flag(4, "responses per question of each model; paper: not stated")
     temperature: float = flag(1.0, "of both models; paper: not stated")
     seed: int = flag(1, "of questions, sampling, corruptions (1: not those of stage 1); ours")
@@ -166,8 +166,8 @@ def choose(response: Response, example: dict, judge: Judge | None, cfg: Config) 
 def drop(text: str, *tags: str) -> str:
     """The text without these tags and the white space that belonged to them, the rest as it is.
 
-    Blanks around a tag belong to it; between two words one is left. A line of nothing but tags goes
-    as a whole.
+    Blanks around a tag belong to it; between two words one is left. A line of nothing but tags is
+    removed with its line break.
 
     Trap: collapsing all runs of blanks would take the indentation of lists and code away. Chosen
     keeps it, so white space would be a cue beside the format (test_corruptions_keep_white_space).
@@ -216,7 +216,8 @@ def reject(response: Response, example: dict, rng: random.Random, cfg: Config) -
         return Candidate(None, "right answer")
     if not cfg.coupled and score != 1.0:
         return Candidate(None, "wrong answer")
-    return Candidate(*corrupt(response.text, rng))
+    text, kind = corrupt(response.text, rng)
+    return Candidate(text, note=kind)
 
 
 # --- 3. Pairs ------------------------------------------------------------------------------------
@@ -284,6 +285,7 @@ def save_pairs(pairs: list[dict], funnel: Counter, num_questions: int, run: Run)
         name = TABLE_PATH.format(accelerator.process_index, accelerator.num_processes)
         write_table(pairs, run.folder / name)
 
+    # One pair to print. Its rank may not be the main process, and images are never sent.
     first_pairs = [{**pair, "images": None} for pair in pairs[:1]]
     first_pairs = sum(gather_objects(first_pairs, accelerator), [])
     if run.writes:
@@ -305,9 +307,9 @@ def main(cfg: Config) -> None:
     prompts = encode_all(examples, encoder, cfg.max_prompt_tokens, run.warn, rank, world_size)
     judge = make_judge(cfg, run.folder)
 
-    # Two seeds: with the same random numbers, two similar models would write the same responses
-    # (--source base: all of them). evaluate.py has one seed for the opposite reason: what it
-    # compares should differ by the models only.
+    # Two seeds: with the same random numbers, similar models would write the same responses, and
+    # with --source base all would be the same. In evaluate.py the same numbers are right: there,
+    # only the models should make a difference.
     zero_responses = sample_responses(chosen_model, encoder, prompts, cfg, accelerator,
                                       seed=2 * cfg.seed, title=f"{cfg.source} answers")
     base_responses = sample_responses(base_model, encoder, prompts, cfg, accelerator,

@@ -5,7 +5,7 @@
       -> records           completions.jsonl, a line each: response, extracted answer, gold, score
       -> report            rates with intervals, a table       summarize
 
-The report comes from the file of records alone. `--rescore FILE` prints its table again, the
+The report comes from the file of records only. `--rescore FILE` prints its table again, the
 responses graded anew: by repaired rules, or against a gold answer that was edited in the file.
 
     format      share of responses in exactly the format that was asked for
@@ -237,7 +237,7 @@ def collect_responses(policy: Policy, encoder: PromptEncoder, prompts: list[Prom
 
 
 def summarize(records: list[dict]) -> dict:
-    """The report of one model, from its records alone. See `harness.tables` for its keys."""
+    """The report of one model, from its records only. See `harness.tables` for its keys."""
     by_measurement = defaultdict(list)
     for record in records:
         by_measurement[record["set"], record["mode"]].append(record)
@@ -280,7 +280,7 @@ def mean_pass_at_k(records: list[dict]) -> dict[str, float]:
 
 
 def rescore(cfg: Config) -> None:
-    """Grade every response of --rescore FILE again, from its record alone, and print the table.
+    """Grade every response of --rescore FILE again, from its record only, and print the table.
 
     Nothing is written but what --judge_url answers, to the cache beside FILE.
     """

@@ -43,7 +43,7 @@ def test_pass_at_k_unbiased():
 
 
 def test_pass_at_k_leaves_unscored_samples_out():
-    """A sample without a score is no wrong answer: n is smaller for its question, and for it alone.
+    """A sample without a score is no wrong answer: n is smaller for its question, and for it only.
 
     A question without enough scored samples for a k has no part in the mean of that k.
     """
@@ -101,7 +101,7 @@ def test_wilson_covers():
     assert wilson(0, 0) == (0.0, 1.0)
 
 
-def test_guessing_rate_is_the_best_constant_a_kind():
+def test_guessing_rate_is_the_best_constant_per_kind():
     """Of kind a, "1" is right in two of four; of kind b, "5" in two of two."""
     records = [{"kind": "a", "gold": gold} for gold in "1123"]
     records += [{"kind": "b", "gold": gold} for gold in "55"]

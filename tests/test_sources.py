@@ -190,10 +190,10 @@ def test_ranks_get_disjoint_prompts(tiny):
 
 
 def test_ranks_go_from_epoch_to_epoch_together(tiny):
-    """Three ranks, seven examples: an epoch is two examples a rank, on every rank.
+    """Three ranks, seven examples: an epoch is two examples per rank, on every rank.
 
-    No example comes twice within it, the one that is left out is not always the same, and one rank
-    alone leaves none out. Shares of 3, 2 and 2 would soon give an example twice in one rollout.
+    No example comes twice within it, the one that is left out is not always the same, and a single
+    rank leaves none out. Shares of 3, 2 and 2 would soon give an example twice in one rollout.
     """
     _, encoder = tiny
     examples = [make_example(0, id=f"r{i}") for i in range(7)]
