@@ -70,7 +70,7 @@ from sources.tables import open_table, read_record
 
 
 @dataclass(frozen=True)
-class Config(settings.Inputs, settings.Optimizer, settings.RunFolder):
+class Config(settings.Inputs, settings.Training):
     # data
     model: str = flag("toy/base", "folder or hub name of the base: policy and reference start here")
     pairs: str = flag("runs/prefs", "folder of build_prefs.py, or a data set with its columns")

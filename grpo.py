@@ -28,8 +28,8 @@ Where this departs from the paper, or fills in what it leaves open:
      the clip never acts; the paper's 128 prompts x 8 in batches of 128 completions make 8.
   4. Dynamic sampling, overlong shaping, masking of truncated completions, Dr. GRPO: built, off.
 
-Dimension key: N prompts, G completions a prompt, B = N*G completions, T longest completion.
-Per-token tensors are (B, T), entry (b, t) about token t of completion b (see `common.token_logps`).
+Dimension key: N prompts, G completions per prompt, B = N*G completions, T longest completion. Small
+letters (n, b, t) are the same of a micro-batch or of one optimizer step.
 
     accelerate launch grpo.py                                   the embedded world, 40 steps, 20 s
     accelerate launch grpo.py --model runs/warmup/model         stage 3: another start
@@ -63,20 +63,13 @@ from model.qwen import Policy
 from model.records import Group, completion_mask
 from model.sampling import refresh, sample_groups
 from rewards import make_judge, make_rewards
-from rewards.groups import (
-    RewardedGroup,
-    check_weights,
-    parse_weights,
-    reward_group,
-    sample_record,
-)
+from rewards.groups import RewardedGroup, parse_weights, reward_group, sample_record
 from sources import build_stream
 from sources.stream import PromptStream
 
 
 @dataclass(frozen=True)
-class Config(settings.Data, settings.Sampling, settings.Optimizer, settings.Judge,
-             settings.RunFolder):
+class Config(settings.Data, settings.Sampling, settings.Training, settings.Judge):
     model: str = flag("toy/base", "folder or hub name of the start model; paper: Qwen2.5-VL-7B")
     # sampling
     steps: int = flag(40, "rollouts; paper: not stated for stage 1, its plot of stage 3 has 800")
@@ -107,7 +100,7 @@ class Config(settings.Data, settings.Sampling, settings.Optimizer, settings.Judg
         if self.group_size < 2:
             raise ValueError("--group_size must be at least 2, to have something to compare with")
         if self.temperature <= 0:
-            raise ValueError("--temperature must be positive, or the samples are all the same")
+            raise ValueError("--temperature must be positive, or all samples are the same")
 
 
 # Columns of the terminal's table, after the reward and its parts, and panels of curves.png.
@@ -385,11 +378,11 @@ def main(cfg: Config) -> None:
         run.latest_model() or cfg.model, freeze_vision=cfg.freeze_vision,
         gradient_checkpointing=cfg.gradient_checkpointing, max_pixels=cfg.max_pixels)
     policies = build_policies(policy, cfg, accelerator, samples=True, kl_beta=cfg.kl_beta,
-                              resumed=run.latest_model() is not None)
+                              resumed=run.has_state())
     stream = build_stream(cfg, encoder, accelerator, run.warn)
     judge = make_judge(cfg, run.folder)
-    rewards, weights = make_rewards(cfg, judge), parse_weights(cfg.reward_weights)
-    check_weights(weights, rewards)
+    rewards = make_rewards(cfg, judge)
+    weights = parse_weights(cfg.reward_weights, rewards)
     run.columns = ["reward", *rewards, *COLUMNS]
     # Of each rank its own: with one for all, all ranks would draw the same random numbers.
     generator = rank_generator(cfg.seed, accelerator.process_index, accelerator.device)

@@ -4,7 +4,7 @@ A stage's `Config` inherits the classes it needs, adds the settings of its own a
 overrides a default where the stage differs:
 
     @dataclass(frozen=True)
-    class Config(settings.Inputs, settings.Optimizer, settings.RunFolder):
+    class Config(settings.Inputs, settings.Training):
         beta: float = flag(0.1, "DPO's beta; LLaMA-Factory")
         lr: float = flag(1e-4, "AdamW learning rate; paper: 1e-6")
 
@@ -151,3 +151,8 @@ class OneShot(RunFolder):
         super().__post_init__()
         if self.resume:
             raise ValueError("--resume: this stage starts over, use --overwrite")
+
+
+@dataclass(frozen=True)
+class Training(Optimizer, RunFolder):
+    """The run of a stage that trains a model."""

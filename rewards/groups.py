@@ -61,8 +61,12 @@ def weighted_sum(by_name: dict[str, float | None], weights: dict[str, float]) ->
     return total
 
 
-def parse_weights(text: str) -> dict[str, float]:
-    """`format=0.5,accuracy=1` -> weights by name. Raises ValueError naming --reward_weights."""
+def parse_weights(text: str, rewards: dict[str, Reward] | None = None) -> dict[str, float]:
+    """`format=0.5,accuracy=1` -> weights by name.
+
+    rewards  of the run; with them, a weight for a reward that the run lacks is refused too
+    Raises ValueError naming --reward_weights.
+    """
     weights = {}
     for part in text.split(","):
         name, _, weight = part.partition("=")
@@ -70,17 +74,12 @@ def parse_weights(text: str) -> dict[str, float]:
             weights[name.strip()] = float(weight)
         except ValueError as error:
             raise ValueError(f"--reward_weights {text}: wanted NAME=WEIGHT,NAME=WEIGHT") from error
+        if rewards is not None and name.strip() not in rewards:
+            raise ValueError(
+                f"--reward_weights: no reward {name.strip()} in this run; it has "
+                f"{', '.join(rewards)} (overlong needs --overlong_buffer)"
+            )
     return weights
-
-
-def check_weights(weights: dict[str, float], rewards: dict[str, Reward]) -> None:
-    """Raise ValueError naming --reward_weights if a weight is for a reward that the run lacks."""
-    unknown = sorted(set(weights) - set(rewards))
-    if unknown:
-        raise ValueError(
-            f"--reward_weights: no reward {', '.join(unknown)} in this run; it has "
-            f"{', '.join(rewards)} (overlong needs --overlong_buffer)"
-        )
 
 
 def sample_record(rewarded: RewardedGroup, encoder: PromptEncoder, judge: Judge | None) -> dict:
