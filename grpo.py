@@ -129,22 +129,13 @@ def collect_rollout(sampler: Policy, stream: PromptStream, count: int, reward, g
             temperature=cfg.temperature, generator=generator, sample_batch=cfg.sample_batch,
             compile_decode=cfg.compile_decode)
         rewarded = [reward(group) for group in groups]
-        kept += filter(is_informative, rewarded) if cfg.dynamic_sampling else rewarded
+        kept += [r for r in rewarded if r.is_informative() or not cfg.dynamic_sampling]
         if len(kept) >= count:
             return kept[:count]
 
     raise ValueError(f"--dynamic_sampling: {cfg.max_draws} draws of {count} prompts gave only "
                      f"{len(kept)} groups with right and wrong answers; the data are too easy or "
                      "too hard (or raise --max_draws)")
-
-
-def is_informative(rewarded: RewardedGroup) -> bool:
-    """Some completions right, some wrong: the group says what to prefer (DAPO's 0 < #correct < G).
-
-    Trap: this looks at accuracy, never at the summed reward. An all-wrong group with unequal format
-    would be kept, and train on the format alone (test_dynamic_sampling_looks_at_accuracy).
-    """
-    return len(set(rewarded.known("accuracy"))) > 1
 
 
 # --- 2. Advantages -----------------------------------------------------------------------------

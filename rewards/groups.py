@@ -22,6 +22,14 @@ class RewardedGroup:
         """One reward of all completions that could be scored."""
         return [by_name[name] for by_name in self.rewards if by_name[name] is not None]
 
+    def is_informative(self) -> bool:
+        """Some completions right, some wrong: it says what to prefer (DAPO's 0 < #correct < G).
+
+        Trap: this looks at accuracy, never at the sum. An all-wrong group with unequal format would
+        be kept, and train on the format alone (test_dynamic_sampling_looks_at_accuracy).
+        """
+        return len(set(self.known("accuracy"))) > 1
+
     def known_totals(self) -> list[float]:
         """The weighted sums of all completions that could be scored."""
         return [total for total in self.totals if not math.isnan(total)]

@@ -68,9 +68,9 @@ def rewarded(group, formats, accuracies, totals=None) -> RewardedGroup:
 
 def test_dynamic_sampling_looks_at_accuracy():
     """All wrong with unequal format is not informative, though its rewards differ."""
-    assert not grpo.is_informative(rewarded(None, [1.0, 0.0], [0.0, 0.0]))
-    assert not grpo.is_informative(rewarded(None, [1.0, 0.0], [1.0, 1.0]))
-    assert grpo.is_informative(rewarded(None, [1.0, 0.0], [1.0, 0.0]))
+    assert not rewarded(None, [1.0, 0.0], [0.0, 0.0]).is_informative()
+    assert not rewarded(None, [1.0, 0.0], [1.0, 1.0]).is_informative()
+    assert rewarded(None, [1.0, 0.0], [1.0, 0.0]).is_informative()
 
 
 def test_dynamic_sampling_gives_up_with_a_message(start, tmp_path):
