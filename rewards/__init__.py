@@ -13,10 +13,14 @@ None means "could not be scored", as when a judge does not answer. Such a comple
 its group: a reward of 0 would teach that it is wrong.
 
     groups.py       the rewards of a sampled group, and their weights
-    grading.py      the accuracy of a response, by the type of the answer
     format.py       the format
-    math_worker.py  math-verify in a process of its own
+    grading.py      the accuracy of a response: find its answer, compare it with the gold answer
+    extract.py      finding: two tables of rules, with reading.py and views.py
+    choice.py, number.py, units.py, expression.py       comparing, by the type of the answer
+    math_worker.py  math-verify in processes of its own
     judge.py        a language model that answers yes or no
+
+`python -m rewards FILE` grades responses from anywhere (`__main__.py`).
 
 To add a reward, write the function and enter it in `make_rewards`. It is then logged, plotted and
 recorded under its name.

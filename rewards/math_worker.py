@@ -1,90 +1,152 @@
-"""math-verify in a process of its own: one JSON line in, one out.
+"""math-verify in processes of its own: the plumbing behind "equal as mathematics".
 
-    math_equal(gold, answer)  ->  True, False, or None if there is no verdict in time
+    verify = MathVerifier(workers=2);  verify.start()
+    verify(r"\\frac{1}{2}", "0.5")  ->  True
+    verify("x", a tower of powers)  ->  None, after timeout_s; that process is killed
 
-Its own time limits use signal.alarm, which works in a main thread only, and without them a sympy
-expression can run for ever. So they are off, and a process that does not answer in time is killed.
+One JSON line in, one out. Several threads may ask at once: each takes a free process, or waits for
+one.
 """
 
 import json
 import logging
+import os
+import queue
 import select
 import subprocess
 import sys
 
-MATH_TIMEOUT_S = 10.0
-START_TIMEOUT_S = 60.0  # importing sympy takes a while, and is not the expression's fault
+TIMEOUT_S = 10.0
+READY_S = (
+    120.0  # importing sympy takes a while, most of all when all ranks of a machine start together
+)
+
+
+class MathWorker:
+    """One process that answers one question at a time.
+
+    Trap: math-verify's own timeouts use signal.alarm, which works in a main thread only, and
+    without them a sympy expression can run for ever. So they are off, and a process that does not
+    answer in time is killed (test_math_that_hangs_is_bounded)."""
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen | None = None
+        self.ready = False
+
+    def start(self) -> None:
+        """Start the process, without waiting until it can answer (-P: this folder is not on its
+        import path)."""
+        if self.process is not None and self.process.poll() is None:
+            return
+        self.ready = False
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+
+    def ask(self, gold: str, answer: str, timeout_s: float, ready_s: float) -> bool | None:
+        """True or False, or None if there is no verdict in time.
+
+        Trap: "ready" has a limit of its own, and a process that misses it is killed. Were it left
+        alone, the late "ready" would be read as the verdict on the next question
+        (test_late_ready_is_no_verdict)."""
+        self.start()
+        if not self.ready:
+            self.ready = self.read(ready_s) == "ready"
+        if not self.ready:
+            self.stop()
+            return None
+
+        try:
+            self.process.stdin.write(json.dumps([gold, answer]).encode() + b"\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:  # it died between two questions
+            self.stop()
+            return None
+
+        verdict = self.read(timeout_s)
+        if not isinstance(verdict, bool):
+            self.stop()
+            return None
+        return verdict
+
+    def read(self, timeout_s: float) -> str | bool | None:
+        """The next line of the process, None if it does not come in time or the process is gone."""
+        readable, _, _ = select.select([self.process.stdout], [], [], timeout_s)
+        line = self.process.stdout.readline() if readable else b""
+        return json.loads(line) if line else None
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+        self.process = None
 
 
 class MathVerifier:
-    """The end that asks.
+    """A pool of workers. Its arguments are (gold, answer), in this order: math-verify is not
+    symmetric."""
 
-    Trap: an answer such as 9^9^9^9 keeps sympy busy for ever, and a run with it
-    (test_math_that_hangs_is_bounded). math-verify's arguments are (gold, answer), in this order; it
-    is not symmetric.
-    """
+    def __init__(
+        self, timeout_s: float = TIMEOUT_S, ready_s: float = READY_S, workers: int | None = None
+    ):
+        cores = (
+            len(os.sched_getaffinity(0))
+            if hasattr(os, "sched_getaffinity")
+            else os.cpu_count() or 1
+        )
+        self.timeout_s, self.ready_s = timeout_s, ready_s
+        self.workers = [MathWorker() for _ in range(workers or min(4, cores))]
+        self.free: queue.LifoQueue[MathWorker] = (
+            queue.LifoQueue()
+        )  # the last one used is the warmest
+        for worker in reversed(self.workers):
+            self.free.put(worker)
 
-    def __init__(self, timeout_s: float = MATH_TIMEOUT_S):
-        self.timeout_s = timeout_s
-        self.process: subprocess.Popen | None = None
+    def start(self) -> None:
+        """Start every process now, so that the first question does not wait for the imports."""
+        for worker in self.workers:
+            worker.start()
 
     def __call__(self, gold: str, answer: str) -> bool | None:
         """True or False, or None if it gave no verdict in time."""
-        if self.process is None or self.process.poll() is not None:
-            self.start()
-
-        self.process.stdin.write(json.dumps([gold, answer]) + "\n")
-        verdict = self.read(self.timeout_s)
-        if verdict is None:
-            self.process.kill()
-            self.process.wait()
-            self.process = None
-        return verdict
-
-    def start(self) -> None:
-        """Start the process and wait until it says that it is ready."""
-        self.process = subprocess.Popen(
-            [sys.executable, __file__],
-            text=True,
-            bufsize=1,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-        self.read(START_TIMEOUT_S)
-
-    def read(self, timeout_s: float):
-        """The next line of the process, None after `timeout_s` seconds without one."""
-        ready, _, _ = select.select([self.process.stdout], [], [], timeout_s)
-        line = self.process.stdout.readline() if ready else ""
-        return json.loads(line) if line else None
+        worker = self.free.get()
+        try:
+            return worker.ask(gold, answer, self.timeout_s, self.ready_s)
+        finally:
+            self.free.put(worker)
 
 
-math_equal = MathVerifier()
+def marked(text: str) -> str:
+    """math-verify reads LaTeX only where it is marked as such."""
+    return text if "$" in text or "\\boxed" in text else f"${text}$"
 
 
-# --- The process -------------------------------------------------------------------------------
+def main() -> None:
+    """The process itself: reads [gold, answer] lines, writes true or false.
 
+    Trap: math-verify's defaults strip what they take for a unit, "7 - 11b - d" becomes 7 - 11, and
+    where LaTeX fails they pick a number out of the text. Units are read before (`units.py`), so
+    both are off (test_letters_are_not_stripped)."""
+    from dataclasses import replace
 
-def serve() -> None:
-    """The end that answers."""
-    from math_verify import parse, verify
+    from math_verify import LatexExtractionConfig, parse, verify
 
-    logging.disable(logging.WARNING)  # it warns at each call that its time limits are off
+    config = LatexExtractionConfig()
+    config = replace(config, normalization_config=replace(config.normalization_config, units=False))
+
+    logging.disable(logging.WARNING)  # it warns at each call that its timeouts are off
+    verify(parse("$x+1$", [config], parsing_timeout=None), [1], timeout_seconds=None)  # loads the rest
     print(json.dumps("ready"), flush=True)
 
     for line in sys.stdin:
-        gold, answer = (parse(as_latex(text), parsing_timeout=None) for text in json.loads(line))
         try:
+            gold, answer = (
+                parse(marked(text), [config], parsing_timeout=None) for text in json.loads(line)
+            )
             verdict = bool(gold) and bool(answer) and verify(gold, answer, timeout_seconds=None)
         except Exception:  # sympy raises what it likes on odd input; the answer is then not equal
             verdict = False
         print(json.dumps(bool(verdict)), flush=True)
 
 
-def as_latex(text: str) -> str:
-    """math-verify reads LaTeX only where it is marked as such."""
-    return text if "$" in text or "\\boxed" in text else f"${text}$"
-
-
 if __name__ == "__main__":
-    serve()
+    main()

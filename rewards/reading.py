@@ -1,0 +1,235 @@
+"""Reading what an extraction rule has found: is it an answer of the type that is asked for?
+
+A reading ends in one of three ways:
+
+    Reading(answer)            the answer
+    Reading(refused=why)       several candidates, a negation: the response has no answer, a lucky
+                               pick among
+                               several would be paid for
+    NEXT                       nothing of this type, the next rule may try
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rewards.choice import SEVERAL, by_value, is_value, named_in, plain, read_option
+from rewards.expression import spell_out, words_of
+from rewards.number import ABOUT, LABEL, NUMBER, read_number, tidy, words_to_digits
+from rewards.units import NO_UNITS, read_unit
+from rewards.views import SENTENCE_END
+
+
+@dataclass(frozen=True)
+class Reading:
+    answer: str | None = None
+    refused: str | None = None
+
+
+NEXT = Reading()
+SEVERAL_NUMBERS = "not one number"
+
+STATEMENT = (
+    re.compile(  # "The answer is" in front of what is read, or a title in front of mathematics
+        r"^[\s'\"]*(?:the\s+)?(?:(?:final|correct)\s+)?answer\s*(?:is\b|:|(?=[$\\]))\s*:?\s*|"
+        r"^(?:I\s+(?:think|believe|guess)\s+(?:that\s+)?)?(?:it|this|that)(?:\s+is|'s)\s+(?!not\b)|"
+        r"^[A-Z][A-Za-z ]{1,40}:\s*(?=\$[^$]+\$\W*$)",
+        re.IGNORECASE,
+    )
+)
+NOT = re.compile(
+    r"^\W*(?:definitely\s+|clearly\s+)?(?:not|neither|never|isn't|no longer)\b|^\W*不",
+    re.IGNORECASE,
+)
+ENVIRONMENT = re.compile(r"\\(?:begin|end)\{\w+\}|\\[A-Za-z]+|\$[^$]*\$")
+MARKED = re.compile(r"\$\$?(.+?)\$\$?(?=[\s.,;]|$)|\\\((.+?)\\\)|\\\[(.+?)\\\]")
+
+
+def read(how: str, text: str, answer_type: str, choices: Sequence[str], question: str) -> Reading:
+    """Read `text` the way that a rule says (`how`, see `extract.Rule`), as an answer of this
+    type."""
+    text = STATEMENT.sub("", text).strip()
+    if not re.search(r"[^\s.:*$,]", text):
+        states = how == "box" or (
+            how == "statement" and text
+        )  # a response cut off behind "is" states nothing
+        return Reading(refused="says nothing") if states else NEXT
+    if answer_type == "choice":
+        return read_choice(how, text, choices, question)
+    if answer_type == "text":
+        return Reading(read_expression(text) if how == "statement" else text.rstrip(".").strip())
+    if NOT.match(text) and not (how == "block" and is_sentence(text)):
+        return Reading(refused="negation")
+    if how == "box":
+        return Reading(text)
+    if how in ("block", "whole", "bold"):
+        return read_short(how, text, answer_type, question)
+    if answer_type == "number" or how == "number":
+        return read_stated_number(how, text, question)
+    return read_stated_expression(text)
+
+
+# --- Numbers and expressions ---------------------------------------------------------------------
+
+
+def read_short(how: str, text: str, answer_type: str, question: str) -> Reading:
+    """A text that is nothing but an answer: a plain number or an expression, no sentence."""
+    text = text.rstrip(".").strip()
+    if read_number(text, question) is not None:
+        return Reading(text)
+    if how == "block":
+        return NEXT if is_sentence(text) else Reading(text)
+    if (
+        how == "whole"
+        and answer_type == "math"
+        and len(text) < 100
+        and not words_of(spell_out(text))
+    ):
+        return Reading(text)
+    return NEXT
+
+
+def is_sentence(text: str, least: int = 3) -> bool:
+    """Has it at least so many plain words?"""
+    return len(re.findall(r"[A-Za-z]{2,}", ENVIRONMENT.sub(" ", text))) >= least
+
+
+def read_stated_number(how: str, text: str, question: str) -> Reading:
+    """The number that a statement begins with. "The answer is red" states that there is no
+    number."""
+    number = leading_number(text, question)
+    if number == NEXT and how == "statement" and not is_sentence(text.split("\n")[0], least=6):
+        return Reading(refused=SEVERAL_NUMBERS)
+    return number
+
+
+def read_stated_expression(text: str) -> Reading:
+    """The expression that a statement begins with; words are none."""
+    expression = read_expression(text)
+    is_all = len(text) <= len(expression) + 1
+    if is_sentence(expression) or not (is_all or re.search(r"[\d\\=<>]", expression)):
+        return NEXT
+    return Reading(expression)
+
+
+def read_expression(text: str) -> str:
+    """An expression in marks of mathematics, or the text up to the end of its sentence."""
+    text = re.sub(r"^\s*\\\\", "", text)
+    marked = MARKED.match(text)
+    if marked:
+        return marked[marked.lastindex].strip()
+    return re.split(r"\.\s|\.?$|\n", text, maxsplit=1)[0].strip(" *")
+
+
+LEADING = re.compile(
+    rf"(?:(?=[^=:≈]*[=:≈]){LABEL.pattern}\s*[=:≈]\s*)?(?P<number>(?:-?\s*[$€£]\s*)?{NUMBER})"
+)
+PERCENT = re.compile(r"\s*(?:%|percent\b)")
+CHANGED = re.compile(  # what follows is another number, or belongs to this one
+    r"\s*[,;/-]\s*[$(]?[\d\\]|\s*,?\s*(?:or|and|to|by|plus|minus|times|over)\s+(?:\w+\s+){0,2}[-$€£]?\d|"
+    r"\s*,?\s*and\s+a\s|\s*(?:more|less|fewer)\s+than\s+\d"
+)
+ENDS = re.compile(  # what follows begins something new
+    r"\s*[,.;:?)\]}\"'，。；]|\s*$|\s*(?:[(\[|—]|(?:because|since|as|which|for|in|on|at|after|when|if|that|who|with|"
+    r"from|between|of|left|per|so|than|is|are)\b)"
+)
+UNIT = re.compile(
+    r"\s*(?:[^\W\d_]+|[°€£¥$])(?:\s*\^\s*\{?\d\}?|[²³]|\d\b)?(?:\s*(?:/|per\b)\s*[^\W\d_]+(?:\^?\d)?)?"
+)
+
+
+def leading_number(text: str, question: str = "") -> Reading:
+    """The number that a text begins with, with its unit; nothing that changes it may follow.
+
+    >>> leading_number("12 cm, as we saw"), leading_number("12 balls of size 6")
+    (Reading(answer='12 cm', refused=None), Reading(answer='12', refused=None))
+    >>> leading_number("12 or 13").refused, leading_number("12x").refused
+    ('not one number', 'not one number')
+    """
+    text = words_to_digits(tidy(re.sub(r"\\[()\[\]]", " ", text))).strip(" $*")
+    match = LEADING.match(ABOUT.sub("", text))
+    if match is None:
+        return NEXT
+
+    number, rest = match["number"].rstrip("."), ABOUT.sub("", text)[match.end() :]
+    if PERCENT.match(rest):
+        return Reading(f"{number}%")
+    if CHANGED.match(rest):
+        return Reading(refused=SEVERAL_NUMBERS)
+    if ENDS.match(rest):
+        return Reading(number)
+
+    unit = UNIT.match(rest)
+    if unit is None or CHANGED.match(rest[unit.end() :]):
+        return Reading(refused=SEVERAL_NUMBERS)
+    word = re.match(r"\s*([^\W\d_]+|[°€£¥$])", rest)[1]
+    if read_unit(word) is None and (len(word) == 1 or word.lower() in NO_UNITS - {"and", "to"}):
+        return Reading(refused=SEVERAL_NUMBERS)
+    return Reading(f"{number} {unit[0].strip()}" if read_unit(unit[0]) else number)
+
+
+# --- Choices -------------------------------------------------------------------------------------
+
+
+def read_choice(how: str, text: str, choices: Sequence[str], question: str) -> Reading:
+    """The part of the text that names one option."""
+    first = SENTENCE_END.split(text, maxsplit=1)[0]
+    if how == "denial":
+        return Reading(read_denial(text, choices, question))
+    if how == "sentence":
+        option = named_in(first, choices)
+        return Reading(option.letter, option.how if option.how == SEVERAL else None)
+    if how == "number":
+        return read_value(first, text, choices)
+
+    named = read_named(how, text, first, choices)
+    if named != NEXT or how == "whole":
+        return named
+    if how == "box":
+        return Reading(refused="no option has this value")
+    number = leading_number(text)
+    if number.answer is not None and by_value(number.answer, choices).letter:
+        return number
+    if how == "statement" and (number.answer is not None or is_value(first)):
+        return Reading(refused="no option has this value")
+    return NEXT
+
+
+def read_named(how: str, text: str, first: str, choices: Sequence[str]) -> Reading:
+    """An option by letter, text or value; in a statement also in the words of its first
+    sentence."""
+    for part in (text, first):
+        option = read_option(part, choices)
+        if option.letter is not None:
+            return Reading(part)
+        if option.how not in ("no option", "empty"):
+            return Reading(refused=option.how)
+    if NOT.match(text):
+        return Reading(refused="negation")
+
+    if how in ("box", "statement", "block", "must be"):
+        option = named_in(first, choices)
+        if option.letter is not None:
+            return Reading(option.letter)
+        if option.how in (SEVERAL, "negation"):
+            return Reading(refused=option.how)
+    return NEXT
+
+
+def read_value(first: str, text: str, choices: Sequence[str]) -> Reading:
+    """A sentence's number or expression that is exactly one option's value."""
+    number = leading_number(text)
+    for value in (first.rstrip("."), number.answer):
+        if value is not None and by_value(value, choices).letter is not None:
+            return Reading(value)
+    return NEXT if number.answer is None else Reading(refused="no option has this value")
+
+
+def read_denial(text: str, choices: Sequence[str], question: str) -> str | None:
+    """ "It is not the largest" says no to "Is it the largest?": in the question's own words, or
+    not at all, since "the text does not provide enough information" denies nothing."""
+    yes_no = {plain(choice): choice for choice in choices}
+    denied, asked = re.findall(r"\w+", text.lower()), re.findall(r"\w+", question.lower())
+    if set(yes_no) != {"yes", "no"} or not denied or not set(denied) <= set(asked):
+        return None
+    return yes_no["no"]

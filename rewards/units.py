@@ -1,0 +1,155 @@
+"""Units of measurement: which words after a number are a unit, and when two of them are the same.
+
+A unit is a product of known names with powers, "cm^2", "m/s", "kg m s^{-1}", or a counted noun of
+the question ("12 apples" where it asks for apples). A letter of algebra, \\pi, ! or a word of
+magnitude is not a unit: "4x", "4\\pi", "4 million" are not 4.
+"""
+
+import re
+
+NAMES = {  # the unit and its other spellings; a plural -s is understood
+    "mm": "millimeter millimetre", "cm": "centimeter centimetre 厘米", "dm": "decimeter decimetre",
+    "m": "meter metre 米", "km": "kilometer kilometre 千米 公里", "in": "inch inches",
+    "ft": "foot feet", "yd": "yard", "mi": "mile", "nmi": "nautical-mile 海里",
+    "nm": "nanometer nanometre", "μm": "micrometer micrometre micron", "ly": "light-year",
+    "mg": "milligram", "g": "gram", "kg": "kilogram", "t": "ton tonne", "lb": "lbs pound",
+    "oz": "ounce", "ms": "millisecond", "s": "sec second 秒", "min": "minute 分钟",
+    "h": "hr hour 小时", "day": "", "week": "", "month": "", "year": "yr years-old",
+    "ml": "mL milliliter millilitre cc", "L": "l liter litre", "°": "degree deg 度",
+    "°C": "celsius degrees-celsius", "°F": "fahrenheit degrees-fahrenheit", "K": "kelvin",
+    "rad": "radian", "Hz": "hz hertz", "kHz": "", "MHz": "", "GHz": "", "N": "newton", "kN": "",
+    "J": "joule", "kJ": "kilojoule", "cal": "calorie", "kcal": "", "W": "watt", "kW": "kilowatt",
+    "kWh": "", "V": "volt", "mV": "", "A": "amp ampere", "mA": "", "Ω": "ohm", "C": "coulomb",
+    "Pa": "pascal", "kPa": "", "MPa": "", "atm": "", "mol": "mole", "eV": "", "mph": "",
+    "$": "dollar usd USD", "¢": "cent", "€": "euro", "£": "gbp", "¥": "yuan yen rmb 元",
+    "unit": "", "square unit": "sq-unit", "person": "people persons", "item": "", "object": "",
+    "piece": "", "student": "", "child": "children", "way": "", "point": "", "side": "",
+}
+COUNTED = {"unit", "square unit", "person", "item", "object", "piece", "student", "child", "way",
+           "point", "side"}
+POWERS = {"²": "^2", "³": "^3"}
+NO_UNITS = {  # words that change the number, or begin another one
+    "hundred", "thousand", "million", "billion", "trillion", "dozen", "half", "halves", "third",
+    "quarter", "times", "twice", "double", "percent", "pi", "squared", "cubed", "factorial",
+    "root", "log", "or", "and", "to", "plus", "minus", "over", "by", "not", "than", "most",
+    "least", "about", "is", "are", "of", "the", "a", "an", "in", "for", "if", "e", "i", "x", "y",
+    "z", "n", "k", "but", "so", "it", "what", "which", "how", "many",
+}
+
+
+def spellings() -> dict[str, str]:
+    """Every spelling of a unit -> its name."""
+    table = {}
+    for name, others in NAMES.items():
+        for spelling in [name, *others.split()]:
+            words = spelling.replace("-", " ")
+            table[words] = name
+            if len(words) > 2:
+                table[words + "s"] = name
+    return table
+
+
+SPELLINGS = spellings()
+CHINESE_POWERS = re.compile(r"平方(千米|厘米|米)")
+POWER_WORDS = [  # "square cm", "cm squared" -> "cm^2"
+    (re.compile(r"\b(?:square|sq\.?) (?!units?\b)([a-z]+)"), r"\1^2"),
+    (re.compile(r"\b(?:cubic|cu\.?) ([a-z]+)"), r"\1^3"),
+    (re.compile(r"\b([a-z]+) squared"), r"\1^2"),
+    (re.compile(r"\b([a-z]+) cubed"), r"\1^3")]
+FACTOR = re.compile(r"([^\W\d_]+|°(?: ?[CFcf]\b)?|[$¢€£¥])(?:\s*\^\s*\{?\s*(-?\d)\s*\}?|(\d)\b)?")
+
+
+def read_unit(text: str, question: str = "") -> str | None:
+    """The unit as a canonical string, "" for none or for things counted; None if the text is not a
+    unit.
+
+    >>> read_unit("cm^2"), read_unit("square centimeters"), read_unit("km/h")
+    ('cm^2', 'cm^2', 'h^-1 km')
+    >>> read_unit("x"), read_unit("million")
+    (None, None)
+    >>> read_unit("apples"), read_unit("apples", "How many apples are left?")
+    (None, '')
+    """
+    text = text.strip(" .,;*·()").replace("µ", "μ")
+    if not text:
+        return ""
+    if len(text) > 60:
+        return None
+    if is_counted(text, question):
+        return ""
+
+    for sign, power in POWERS.items():
+        text = text.replace(sign, power)
+    text = CHINESE_POWERS.sub(r"\1^2", text)
+    for pattern, power in POWER_WORDS:
+        text = pattern.sub(power, text)
+    powers = read_factors(text)
+    if powers is None:
+        return None
+
+    powers = {name: power for name, power in powers.items() if name not in COUNTED}
+    return " ".join(
+        name if power == 1 else f"{name}^{power}" for name, power in sorted(powers.items()))
+
+
+def read_factors(text: str) -> dict[str, int] | None:
+    """`m s^{-1}` -> {"m": 1, "s": -1}; None if anything in it is not a known unit."""
+    powers: dict[str, int] = {}
+    sign = 1
+    for part in re.split(r"(/|\bper\b)", text):
+        if part in ("/", "per"):
+            sign = -1
+            continue
+        name = SPELLINGS.get(part.strip()) or SPELLINGS.get(part.strip().lower())
+        if name is not None:
+            powers[name] = powers.get(name, 0) + sign
+            continue
+        position = 0
+        part = part.strip()
+        while position < len(part):
+            factor = FACTOR.match(part, position)
+            if factor is None:
+                return None
+            word = factor[1].replace(" ", "")
+            name = SPELLINGS.get(word) or (SPELLINGS.get(word.lower()) if len(word) > 1 else None)
+            if name is None:
+                return None
+            powers[name] = powers.get(name, 0) + sign * int(factor[2] or factor[3] or 1)
+            position = factor.end()
+            while position < len(part) and part[position] in " *·.{}":
+                position += 1
+    return powers
+
+
+def is_counted(text: str, question: str) -> bool:
+    """At most four words, each of which the question has, in singular or plural: what it asks to
+    count."""
+    words = re.findall(r"[a-z]+", text.lower())
+    if not words or len(words) > 4 or set(words) & NO_UNITS:
+        return False
+    if not re.fullmatch(r"[A-Za-z' -]+", text):
+        return False
+    if len(words) == 1 and len(words[0]) < 3:
+        return False
+    asked = {singular(word) for word in re.findall(r"[a-z]+", question.lower())}
+    return all(singular(word) in asked for word in words)
+
+
+def is_measured_in(letter: str, question: str) -> bool:
+    """Does the question measure in this one-letter unit ("20 m", "in meters")?"""
+    long_names = NAMES.get(letter, "").split()
+    measured = re.search(rf"\d\s*\\?(?:text|mathrm)?[{{~ ]*{re.escape(letter)}\b", question)
+    named = any(re.search(rf"\b{name}", question) for name in long_names if len(name) > 2)
+    return measured is not None or named
+
+
+def is_name_in(letter: str, question: str) -> bool:
+    """Does the question use this letter as the name of something?"""
+    return re.search(rf"(?<![A-Za-z\\]){re.escape(letter)}(?![A-Za-z])", question) is not None
+
+
+def singular(word: str) -> str:
+    """A crude stem: enough to match "boxes" with "box" and "apples" with "apple"."""
+    if word.endswith("es") and len(word) > 4:
+        return word[:-2]
+    return word.rstrip("s").rstrip("e") if len(word) > 3 else word
