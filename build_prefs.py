@@ -14,8 +14,8 @@ its format corrupted as well: correctness and format are mixed, which the paper 
 
 Where the paper is silent:
   1. "Format supplement" is not defined: here a missing closing tag is put where it belongs.
-  2. The consistency check is a rule: the last number (or boxed expression) of the reasoning equals
-     the answer. --judge_url asks a judge, as the paper asks Gemini; --no_verify leaves it out.
+  2. The consistency check is a rule: the reasoning, graded as if it were the response, is right.
+     --judge_url asks a judge, as the paper asks Gemini; --no_verify leaves it out.
   3. One of the five corruptions is drawn uniformly.
 
     accelerate launch build_prefs.py --zero runs/zero/model       ~25 seconds on two cores
@@ -44,7 +44,7 @@ from model.qwen import Policy
 from model.records import Prompt, is_truncated
 from model.sampling import sample_groups
 from rewards import Judge, grade, is_in_format, make_judge
-from rewards.grading import extract_answer, last_boxed
+from rewards.extract import extract_answer
 from sources import load_examples
 from sources.funnel import Candidate, Response, count_question, drop_repeats, kept, write_funnel
 from sources.pairs import TABLE_PATH, pair_record, write_readme, write_table
@@ -106,38 +106,20 @@ def is_consistent(response: str, example: dict, judge: Judge | None) -> bool | N
 
     response: in the full format.
 
-    Without a judge, the conclusion of the reasoning is graded as if it were the answer. Reasoning
-    without any conclusion proves nothing and is not consistent.
+    Without a judge, the reasoning is graded as if it were the response. Reasoning without any
+    conclusion proves nothing and is not consistent.
     """
     reasoning = response.split("<think>")[1].split("</think>")[0]
-    if judge is not None:
-        answer = extract_answer(response, example["answer_type"])
-        question = CONSISTENCY_QUESTION.format(
-            question=example["question"], reasoning=reasoning, answer=answer
-        )
-        return judge.yes(question)
+    if judge is None:
+        return grade(example, reasoning).score == 1.0
 
-    conclusion = find_conclusion(reasoning, example["answer_type"])
-    if conclusion is None:
-        return False
-    return grade(example, f"<answer>{conclusion}</answer>").score == 1.0
-
-
-def find_conclusion(reasoning: str, answer_type: str) -> str | None:
-    """The conclusion of a think block, None if it has none.
-
-    Tried in this order, taking the last match of each: a \\boxed{}; what follows "answer is"; for a
-    choice, a letter in brackets; for a number or an expression, a number.
-    """
-    conclusion = last_boxed(reasoning) or extract_answer(reasoning, answer_type)
-    if conclusion is not None:
-        return conclusion
-    if answer_type == "choice":
-        letters = re.findall(r"\(([A-J])\)", reasoning)
-        return letters[-1] if letters else None
-    if answer_type == "math":
-        return extract_answer(reasoning, "number")
-    return None
+    answer = extract_answer(
+        response, example["answer_type"], example["choices"], example["question"]
+    )
+    question = CONSISTENCY_QUESTION.format(
+        question=example["question"], reasoning=reasoning, answer=answer
+    )
+    return judge.yes(question)
 
 
 def choose(response: Response, example: dict, judge: Judge | None, cfg: Config) -> Candidate:

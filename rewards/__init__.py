@@ -29,6 +29,7 @@ recorded under its name.
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from rewards.expression import math_equal
 from rewards.format import is_in_format
 from rewards.grading import Grade, grade
 from rewards.judge import Judge, make_judge
@@ -51,6 +52,11 @@ Reward = Callable[[dict, Completion], float | None]
 
 def make_rewards(cfg, judge: Judge | None) -> dict[str, Reward]:
     """The rewards of a run by name, from the settings of `grpo.py`."""
+    # The processes of math-verify take seconds to import sympy. Started here, they do so while the
+    # run goes on; started by the first expression, they would hold up the first rollout. Golds of
+    # the toy world are numbers and letters, which never need them.
+    if cfg.data != "toy":
+        math_equal.start()
 
     def in_format(example: dict, completion: Completion) -> float:
         return float(is_in_format(completion.text))

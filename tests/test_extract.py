@@ -4,9 +4,8 @@ import time
 
 import pytest
 
-from rewards import extract_answer, find_answer, last_boxed
-from rewards.extract import IN_PROSE, IN_TAGS
-from rewards.views import boxes
+from rewards.extract import IN_PROSE, IN_TAGS, extract_answer, find_answer
+from rewards.views import boxes, last_boxed
 
 ANIMALS = ["cat", "dog", "a bird", "fish"]
 
@@ -38,40 +37,52 @@ def test_the_tables_are_short():
 
 
 @pytest.mark.parametrize("response, answer_type, answer", [
-    ("<answer> 1 </answer> wait <answer> 2 </answer>", "number", "2"), ("<think> a </think> <answer> 2", "number", "2"),
-    ("The answer is 2.5.", "number", "2.5"), ("the answer is 2 .", "number", "2"), ("Answer: B", "choice", "B"),
-    ("nothing here", "number", None), ("I like B", "choice", None), ("<answer></answer> 5", "number", None),
+    ("<answer> 1 </answer> wait <answer> 2 </answer>", "number", "2"),
+    ("<think> a </think> <answer> 2", "number", "2"),
+    ("The answer is 2.5.", "number", "2.5"), ("the answer is 2 .", "number", "2"),
+    ("Answer: B", "choice", "B"),
+    ("nothing here", "number", None), ("I like B", "choice", None),
+    ("<answer></answer> 5", "number", None),
     ("line\nanswer : 3", "number", "3"), ("\\boxed{unclosed", "math", None),
     ("so \\boxed{3} or \\boxed{\\frac{1}{2}}", "math", "3, \\frac{1}{2}"),
-    ("\\boxed{1}. Then \\boxed{2}.", "math", "2"), ("The answer is 3. Sorry, the answer is 4.", "number", "4"),
+    ("\\boxed{1}. Then \\boxed{2}.", "math", "2"),
+    ("The answer is 3. Sorry, the answer is 4.", "number", "4"),
     ("\\boxed{200} of it. Final answer: 455", "number", "455")])
 def test_extraction(response, answer_type, answer):
     """Blocks, boxes, plain words; the last statement counts; an empty block says nothing."""
-    assert extract_answer(response, answer_type, ANIMALS if answer_type == "choice" else []) == answer
+    choices = ANIMALS if answer_type == "choice" else []
+    assert extract_answer(response, answer_type, choices) == answer
 
 
 @pytest.mark.parametrize("text, lists, last", [
     (r"\boxed{a}", ["a"], "a"), (r"\boxed{\frac{1}{2}}", [r"\frac{1}{2}"], r"\frac{1}{2}"),
     (r"\boxed{1} and \boxed{2}", ["1, 2"], "2"), (r"\boxed{1}, \boxed{2}", ["1, 2"], "2"),
-    (r"x = \boxed{1}, so y = \boxed{2}", ["1", "2"], "2"), (r"\boxed{1}. And \boxed{2}", ["1", "2"], "2"),
-    (r"\boxed{p = \boxed{3}}", ["3"], "3"), (r"\boxed{\{1\}}", [r"\{1\}"], r"\{1\}"), (r"\boxed{", [], None),
+    (r"x = \boxed{1}, so y = \boxed{2}", ["1", "2"], "2"),
+    (r"\boxed{1}. And \boxed{2}", ["1", "2"], "2"),
+    (r"\boxed{p = \boxed{3}}", ["3"], "3"), (r"\boxed{\{1\}}", [r"\{1\}"], r"\{1\}"),
+    (r"\boxed{", [], None),
     ("none", [], None), (r"\boxed{\boxed{", [], None), (r"} \boxed{5}", ["5"], "5")])
 def test_boxes(text, lists, last):
-    """Braces are balanced, several boxes in one statement are a list, of nested boxes the inner one counts."""
+    """Braces are balanced, several boxes in one statement are a list, of nested boxes the inner
+    one counts.
+    """
     assert (boxes(text), last_boxed(text)) == (lists, last)
 
 
 @pytest.mark.parametrize("piece", [
-    r"\boxed{", r"\boxed{1} and ", "{", r"\text{", "answer ", "the answer is ", "1", "1,", "a", "A ", " ", "\n", "**",
-    "so ", "two ", "(A) ", "$ ", "= 1 ", r"\frac{1}{", "is ", ":\n", "option A ", "- ", "5 m ", "cannot ", "<answer>",
-    "</answer>", "答案", "hundred and "])
+    r"\boxed{", r"\boxed{1} and ", "{", r"\text{", "answer ", "the answer is ", "1", "1,", "a", "A ",
+    " ", "\n", "**", "so ", "two ", "(A) ", "$ ", "= 1 ", r"\frac{1}{", "is ", ":\n", "option A ", "- ",
+    "5 m ", "cannot ", "<answer>", "</answer>", "答案", "hundred and "])
 def test_time_is_linear(piece):
-    """A megabyte of anything is graded in a moment: no pattern may backtrack over the whole response."""
+    """A megabyte of anything is graded in a moment: no pattern may backtrack over the whole
+    response.
+    """
     for answer_type in ("number", "choice", "math", "text"):
+        choices = ANIMALS if answer_type == "choice" else []
         for wrap in ("{}", "<answer>{}</answer>"):
             response = wrap.replace("{}", piece * (1_000_000 // len(piece)))
             began = time.process_time()
-            find_answer(response, answer_type, ANIMALS if answer_type == "choice" else [], "how many?")
+            find_answer(response, answer_type, choices, "how many?")
             assert time.process_time() - began < 2.0, (answer_type, wrap)
 
 
@@ -85,4 +96,5 @@ def test_a_page_takes_two_milliseconds():
         began = time.process_time()
         for i in range(50):
             find_answer(page + " " * i + ending, answer_type, choices)
-        assert (time.process_time() - began) / 50 < 0.004  # twice the aim: tests run on busy machines
+        # Twice the aim of 2 ms: tests run on busy machines.
+        assert (time.process_time() - began) / 50 < 0.004

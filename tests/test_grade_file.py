@@ -13,17 +13,36 @@ ROOT = Path(__file__).parent.parent
 
 
 def write(path, lines):
-    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines), encoding="utf-8")
+    path.write_text(
+        "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines),
+        encoding="utf-8",
+    )
     return path
 
 
 def test_agreement_is_counted_by_type_and_rule(tmp_path):
     """A false right and a false wrong are named with their rule and an example."""
-    file = write(tmp_path / "a.jsonl", [
-        {"answer": "12", "answer_type": "number", "response": "The answer is 12.", "verdict": True},
-        {"id": "seven", "answer": "12", "answer_type": "number", "response": "The answer is 12.", "verdict": False},
-        {"answer": "B", "choices": ["cat", "dog"], "response": "I like dogs", "verdict": True}, "",
-        {"answer": "yes", "answer_type": "text", "response": "yes"}])
+    file = write(
+        tmp_path / "a.jsonl",
+        [
+            {
+                "answer": "12",
+                "answer_type": "number",
+                "response": "The answer is 12.",
+                "verdict": True,
+            },
+            {
+                "id": "seven",
+                "answer": "12",
+                "answer_type": "number",
+                "response": "The answer is 12.",
+                "verdict": False,
+            },
+            {"answer": "B", "choices": ["cat", "dog"], "response": "I like dogs", "verdict": True},
+            "",
+            {"answer": "yes", "answer_type": "text", "response": "yes"},
+        ],
+    )
     graded = grade_file(file)
     assert [g.outcome for g in graded] == ["agree", "false right", "false wrong", "not compared"]
     text = summarise(graded)
@@ -32,11 +51,20 @@ def test_agreement_is_counted_by_type_and_rule(tmp_path):
     assert "33.33 %" in text
 
 
-@pytest.mark.parametrize("line, words", [
-    ("{", "line 2: no JSON"), ("[1]", "line 2: list"), ({"answer": "1"}, "line 2: 'response' is missing"),
-    ({"answer": 1, "response": "1"}, "line 2: 'answer' is missing or no text"),
-    ({"answer": "1", "response": "1", "answer_type": "integer"}, "line 2: answer_type 'integer'"),
-    ({"answer": "1", "response": "1", "verdict": "yes"}, "line 2: verdict 'yes'")])
+@pytest.mark.parametrize(
+    "line, words",
+    [
+        ("{", "line 2: no JSON"),
+        ("[1]", "line 2: list"),
+        ({"answer": "1"}, "line 2: 'response' is missing"),
+        ({"answer": 1, "response": "1"}, "line 2: 'answer' is missing or no text"),
+        (
+            {"answer": "1", "response": "1", "answer_type": "integer"},
+            "line 2: answer_type 'integer'",
+        ),
+        ({"answer": "1", "response": "1", "verdict": "yes"}, "line 2: verdict 'yes'"),
+    ],
+)
 def test_an_error_names_the_line(tmp_path, line, words):
     file = write(tmp_path / "a.jsonl", [{"answer": "1", "response": "1"}, line])
     with pytest.raises(ValueError, match=words):
@@ -45,7 +73,9 @@ def test_an_error_names_the_line(tmp_path, line, words):
 
 def official():
     """The converter in benchmarks/, which is no package."""
-    spec = importlib.util.spec_from_file_location("official_answers", ROOT / "benchmarks" / "official_answers.py")
+    spec = importlib.util.spec_from_file_location(
+        "official_answers", ROOT / "benchmarks" / "official_answers.py"
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -54,16 +84,26 @@ def official():
 def test_literal_extractions_are_told_apart():
     """MathVista's extraction is compared only where it stands in the response."""
     is_literal = official().is_literal
-    assert is_literal("5", "there are five", []) and is_literal("5", "it is 5", []) and not is_literal("5", "six", [])
+    assert (
+        is_literal("5", "there are five", [])
+        and is_literal("5", "it is 5", [])
+        and not is_literal("5", "six", [])
+    )
     assert is_literal("B", "it is (B)", ["cat", "dog"]) and is_literal("B", "a dog", ["cat", "dog"])
-    assert not is_literal("B", "Based on it", ["cat", "bird"]) and not is_literal("N/A", "N/A", ["cat"])
+    assert not is_literal("B", "Based on it", ["cat", "bird"]) and not is_literal(
+        "N/A", "N/A", ["cat"]
+    )
 
 
 @pytest.mark.skipif(not os.environ.get("SPECS_REAL_DATA"), reason="SPECS_REAL_DATA is not set")
 def test_public_choice_responses():
     """A chat model's chains of thought: our verdict is the official one."""
     module = official()
-    records = list(module.mmmu_pro(Path(os.environ["SPECS_REAL_DATA"]), "mmmu_pro_responses_gpt4o_standard_cot"))[:400]
+    records = list(
+        module.mmmu_pro(
+            Path(os.environ["SPECS_REAL_DATA"]), "mmmu_pro_responses_gpt4o_standard_cot"
+        )
+    )[:400]
     count = module.agreement(records, "raw")
     assert count["agree"] / count["compared"] >= 0.99
     assert count["false right"] <= 2
