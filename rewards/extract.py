@@ -1,39 +1,35 @@
-"""What a response gives as its answer: two tables of rules, for an answer in tags and for one in
-prose.
+r"""What a response gives as its answer: two tables of rules, IN_TAGS and IN_PROSE.
 
-A response with an <answer> block has said where its answer is: the last block is read by
-`IN_TAGS`, and only if it is a sentence ("The area is 12 cm.") by the rules for prose. Any other
-response is read by `IN_PROSE`. Rules are tried in order, and within a rule the last match counts,
-since a conclusion comes last. What a match is worth is decided in `reading.py`: it may be the
-answer, or refuse one (several candidates, a negation), or leave it to the next rule.
+A response with an <answer> block has said where its answer is. The last block is read by `IN_TAGS`,
+and only if it is a sentence ("The area is 12 cm.") by the rules for prose. Any other response is
+read by `IN_PROSE`. Rules are tried in order, and within a rule the last match counts, since a
+conclusion comes last.
 
-Each rule has a literal example with what it finds there; a test runs them all.
+What a match is worth is decided in `reading.py`: it may be the answer, or refuse one (several
+candidates, a negation), or leave it to the next rule. Below each rule stands a response with the
+answer that the rule finds in it; a test runs them all.
 """
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rewards.number import NUMBER, WORD
+from rewards.digits import NUMBER, WORD
 from rewards.reading import NEXT, is_sentence, read
 from rewards.views import Views, boxes, is_refusal, last_block
 
-ANY = "number choice math text"
 MATCHES = 20  # matches of a rule that are read, from the last one back
 SEEN = 400  # characters of a match
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One way to give an answer.
+    r"""One way to give an answer.
 
     types     answer types that it serves
     where     the view of the response that is searched (an attribute of `views.Views`)
-    pattern   its last group is what is read; of a \\boxed the balanced content
-    read      how that is read: `box`, `statement` (what is said there is the answer, or there is
-              none), `block`
-              and `whole` (nothing but an answer), `number`, `sentence` (an option's text somewhere
-              in it), ...
+    read      how its match is read (`reading.read`)
+    pattern   its last group is what is read; of a \boxed the balanced content
     example   a response (for choices: of cat, dog, a bird, fish), and the answer found in it
     """
 
@@ -52,66 +48,100 @@ class Found:
     rule: str  # the rule that won, or why there is no answer
 
 
-BOX = r"\\boxed\s*(\{)"
-ALL = r"(?s)^(.*)$"
-REST = r"(?=(.{0,400}))"  # looked ahead at, so that a later statement on the same line is found too
-AMOUNT = rf"(?:[$€£]\s*)?{NUMBER}"
-NOT_PART = (  # of f(0), of "3 or 4", of a longer number
-    r"(?<![\w.,])(?<!, )(?<!not )(?<!\w\()(?<!\d and )(?<!\d or )(?<!\d to )(?<!\d-)")
+# --- Patterns ------------------------------------------------------------------------------------
 
-IN_TAGS = [
-    Rule("boxed in the block", ANY, "response", "box", BOX, r"The answer is $\boxed{12}$", "12"),
-    Rule("block", ANY, "response", "block", ALL, "12 cm", "12 cm"),
+ALL = r"(?s)^(.*)$"
+BOX = r"\\boxed\s*(\{)"
+REST = rf"(?=(.{{0,{SEEN}}}))"  # looked ahead at: a later statement on the same line is found too
+ANSWER_IS = (
+    r"\banswers?\b"
+    r"(?:[ \t]+(?!is\b|are\b|choices\b|options\b|not\b|cannot\b|never\b|\w+n't\b)[\w\"'-]+){0,12}?"
+    rf"\s*(?:\b(?:is|are|was|be|becomes)\b|[:：=])[ \t]*:?\s*{REST}"
+)
+ANSWER_IS_IN_CHINESE = (
+    r"(?:答案|选项)(?:应该|应当|选项)?\s*"
+    r"(?:是|为|选|[:：]|(?=[（(]?[A-J][)）]?(?:是|。|$)))\s*[:：]?\s*([^。\n]*)"
+)
+OPTION_IS = (
+    r"\b(?:correct|right|best|closest|appropriate|suitable|likely)\s+"
+    r"(?:option|choice|letter|statement|one|match)\b"
+    rf"(?:[ \t]+(?!is\b)[\w'-]+){{0,8}}?\s*(?:\bis\b|\bwould be\b|:)[ \t]*:?\s*{REST}"
+)
+MUST_BE = (
+    r"\b(?:choose|select|pick|must be|should be|would be|corresponds? to|matches)\b\s*(.*)"
+)
+OPTION_E = r"\b((?:option|choice)\s+\(?[A-J]\)?(?![\w']).*)"
+IN_BRACKETS = r"([(\[（][A-J][)\]）].*)"
+FIRST_WORDS = r"^([^,.;:\n]{2,60})[,.;:](?=\s|$)"
+NO_STOP = r"(?:[^.!?]|\.(?=\d))"  # a letter of the same sentence
+DENIAL = (
+    rf"^{NO_STOP}*?\b(?:(?:is|are|was|were|does|do|did|has|have|can|will) not"
+    r"|(?:is|are|was|were|does|do|did)n't)\b"
+    rf"((?:(?!\bnot\b|n't\b|\bbut\b|\bor\b){NO_STOP})*)(?:[.!?]|$)"
+)
+BOLD = r"\*\*([^*\n]{1,40})\*\*"
+LAST_FORMULA = r"(?:\$\$?([^$\n]+)\$\$?|\\[(\[](.+?)\\[)\]])(?!.*\d)"
+IS_NUMBER = (
+    r"(?:\b(?:is|are|was|were|be|equals?|equal to|approximately|about)\b|'s\b|(?<![<>!=])[=≈])"
+    r"(?=[ \t]*((?:approximately|about|only|[$€£]|[ \t])*"
+    rf"(?:{WORD}|{NUMBER}|√|\\sqrt).{{0,200}}))"
+)
+A_NUMBER = (  # not of f(0), of "3 or 4", of a longer number
+    r"(?<![\w.,])(?<!, )(?<!not )(?<!\w\()(?<!\d and )(?<!\d or )(?<!\d to )(?<!\d-)"
+    rf"(?=((?:[$€£]\s*)?{NUMBER}.{{0,40}}))"
+)
+
+# --- The tables ----------------------------------------------------------------------------------
+
+ANY = "number choice math text"
+VALUE = "number choice math"
+
+IN_TAGS = [  # name, answer types, where, read, pattern; an example and its answer
+    Rule("boxed in the block", ANY, "response", "box", BOX,
+         r"The answer is $\boxed{12}$", "12"),
+    Rule("block", ANY, "response", "block", ALL,
+         "12 cm", "12 cm"),
 ]
 IN_PROSE = [
-    Rule("boxed", ANY, "response", "box", BOX, r"so \boxed{3}, as \boxed{3}", "3"),
-    Rule("answer is", ANY, "response", "statement",
-         r"\banswers?\b(?:[ \t]+(?!is\b|are\b|choices\b|options\b|not\b|cannot\b|never\b|\w+n't\b)"
-         r"[\w\"'-]+){0,12}?\s*"
-         rf"(?:\b(?:is|are|was|be|becomes)\b|[:：=])[ \t]*:?\s*{REST}",
+    Rule("boxed", ANY, "response", "box", BOX,
+         r"so \boxed{3}, as \boxed{3}", "3"),
+    Rule("answer is", ANY, "response", "statement", ANSWER_IS,
          "The answer to the question is (B).", "(B)"),
-    Rule("答案", ANY, "response", "statement",
-         r"(?:答案|选项)(?:应该|应当|选项)?\s*(?:是|为|选|[:：]|(?=[（(]?[A-J][)）]?(?:是|。|$)))"
-         r"\s*[:：]?\s*([^。\n]*)",
+    Rule("答案", ANY, "response", "statement", ANSWER_IS_IN_CHINESE,
          "所以答案是A。", "A"),
-    Rule("whole response", ANY, "whole", "whole", ALL, "B. dog", "B. dog"),
-    Rule("correct option", "choice", "response", "statement",
-         r"\b(?:correct|right|best|closest|appropriate|suitable|likely)\s+"
-         r"(?:option|choice|letter|statement|one|match)\b"
-         rf"(?:[ \t]+(?!is\b)[\w'-]+){{0,8}}?\s*(?:\bis\b|\bwould be\b|:)[ \t]*:?\s*{REST}",
+    Rule("whole response", ANY, "whole", "whole", ALL,
+         "B. dog", "B. dog"),
+
+    Rule("correct option", "choice", "response", "statement", OPTION_IS,
          "The correct option is D.", "D"),
-    Rule("must be", "choice", "conclusion", "must be",
-         r"\b(?:choose|select|pick|must be|should be|would be|corresponds? to|matches)\b\s*(.*)",
+    Rule("must be", "choice", "conclusion", "must be", MUST_BE,
          "So it must be A.", "A"),
-    Rule("option E", "choice", "conclusion", "answer",
-         r"\b((?:option|choice)\s+\(?[A-J]\)?(?![\w']).*)",
+    Rule("option E", "choice", "conclusion", "answer", OPTION_E,
          "Thus option D fits.", "option D fits."),
-    Rule("letter in brackets", "choice", "conclusion", "answer",
-         r"([(\[（][A-J][)\]）].*)", "Hence (C) holds.", "(C) holds."),
-    Rule("first words", "choice", "first_line", "answer",
-         r"^([^,.;:\n]{2,60})[,.;:](?=\s|$)", "A dog, since it barks.", "A dog"),
-    Rule("denial", "choice", "first_line", "denial",
-         r"^(?:[^.!?]|\.(?=\d))*?\b(?:(?:is|are|was|were|does|do|did|has|have|can|will) not|"
-         r"(?:is|are|was|were|does|do|did)n't)\b"
-         r"((?:(?!\bnot\b|n't\b|\bbut\b|\bor\b)(?:[^.!?]|\.(?=\d)))*)(?:[.!?]|$)",
+    Rule("letter in brackets", "choice", "conclusion", "answer", IN_BRACKETS,
+         "Hence (C) holds.", "(C) holds."),
+    Rule("first words", "choice", "first_line", "answer", FIRST_WORDS,
+         "A dog, since it barks.", "A dog"),
+    Rule("denial", "choice", "first_line", "denial", DENIAL,
          "It is not the largest.", "no"),
-    Rule("option's text", "choice", "conclusion", "sentence", ALL, "So we see the dog here.", "B"),
+    Rule("option's text", "choice", "conclusion", "sentence", ALL,
+         "So we see the dog here.", "B"),
     Rule("option's text, first", "choice", "first_line", "sentence", ALL,
          "We see the dog.\nIt barks.", "B"),
-    Rule("bold number", "number", "marked", "bold", r"\*\*([^*\n]{1,40})\*\*",
+
+    Rule("bold number", "number", "marked", "bold", BOLD,
          "It was **2019**, with 25 %.", "2019"),
-    Rule("expression that concludes", "math", "conclusion", "expression",
-         r"(?:\$\$?([^$\n]+)\$\$?|\\[(\[](.+?)\\[)\]])(?!.*\d)",
+    Rule("expression that concludes", "math", "conclusion", "expression", LAST_FORMULA,
          "Therefore $x > 5$ holds.", "x > 5"),
-    Rule("is N", "number choice math", "conclusion", "number",
-         r"(?:\b(?:is|are|was|were|be|equals?|equal to|approximately|about)\b|'s\b|(?<![<>!=])[=≈])"
-         r"(?=[ \t]*((?:approximately|about|only|[$€£]|[ \t])*"
-         rf"(?:{WORD}|{NUMBER}|√|\\sqrt).{{0,200}}))",
+    Rule("is N", VALUE, "conclusion", "number", IS_NUMBER,
          "So there are 3 balls of size 6.", "3"),
-    Rule("number that concludes", "number choice math", "conclusion", "number",
-         rf"{NOT_PART}(?=({AMOUNT}.{{0,40}}))", "So he needs 7. I hope this helps!", "7"),
+    Rule("number that concludes", VALUE, "conclusion", "number", A_NUMBER,
+         "So he needs 7. I hope this helps!", "7"),
 ]
 IN_SENTENCES = [rule for rule in IN_PROSE if rule.name not in ("boxed", "whole response")]
+
+
+# --- Finding -------------------------------------------------------------------------------------
 
 
 def extract_answer(
@@ -126,7 +156,8 @@ def find_answer(
 ) -> Found:
     """The answer of a response, and the rule that found it.
 
-    An empty block is an answer that says nothing, whatever else the response holds."""
+    An empty block is an answer that says nothing, whatever else the response holds.
+    """
     block = last_block(response)
     if block is None:
         return answer_in_prose(response, answer_type, choices, question)
@@ -160,8 +191,9 @@ def answer_in_prose(
 NO_RULE = Found(None, "no rule")
 
 
-def first_rule(rules: list[Rule], views: Views, answer_type: str, choices: Sequence[str],
-               question: str) -> Found:
+def first_rule(
+    rules: list[Rule], views: Views, answer_type: str, choices: Sequence[str], question: str
+) -> Found:
     """Try the rules in order, and the matches of each from the last one back."""
     for rule in rules:
         if answer_type not in rule.types.split():

@@ -1,20 +1,21 @@
-"""The accuracy of a response: extract its answer, then compare it by the rules of the answer
-type."""
+"""The accuracy of a response: find its answer, then compare it by the type of the answer."""
 
 import re
 from dataclasses import dataclass
 
-from rewards.choice import gold_letter, named_in, plain, read_option
+from rewards.choice import gold_letter, named_in, read_option
 from rewards.expression import same_expression
-from rewards.extract import Found, find_answer
+from rewards.extract import find_answer
 from rewards.judge import Judge
 from rewards.number import read_gold_number, read_number, same_number
 from rewards.reading import is_sentence
+from rewards.typesetting import plain
 
 QUESTION = (
     "Question: {question}\nReference answer: {gold}\nGiven answer: {answer}\n"
     "Does the given answer mean the same as the reference answer? Reply yes or no."
 )
+OPERATION = re.compile(r"[-+*/^\\√π]")
 
 
 @dataclass(frozen=True)
@@ -27,18 +28,18 @@ class Grade:
 
 
 def grade(example: dict, response: str, judge: Judge | None = None) -> Grade:
-    """Accuracy of a response to an example (see `sources`): 1, 0, or None where it could not be
-    scored.
+    """Accuracy of a response to an example (see `sources`): 1, 0, or None if not scorable.
 
-    None means that a judge or math-verify gave no verdict, or that the gold is no option: such a
-    completion is left out of its group, since calling it wrong would teach something."""
+    None means that a judge or math-verify gave no verdict, or that the gold is no option. Such a
+    completion is left out of its group: to call it wrong would teach something.
+    """
     answer_type, question = example["answer_type"], example.get("question", "")
     found = find_answer(response, answer_type, example["choices"], question)
     if found.answer is None or not plain(found.answer):
         return Grade(0.0, f"no answer found ({found.rule})")
 
     gold = read_gold(example["answer"], answer_type)
-    equal, how = compare(answer_type, found, gold, example, judge)
+    equal, how = compare(found.answer, gold, example, judge)
     return Grade(None if equal is None else float(equal), f"{found.rule}: {how}", found.answer)
 
 
@@ -50,17 +51,21 @@ def read_gold(text: str, answer_type: str) -> str:
     return gold
 
 
+# Each comparison returns whether the two are equal (None: no verdict), and how it was decided.
+
+
 def compare(
-    answer_type: str, found: Found, gold: str, example: dict, judge: Judge | None
+    answer: str, gold: str, example: dict, judge: Judge | None
 ) -> tuple[bool | None, str]:
-    """Equality by answer type, and how it was decided."""
+    """Equality by the type of the answer."""
+    answer_type, question = example["answer_type"], example.get("question", "")
     if answer_type == "choice":
-        return same_choice(found.answer, gold, example["choices"])
+        return same_choice(answer, gold, example["choices"])
     if answer_type == "number":
-        return same_value(found.answer, gold, example.get("question", ""))
+        return same_value(answer, gold, question)
     if answer_type == "math":
-        return same_expression(found.answer, gold, example.get("question", ""))
-    return same_text(found.answer, gold, example.get("question", ""), judge)
+        return same_expression(answer, gold, question)
+    return same_text(answer, gold, question, judge)
 
 
 def same_choice(answer: str, gold: str, choices: list[str]) -> tuple[bool | None, str]:
@@ -68,6 +73,7 @@ def same_choice(answer: str, gold: str, choices: list[str]) -> tuple[bool | None
     wanted = gold_letter(gold, choices)
     if wanted is None:
         return None, f"gold {gold!r} is neither a letter nor an option"
+
     option = read_option(answer, choices)
     if option.letter is None:
         option = named_in(answer, choices)
@@ -82,9 +88,7 @@ def same_value(answer: str, gold: str, question: str) -> tuple[bool | None, str]
     number = read_number(answer, question, measured=wanted is not None and wanted.unit != "")
     if wanted is not None and number is not None:
         return same_number(number, wanted)
-    if wanted is not None and not re.search(
-        r"[-+*/^\\√π]", answer
-    ):  # no operation, so it is no expression either
+    if wanted is not None and not OPERATION.search(answer):  # then it is no expression either
         return False, "not one number"
     return same_expression(answer, gold, question)
 
@@ -97,6 +101,7 @@ def same_text(
         return True, "same words"
     if judge is None:
         return False, "other words (no judge set)"
+
     verdict = judge.yes(QUESTION.format(question=question, gold=gold, answer=answer))
     if verdict is None:
         return None, "judge gave no answer"

@@ -2,20 +2,20 @@
 
 A reading ends in one of three ways:
 
-    Reading(answer)            the answer
-    Reading(refused=why)       several candidates, a negation: the response has no answer, a lucky
-                               pick among
-                               several would be paid for
-    NEXT                       nothing of this type, the next rule may try
+    Reading(answer)         the answer
+    Reading(refused=why)    the response has no answer: several candidates, a negation
+    NEXT                    nothing of this type here; the next rule may try
 """
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rewards.choice import SEVERAL, by_value, is_value, named_in, plain, read_option
-from rewards.expression import spell_out, words_of
-from rewards.number import ABOUT, LABEL, NUMBER, read_number, tidy, words_to_digits
+from rewards.choice import NEGATED, NO_OPTION, SEVERAL, by_value, is_value, named_in, read_option
+from rewards.digits import NUMBER, words_to_digits
+from rewards.expression import words_of
+from rewards.number import ABOUT, LABEL, read_number
+from rewards.typesetting import plain, spell_out, tidy
 from rewards.units import NO_UNITS, read_unit
 from rewards.views import SENTENCE_END
 
@@ -27,39 +27,47 @@ class Reading:
 
 
 NEXT = Reading()
-SEVERAL_NUMBERS = "not one number"
+SAYS_NOTHING = Reading(refused="says nothing")
+NEGATION = Reading(refused="negation")
+NOT_ONE_NUMBER = Reading(refused="not one number")
+NO_SUCH_VALUE = Reading(refused="no option has this value")
 
-STATEMENT = (
-    re.compile(  # "The answer is" in front of what is read, or a title in front of mathematics
-        r"^[\s'\"]*(?:the\s+)?(?:(?:final|correct)\s+)?answer\s*(?:is\b|:|(?=[$\\]))\s*:?\s*|"
-        r"^(?:I\s+(?:think|believe|guess)\s+(?:that\s+)?)?(?:it|this|that)(?:\s+is|'s)\s+(?!not\b)|"
-        r"^[A-Z][A-Za-z ]{1,40}:\s*(?=\$[^$]+\$\W*$)",
-        re.IGNORECASE,
-    )
+OPENING = re.compile(  # what may stand in front of an answer
+    r"""^[\s'\"]*(?:the\s+)?(?:(?:final|correct)\s+)?answer\s*
+          (?:is\b|:|(?=[$\\]))\s*:?\s*                      # The final answer is:
+        | ^(?:I\s+(?:think|believe|guess)\s+(?:that\s+)?)?
+          (?:it|this|that)(?:\s+is|'s)\s+(?!not\b)         # I think it is
+        | ^[A-Z][A-Za-z ]{1,40}:\s*(?=\$[^$]+\$\W*$)       # Area: $12$
+    """,
+    re.IGNORECASE | re.VERBOSE,
 )
 NOT = re.compile(
-    r"^\W*(?:definitely\s+|clearly\s+)?(?:not|neither|never|isn't|no longer)\b|^\W*不",
-    re.IGNORECASE,
+    r"""^\W*(?:definitely\s+|clearly\s+)?(?:not|neither|never|isn't|no[ ]longer)\b | ^\W*不""",
+    re.IGNORECASE | re.VERBOSE,
 )
-ENVIRONMENT = re.compile(r"\\(?:begin|end)\{\w+\}|\\[A-Za-z]+|\$[^$]*\$")
-MARKED = re.compile(r"\$\$?(.+?)\$\$?(?=[\s.,;]|$)|\\\((.+?)\\\)|\\\[(.+?)\\\]")
+MATHEMATICS = re.compile(r"\\(?:begin|end)\{\w+\}|\\[A-Za-z]+|\$[^$]*\$")
+MARKED = re.compile(  # $x$, $$x$$, \(x\), \[x\] at the beginning
+    r"\$\$?(.+?)\$\$?(?=[\s.,;]|$)|\\\((.+?)\\\)|\\\[(.+?)\\\]"
+)
 
 
 def read(how: str, text: str, answer_type: str, choices: Sequence[str], question: str) -> Reading:
-    """Read `text` the way that a rule says (`how`, see `extract.Rule`), as an answer of this
-    type."""
-    text = STATEMENT.sub("", text).strip()
+    """Read `text` as an answer of this type, the way that a rule says.
+
+    how    the `read` of an `extract.Rule`: "box", "block", "whole", "statement", ...
+    """
+    text = OPENING.sub("", text).strip()
     if not re.search(r"[^\s.:*$,]", text):
-        states = how == "box" or (
-            how == "statement" and text
-        )  # a response cut off behind "is" states nothing
-        return Reading(refused="says nothing") if states else NEXT
+        # A response that is cut off behind "the answer is" states nothing, not even nothing.
+        is_stated = how == "box" or (how == "statement" and text)
+        return SAYS_NOTHING if is_stated else NEXT
+
     if answer_type == "choice":
         return read_choice(how, text, choices, question)
     if answer_type == "text":
         return Reading(read_expression(text) if how == "statement" else text.rstrip(".").strip())
     if NOT.match(text) and not (how == "block" and is_sentence(text)):
-        return Reading(refused="negation")
+        return NEGATION
     if how == "box":
         return Reading(text)
     if how in ("block", "whole", "bold"):
@@ -79,27 +87,21 @@ def read_short(how: str, text: str, answer_type: str, question: str) -> Reading:
         return Reading(text)
     if how == "block":
         return NEXT if is_sentence(text) else Reading(text)
-    if (
-        how == "whole"
-        and answer_type == "math"
-        and len(text) < 100
-        and not words_of(spell_out(text))
-    ):
-        return Reading(text)
-    return NEXT
+
+    is_short = how == "whole" and answer_type == "math" and len(text) < 100
+    return Reading(text) if is_short and not words_of(spell_out(text)) else NEXT
 
 
 def is_sentence(text: str, least: int = 3) -> bool:
     """Has it at least so many plain words?"""
-    return len(re.findall(r"[A-Za-z]{2,}", ENVIRONMENT.sub(" ", text))) >= least
+    return len(re.findall(r"[A-Za-z]{2,}", MATHEMATICS.sub(" ", text))) >= least
 
 
 def read_stated_number(how: str, text: str, question: str) -> Reading:
-    """The number that a statement begins with. "The answer is red" states that there is no
-    number."""
+    """The number that a statement begins with. "The answer is red" states that there is none."""
     number = leading_number(text, question)
     if number == NEXT and how == "statement" and not is_sentence(text.split("\n")[0], least=6):
-        return Reading(refused=SEVERAL_NUMBERS)
+        return NOT_ONE_NUMBER
     return number
 
 
@@ -121,21 +123,34 @@ def read_expression(text: str) -> str:
     return re.split(r"\.\s|\.?$|\n", text, maxsplit=1)[0].strip(" *")
 
 
-LEADING = re.compile(
+# --- The number at the beginning -----------------------------------------------------------------
+
+LEADING = re.compile(  # "x = 12", "$12"
     rf"(?:(?=[^=:≈]*[=:≈]){LABEL.pattern}\s*[=:≈]\s*)?(?P<number>(?:-?\s*[$€£]\s*)?{NUMBER})"
 )
 PERCENT = re.compile(r"\s*(?:%|percent\b)")
 CHANGED = re.compile(  # what follows is another number, or belongs to this one
-    r"\s*[,;/-]\s*[$(]?[\d\\]|\s*,?\s*(?:or|and|to|by|plus|minus|times|over)\s+(?:\w+\s+){0,2}[-$€£]?\d|"
-    r"\s*,?\s*and\s+a\s|\s*(?:more|less|fewer)\s+than\s+\d"
+    r"""\s*[,;/-]\s*[$(]?[\d\\]                            # 12, 13
+        | \s*,?\s*(?:or|and|to|by|plus|minus|times|over)\s+
+          (?:\w+\s+){0,2}[-$€£]?\d                         # 12 or 13
+        | \s*,?\s*and\s+a\s                               # 12 and a half
+        | \s*(?:more|less|fewer)\s+than\s+\d               # 12 more than 3
+    """,
+    re.VERBOSE,
 )
 ENDS = re.compile(  # what follows begins something new
-    r"\s*[,.;:?)\]}\"'，。；]|\s*$|\s*(?:[(\[|—]|(?:because|since|as|which|for|in|on|at|after|when|if|that|who|with|"
-    r"from|between|of|left|per|so|than|is|are)\b)"
+    r"""\s*[,.;:?)\]}\"'，。；] | \s*$ | \s*[(\[|—]
+        | \s*(?:because|since|as|which|for|in|on|at|after|when|if|that|who|with|from|between|of
+             |left|per|so|than|is|are)\b""",
+    re.VERBOSE,
 )
 UNIT = re.compile(
-    r"\s*(?:[^\W\d_]+|[°€£¥$])(?:\s*\^\s*\{?\d\}?|[²³]|\d\b)?(?:\s*(?:/|per\b)\s*[^\W\d_]+(?:\^?\d)?)?"
+    r"""\s*(?P<word>[^\W\d_]+|[°€£¥$])
+        (?:\s*\^\s*\{?\d\}?|[²³]|\d\b)?                    # cm^2
+        (?:\s*(?:/|per\b)\s*[^\W\d_]+(?:\^?\d)?)?          # m/s""",
+    re.VERBOSE,
 )
+JOINING = {"and", "to"}  # "12 and then": they change a number only before another one
 
 
 def leading_number(text: str, question: str = "") -> Reading:
@@ -146,25 +161,27 @@ def leading_number(text: str, question: str = "") -> Reading:
     >>> leading_number("12 or 13").refused, leading_number("12x").refused
     ('not one number', 'not one number')
     """
-    text = words_to_digits(tidy(re.sub(r"\\[()\[\]]", " ", text))).strip(" $*")
-    match = LEADING.match(ABOUT.sub("", text))
+    text = tidy(re.sub(r"\\[()\[\]]", " ", text))
+    text = ABOUT.sub("", words_to_digits(text).strip(" $*"))
+    match = LEADING.match(text)
     if match is None:
         return NEXT
 
-    number, rest = match["number"].rstrip("."), ABOUT.sub("", text)[match.end() :]
+    number, rest = match["number"].rstrip("."), text[match.end() :]
     if PERCENT.match(rest):
         return Reading(f"{number}%")
     if CHANGED.match(rest):
-        return Reading(refused=SEVERAL_NUMBERS)
+        return NOT_ONE_NUMBER
     if ENDS.match(rest):
         return Reading(number)
 
     unit = UNIT.match(rest)
     if unit is None or CHANGED.match(rest[unit.end() :]):
-        return Reading(refused=SEVERAL_NUMBERS)
-    word = re.match(r"\s*([^\W\d_]+|[°€£¥$])", rest)[1]
-    if read_unit(word) is None and (len(word) == 1 or word.lower() in NO_UNITS - {"and", "to"}):
-        return Reading(refused=SEVERAL_NUMBERS)
+        return NOT_ONE_NUMBER
+    word = unit["word"]
+    is_changing = len(word) == 1 or word.lower() in NO_UNITS - JOINING
+    if is_changing and read_unit(word) is None:
+        return NOT_ONE_NUMBER
     return Reading(f"{number} {unit[0].strip()}" if read_unit(unit[0]) else number)
 
 
@@ -178,7 +195,7 @@ def read_choice(how: str, text: str, choices: Sequence[str], question: str) -> R
         return Reading(read_denial(text, choices, question))
     if how == "sentence":
         option = named_in(first, choices)
-        return Reading(option.letter, option.how if option.how == SEVERAL else None)
+        return Reading(option.letter, option.how if option == SEVERAL else None)
     if how == "number":
         return read_value(first, text, choices)
 
@@ -186,32 +203,31 @@ def read_choice(how: str, text: str, choices: Sequence[str], question: str) -> R
     if named != NEXT or how == "whole":
         return named
     if how == "box":
-        return Reading(refused="no option has this value")
+        return NO_SUCH_VALUE
     number = leading_number(text)
     if number.answer is not None and by_value(number.answer, choices).letter:
         return number
     if how == "statement" and (number.answer is not None or is_value(first)):
-        return Reading(refused="no option has this value")
+        return NO_SUCH_VALUE
     return NEXT
 
 
 def read_named(how: str, text: str, first: str, choices: Sequence[str]) -> Reading:
-    """An option by letter, text or value; in a statement also in the words of its first
-    sentence."""
+    """An option by letter, text or value; in a statement also in the words of its sentence."""
     for part in (text, first):
         option = read_option(part, choices)
         if option.letter is not None:
             return Reading(part)
-        if option.how not in ("no option", "empty"):
+        if option != NO_OPTION and option.how != "empty":
             return Reading(refused=option.how)
     if NOT.match(text):
-        return Reading(refused="negation")
+        return NEGATION
 
     if how in ("box", "statement", "block", "must be"):
         option = named_in(first, choices)
         if option.letter is not None:
             return Reading(option.letter)
-        if option.how in (SEVERAL, "negation"):
+        if option in (SEVERAL, NEGATED):
             return Reading(refused=option.how)
     return NEXT
 
@@ -222,14 +238,17 @@ def read_value(first: str, text: str, choices: Sequence[str]) -> Reading:
     for value in (first.rstrip("."), number.answer):
         if value is not None and by_value(value, choices).letter is not None:
             return Reading(value)
-    return NEXT if number.answer is None else Reading(refused="no option has this value")
+    return NEXT if number.answer is None else NO_SUCH_VALUE
 
 
 def read_denial(text: str, choices: Sequence[str], question: str) -> str | None:
-    """ "It is not the largest" says no to "Is it the largest?": in the question's own words, or
-    not at all, since "the text does not provide enough information" denies nothing."""
-    yes_no = {plain(choice): choice for choice in choices}
+    """The option "no", if a negated sentence denies what is asked in the question's words.
+
+    "It is not the largest" says no to "Is it the largest?". "The text does not provide enough
+    information" denies nothing.
+    """
+    options = {plain(choice): choice for choice in choices}
     denied, asked = re.findall(r"\w+", text.lower()), re.findall(r"\w+", question.lower())
-    if set(yes_no) != {"yes", "no"} or not denied or not set(denied) <= set(asked):
+    if set(options) != {"yes", "no"} or not denied or not set(denied) <= set(asked):
         return None
-    return yes_no["no"]
+    return options["no"]
