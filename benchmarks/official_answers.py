@@ -2,7 +2,7 @@
 
     export SPECS_REAL_DATA=FOLDER
     python benchmarks/official_answers.py                  the table
-    python benchmarks/official_answers.py --out FOLDER     and the responses, for `python -m rewards`
+    python benchmarks/official_answers.py --out FOLDER     and JSONL files for `python -m rewards`
 
 The folder holds gzipped JSON lines of public benchmark repositories (MathVista, MathVision,
 MMMU-Pro, MMMU, R1-V): questions with their gold, and what models answered, with the verdict of the
@@ -29,9 +29,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from rewards.expression import math_equal  # noqa: E402
-from rewards.grading import grade  # noqa: E402
-from rewards.number import words_to_digits  # noqa: E402
+from rewards.digits import words_to_digits
+from rewards.expression import math_equal
+from rewards.grading import grade
 
 LETTERS = "ABCDEFGHIJ"
 FORMS = {"raw": "response", "extracted": "extracted"}  # form -> the key that holds it

@@ -2,12 +2,12 @@
 
 FILE has one JSON object a line, an example in the project's keys with a response to it:
 
-    {"id": "7", "question": "...", "answer": "B", "answer_type": "choice", "choices": ["cat", "dog"],
-     "response": "The answer is B.", "verdict": true}
+    {"id": "7", "question": "...", "answer": "B", "answer_type": "choice",
+     "choices": ["cat", "dog"], "response": "The answer is B.", "verdict": true}
 
-Only `answer` and `response` are needed. With a `verdict` (someone else's, true or false) the
-agreement is printed, and the false rights and false wrongs by answer type and rule, each with an
-example. An error names the line.
+Only `answer` and `response` are needed. With a `verdict`, someone else's, the agreement is printed,
+and the false rights and false wrongs by answer type and rule, each with an example. An error names
+the line.
 """
 
 import argparse
@@ -37,11 +37,14 @@ class Graded:
 
     @property
     def rule(self) -> str:
-        """The extraction rule of the reason, "no answer" where none was found."""
-        return self.grade.reason.split(":")[0] if self.grade.extracted is not None else "no answer"
+        """The extraction rule that won."""
+        if self.grade.extracted is None:
+            return "no answer"
+        return self.grade.reason.split(":")[0]
 
     @property
     def outcome(self) -> str:
+        """Our verdict against the other one."""
         right = self.grade.score == 1.0
         if self.verdict is None or self.grade.score is None:
             return "not compared"
@@ -50,28 +53,57 @@ class Graded:
         return "false right" if right else "false wrong"
 
 
-def read_line(line: str, where: str) -> dict:
-    """One example, its optional keys filled in. Raises ValueError that names the line."""
+# --- Reading and grading -------------------------------------------------------------------------
+
+
+def grade_file(path: Path) -> list[Graded]:
+    """Every line of a JSONL file, graded. Raises ValueError that names the line."""
+    graded = []
+    with open(path, encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                graded.append(grade_line(line, str(number)))
+            except Exception as error:
+                kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+                raise ValueError(f"{path}, line {number}: {kind}{error}") from error
+    return graded
+
+
+def grade_line(line: str, number: str) -> Graded:
+    example = read_line(line)
+    return Graded(
+        id=str(example.get("id") or number),
+        answer_type=example["answer_type"],
+        gold=example["answer"],
+        response=example["response"],
+        grade=grade(example, example["response"]),
+        verdict=example.get("verdict"),
+    )
+
+
+def read_line(line: str) -> dict:
+    """One example, its optional keys filled in. Raises ValueError."""
     try:
         example = json.loads(line)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: no JSON: {error}") from error
+        raise ValueError(f"no JSON: {error}") from error
     if not isinstance(example, dict):
-        raise ValueError(f"{where}: {type(example).__name__}, wanted an object")
+        raise ValueError(f"{type(example).__name__}, wanted an object")
 
     for key in ("answer", "response"):
         if not isinstance(example.get(key), str):
-            raise ValueError(f"{where}: {key!r} is missing or no text")
+            raise ValueError(f"{key!r} is missing or no text")
     choices = example.get("choices") or []
+    if not isinstance(choices, list):
+        raise ValueError("choices are no list")
     answer_type = example.get("answer_type") or ("choice" if choices else "math")
     if answer_type not in ANSWER_TYPES:
-        raise ValueError(
-            f"{where}: answer_type {answer_type!r}, wanted one of {', '.join(ANSWER_TYPES)}"
-        )
-    if not isinstance(choices, list):
-        raise ValueError(f"{where}: choices are no list")
+        raise ValueError(f"answer_type {answer_type!r}, wanted one of {', '.join(ANSWER_TYPES)}")
     if example.get("verdict") not in (None, True, False):
-        raise ValueError(f"{where}: verdict {example['verdict']!r}, wanted true, false or null")
+        raise ValueError(f"verdict {example['verdict']!r}, wanted true, false or null")
+
     return {
         **example,
         "answer_type": answer_type,
@@ -80,77 +112,65 @@ def read_line(line: str, where: str) -> dict:
     }
 
 
-def grade_file(path: Path) -> list[Graded]:
-    """Every line of a JSONL file, graded."""
-    graded = []
-    with open(path, encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            where = f"{path}, line {number}"
-            example = read_line(line, where)
-            try:
-                verdict = grade(example, example["response"])
-            except Exception as error:
-                raise ValueError(f"{where}: {type(error).__name__}: {error}") from error
-            graded.append(as_graded(example, verdict, str(number)))
-    return graded
+# --- The report ----------------------------------------------------------------------------------
 
-
-def as_graded(example: dict, verdict: Grade, name: str = "") -> Graded:
-    return Graded(
-        str(example.get("id") or name),
-        example["answer_type"],
-        example["answer"],
-        example["response"],
-        verdict,
-        example.get("verdict"),
-    )
+COLUMNS = {  # heading -> width
+    "type": -8, "responses": 9, "right": 7, "no answer": 9, "unscored": 8, "compared": 8,
+    "agree": 8, "false right": 11, "false wrong": 11,
+}
 
 
 def summarise(graded: list[Graded]) -> str:
-    """The table of agreement by answer type, then the disagreements by type and rule with an
-    example each."""
-    lines = [
-        f"{'type':8s} {'responses':>9s} {'right':>7s} {'no answer':>9s} {'unscored':>8s} {'compared':>8s} "
-        f"{'agree':>8s} {'false right':>11s} {'false wrong':>11s}"
-    ]
+    """The table of agreement, then the disagreements by type and rule with an example each."""
+    lines = [table_row(list(COLUMNS))]
     for answer_type in (*ANSWER_TYPES, "all"):
         chosen = [g for g in graded if answer_type in (g.answer_type, "all")]
         if chosen:
-            lines.append(table_row(answer_type, chosen))
+            lines.append(table_row(counts(answer_type, chosen)))
 
-    lines += [
-        "",
-        "answers by rule: "
-        + ", ".join(
-            f"{rule} {count}" for rule, count in Counter(g.rule for g in graded).most_common()
-        ),
-    ]
+    by_rule = Counter(g.rule for g in graded).most_common()
+    rules = ", ".join(f"{rule} {count}" for rule, count in by_rule)
+    lines += ["", f"answers by rule: {rules}"]
     for outcome in ("false right", "false wrong"):
         lines += disagreements(outcome, [g for g in graded if g.outcome == outcome])
     return "\n".join(lines)
 
 
-def table_row(title: str, graded: list[Graded]) -> str:
-    count = Counter(g.outcome for g in graded)
-    compared = len(graded) - count["not compared"]
-    agree = f"{100 * count['agree'] / compared:.2f} %" if compared else "-"
-    right = sum(g.grade.score == 1.0 for g in graded)
-    unscored = sum(g.grade.score is None for g in graded)
-    nothing = sum(g.rule == "no answer" for g in graded)
-    return (
-        f"{title:8s} {len(graded):9d} {right:7d} {nothing:9d} {unscored:8d} {compared:8d} {agree:>8s} "
-        f"{count['false right']:11d} {count['false wrong']:11d}"
+def table_row(cells: list) -> str:
+    """The cells in columns, the first one to the left, the others to the right."""
+    widths = COLUMNS.values()
+    return " ".join(
+        str(cell).ljust(-width) if width < 0 else str(cell).rjust(width)
+        for cell, width in zip(cells, widths)
     )
 
 
+def counts(title: str, graded: list[Graded]) -> list:
+    """The cells of a row, in the order of COLUMNS."""
+    outcomes = Counter(g.outcome for g in graded)
+    compared = len(graded) - outcomes["not compared"]
+    return [
+        title,
+        len(graded),
+        sum(g.grade.score == 1.0 for g in graded),
+        sum(g.rule == "no answer" for g in graded),
+        sum(g.grade.score is None for g in graded),
+        compared,
+        f"{100 * outcomes['agree'] / compared:.2f} %" if compared else "-",
+        outcomes["false right"],
+        outcomes["false wrong"],
+    ]
+
+
 def disagreements(outcome: str, graded: list[Graded]) -> list[str]:
-    """By answer type and rule: how many, and the last words of one response."""
+    """By answer type and rule, the largest group first: how many, and the end of one response."""
+    if not graded:
+        return []
     groups = defaultdict(list)
     for g in graded:
         groups[g.answer_type, g.rule].append(g)
-    lines = ["", f"{outcome}: {len(graded)}"] if graded else []
+
+    lines = ["", f"{outcome}: {len(graded)}"]
     for (answer_type, rule), members in sorted(groups.items(), key=lambda item: -len(item[1])):
         g = members[0]
         lines.append(
@@ -164,12 +184,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m rewards", description=__doc__.splitlines()[0], allow_abbrev=False
     )
-    parser.add_argument(
-        "file",
-        type=Path,
-        help="JSON lines: answer, response, and optionally answer_type, "
-        "choices, question, id, verdict",
-    )
+    keys = "answer, response, and optionally answer_type, choices, question, id, verdict"
+    parser.add_argument("file", type=Path, help=f"JSON lines: {keys}")
     file = parser.parse_args().file
 
     math_equal.start()

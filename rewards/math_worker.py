@@ -1,8 +1,9 @@
-"""math-verify in processes of its own: the plumbing behind "equal as mathematics".
+r"""math-verify in processes of its own, so that an endless expression can be stopped.
 
-    verify = MathVerifier(workers=2);  verify.start()
-    verify(r"\\frac{1}{2}", "0.5")  ->  True
-    verify("x", a tower of powers)  ->  None, after timeout_s; that process is killed
+    verify = MathVerifier(workers=2)
+    verify.start()
+    verify(r"\frac{1}{2}", "0.5")    ->  True
+    verify("x", a tower of powers)   ->  None after timeout_s, and that process is killed
 
 One JSON line in, one out. Several threads may ask at once: each takes a free process, or waits for
 one.
@@ -15,11 +16,11 @@ import queue
 import select
 import subprocess
 import sys
+from dataclasses import replace
 
-TIMEOUT_S = 10.0
-READY_S = (
-    120.0  # importing sympy takes a while, most of all when all ranks of a machine start together
-)
+TIMEOUT_S = 10.0  # for one question
+READY_S = 120.0  # for importing sympy, most of all when all ranks of a machine start together
+MOST_WORKERS = 4  # each holds about 100 MB
 
 
 class MathWorker:
@@ -27,28 +28,29 @@ class MathWorker:
 
     Trap: math-verify's own timeouts use signal.alarm, which works in a main thread only, and
     without them a sympy expression can run for ever. So they are off, and a process that does not
-    answer in time is killed (test_math_that_hangs_is_bounded)."""
+    answer in time is killed (test_math_that_hangs_is_bounded).
+    """
 
     def __init__(self) -> None:
         self.process: subprocess.Popen | None = None
         self.ready = False
 
     def start(self) -> None:
-        """Start the process, without waiting until it can answer (-P: this folder is not on its
-        import path)."""
+        """Start the process, without waiting until it can answer."""
         if self.process is not None and self.process.poll() is None:
             return
         self.ready = False
-        self.process = subprocess.Popen(
-            [sys.executable, "-P", __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
+        # -P: else this folder is on its import path, and number.py and format.py with it.
+        command = [sys.executable, "-P", __file__]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     def ask(self, gold: str, answer: str, timeout_s: float, ready_s: float) -> bool | None:
         """True or False, or None if there is no verdict in time.
 
         Trap: "ready" has a limit of its own, and a process that misses it is killed. Were it left
         alone, the late "ready" would be read as the verdict on the next question
-        (test_late_ready_is_no_verdict)."""
+        (test_late_ready_is_no_verdict).
+        """
         self.start()
         if not self.ready:
             self.ready = self.read(ready_s) == "ready"
@@ -82,22 +84,15 @@ class MathWorker:
 
 
 class MathVerifier:
-    """A pool of workers. Its arguments are (gold, answer), in this order: math-verify is not
-    symmetric."""
+    """A pool of workers, asked with (gold, answer) in this order: math-verify is not symmetric."""
 
     def __init__(
         self, timeout_s: float = TIMEOUT_S, ready_s: float = READY_S, workers: int | None = None
     ):
-        cores = (
-            len(os.sched_getaffinity(0))
-            if hasattr(os, "sched_getaffinity")
-            else os.cpu_count() or 1
-        )
         self.timeout_s, self.ready_s = timeout_s, ready_s
-        self.workers = [MathWorker() for _ in range(workers or min(4, cores))]
-        self.free: queue.LifoQueue[MathWorker] = (
-            queue.LifoQueue()
-        )  # the last one used is the warmest
+        self.workers = [MathWorker() for _ in range(workers or min(MOST_WORKERS, count_cores()))]
+        # The last one used is asked first: it is running, while others may never have started.
+        self.free: queue.LifoQueue[MathWorker] = queue.LifoQueue()
         for worker in reversed(self.workers):
             self.free.put(worker)
 
@@ -115,37 +110,49 @@ class MathVerifier:
             self.free.put(worker)
 
 
-def marked(text: str) -> str:
-    """math-verify reads LaTeX only where it is marked as such."""
-    return text if "$" in text or "\\boxed" in text else f"${text}$"
+def count_cores() -> int:
+    """The cores that this process may use, which a container or taskset can limit."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+# --- The process itself --------------------------------------------------------------------------
 
 
 def main() -> None:
-    """The process itself: reads [gold, answer] lines, writes true or false.
-
-    Trap: math-verify's defaults strip what they take for a unit, "7 - 11b - d" becomes 7 - 11, and
-    where LaTeX fails they pick a number out of the text. Units are read before (`units.py`), so
-    both are off (test_letters_are_not_stripped)."""
-    from dataclasses import replace
-
-    from math_verify import LatexExtractionConfig, parse, verify
-
-    config = LatexExtractionConfig()
-    config = replace(config, normalization_config=replace(config.normalization_config, units=False))
-
-    logging.disable(logging.WARNING)  # it warns at each call that its timeouts are off
-    verify(parse("$x+1$", [config], parsing_timeout=None), [1], timeout_seconds=None)  # loads the rest
+    """Read [gold, answer] lines, write true or false."""
+    logging.disable(logging.WARNING)  # math-verify warns at each call that its timeouts are off
+    is_equal("x+1", "1+x")  # imports what it needs
     print(json.dumps("ready"), flush=True)
 
     for line in sys.stdin:
+        gold, answer = json.loads(line)
         try:
-            gold, answer = (
-                parse(marked(text), [config], parsing_timeout=None) for text in json.loads(line)
-            )
-            verdict = bool(gold) and bool(answer) and verify(gold, answer, timeout_seconds=None)
+            verdict = is_equal(gold, answer)
         except Exception:  # sympy raises what it likes on odd input; the answer is then not equal
             verdict = False
-        print(json.dumps(bool(verdict)), flush=True)
+        print(json.dumps(verdict), flush=True)
+
+
+def is_equal(gold: str, answer: str) -> bool:
+    """math-verify's verdict on two expressions.
+
+    Trap: math-verify's defaults strip what they take for a unit, "7 - 11b - d" becomes 7 - 11, and
+    where LaTeX fails they pick a number out of the text. Units are read before (`units.py`), so
+    both are off (test_letters_are_not_stripped).
+    """
+    from math_verify import LatexExtractionConfig, parse, verify  # here: only this process needs it
+
+    latex = LatexExtractionConfig()
+    latex = replace(latex, normalization_config=replace(latex.normalization_config, units=False))
+    parsed = [parse(marked(text), [latex], parsing_timeout=None) for text in (gold, answer)]
+    return all(parsed) and bool(verify(*parsed, timeout_seconds=None))
+
+
+def marked(text: str) -> str:
+    """math-verify reads LaTeX only where it is marked as such."""
+    return text if "$" in text or "\\boxed" in text else f"${text}$"
 
 
 if __name__ == "__main__":

@@ -8,20 +8,20 @@ from rewards.extract import IN_PROSE, IN_TAGS, extract_answer, find_answer
 from rewards.views import boxes, last_boxed
 
 ANIMALS = ["cat", "dog", "a bird", "fish"]
+CHOICE_ANSWERS = [rule.answer for rule in IN_PROSE if not any(c.isdigit() for c in rule.answer)]
 
 
 @pytest.mark.parametrize("rule", IN_PROSE, ids=lambda rule: rule.name)
 def test_examples_of_prose_rules(rule):
     """The table is the documentation: each example is found by its own rule."""
-    choices = ["yes", "no"] if rule.read == "denial" else ANIMALS
-    question = "Is it the largest?" if rule.read == "denial" else ""
-    types = [t for t in rule.types.split() if t != "text"]
-    if "choice" in types and rule.name not in ("boxed", "is N", "number that concludes"):
-        answer_type = "choice"
-    else:
-        answer_type = types[0]
+    is_denial = rule.read == "denial"
+    choices = ["yes", "no"] if is_denial else ANIMALS
+    question = "Is it the largest?" if is_denial else ""
+    answer_type = "choice" if rule.answer in CHOICE_ANSWERS else rule.types.split()[0]
+
     found = find_answer(rule.example, answer_type, choices, question)
-    assert (found.answer.rstrip("."), found.rule) == (rule.answer.rstrip("."), rule.name)
+    assert found.rule == rule.name
+    assert found.answer.rstrip(".") == rule.answer.rstrip(".")
 
 
 @pytest.mark.parametrize("rule", IN_TAGS, ids=lambda rule: rule.name)
@@ -36,47 +36,69 @@ def test_the_tables_are_short():
     assert len({rule.name for rule in IN_TAGS + IN_PROSE}) == len(IN_TAGS) + len(IN_PROSE)
 
 
-@pytest.mark.parametrize("response, answer_type, answer", [
+RESPONSES = [  # response, answer type, the answer found in it
+    # blocks: the last one counts, closed or not; an empty one says nothing
     ("<answer> 1 </answer> wait <answer> 2 </answer>", "number", "2"),
     ("<think> a </think> <answer> 2", "number", "2"),
-    ("The answer is 2.5.", "number", "2.5"), ("the answer is 2 .", "number", "2"),
-    ("Answer: B", "choice", "B"),
-    ("nothing here", "number", None), ("I like B", "choice", None),
     ("<answer></answer> 5", "number", None),
-    ("line\nanswer : 3", "number", "3"), ("\\boxed{unclosed", "math", None),
+    # boxes: the last statement counts, and a later "final answer" more
     ("so \\boxed{3} or \\boxed{\\frac{1}{2}}", "math", "3, \\frac{1}{2}"),
     ("\\boxed{1}. Then \\boxed{2}.", "math", "2"),
+    ("\\boxed{200} of it. Final answer: 455", "number", "455"),
+    ("\\boxed{unclosed", "math", None),
+    # words
+    ("The answer is 2.5.", "number", "2.5"),
+    ("the answer is 2 .", "number", "2"),
     ("The answer is 3. Sorry, the answer is 4.", "number", "4"),
-    ("\\boxed{200} of it. Final answer: 455", "number", "455")])
+    ("line\nanswer : 3", "number", "3"),
+    ("Answer: B", "choice", "B"),
+    # nothing
+    ("nothing here", "number", None),
+    ("I like B", "choice", None),
+]
+
+
+@pytest.mark.parametrize("response, answer_type, answer", RESPONSES)
 def test_extraction(response, answer_type, answer):
-    """Blocks, boxes, plain words; the last statement counts; an empty block says nothing."""
+    """Blocks, boxes, words; the last statement counts."""
     choices = ANIMALS if answer_type == "choice" else []
     assert extract_answer(response, answer_type, choices) == answer
 
 
-@pytest.mark.parametrize("text, lists, last", [
-    (r"\boxed{a}", ["a"], "a"), (r"\boxed{\frac{1}{2}}", [r"\frac{1}{2}"], r"\frac{1}{2}"),
-    (r"\boxed{1} and \boxed{2}", ["1, 2"], "2"), (r"\boxed{1}, \boxed{2}", ["1, 2"], "2"),
-    (r"x = \boxed{1}, so y = \boxed{2}", ["1", "2"], "2"),
+BOXES = [  # text, contents of its boxes, the last content
+    (r"\boxed{a}", ["a"], "a"),
+    (r"\boxed{\frac{1}{2}}", [r"\frac{1}{2}"], r"\frac{1}{2}"),
+    (r"\boxed{\{1\}}", [r"\{1\}"], r"\{1\}"),
+    (r"\boxed{1} and \boxed{2}", ["1, 2"], "2"),
+    (r"\boxed{1}, \boxed{2}", ["1, 2"], "2"),
     (r"\boxed{1}. And \boxed{2}", ["1", "2"], "2"),
-    (r"\boxed{p = \boxed{3}}", ["3"], "3"), (r"\boxed{\{1\}}", [r"\{1\}"], r"\{1\}"),
+    (r"x = \boxed{1}, so y = \boxed{2}", ["1", "2"], "2"),
+    (r"\boxed{p = \boxed{3}}", ["3"], "3"),
+    (r"} \boxed{5}", ["5"], "5"),
     (r"\boxed{", [], None),
-    ("none", [], None), (r"\boxed{\boxed{", [], None), (r"} \boxed{5}", ["5"], "5")])
-def test_boxes(text, lists, last):
-    """Braces are balanced, several boxes in one statement are a list, of nested boxes the inner
-    one counts.
-    """
-    assert (boxes(text), last_boxed(text)) == (lists, last)
+    (r"\boxed{\boxed{", [], None),
+    ("none", [], None),
+]
 
 
-@pytest.mark.parametrize("piece", [
-    r"\boxed{", r"\boxed{1} and ", "{", r"\text{", "answer ", "the answer is ", "1", "1,", "a", "A ",
-    " ", "\n", "**", "so ", "two ", "(A) ", "$ ", "= 1 ", r"\frac{1}{", "is ", ":\n", "option A ", "- ",
-    "5 m ", "cannot ", "<answer>", "</answer>", "答案", "hundred and "])
+@pytest.mark.parametrize("text, contents, last", BOXES)
+def test_boxes(text, contents, last):
+    """Braces are balanced; boxes of one statement are a list; of nested boxes the inner counts."""
+    assert boxes(text) == contents
+    assert last_boxed(text) == last
+
+
+PIECES = [
+    r"\boxed{", r"\boxed{1} and ", "{", r"\text{", "answer ", "the answer is ", "1", "1,", "a",
+    "A ", " ", "\n", "**", "so ", "two ", "(A) ", "$ ", "= 1 ", r"\frac{1}{", "is ", ":\n",
+    "option A ",
+    "- ", "5 m ", "cannot ", "<answer>", "</answer>", "答案", "hundred and ",
+]
+
+
+@pytest.mark.parametrize("piece", PIECES)
 def test_time_is_linear(piece):
-    """A megabyte of anything is graded in a moment: no pattern may backtrack over the whole
-    response.
-    """
+    """A megabyte is graded in a moment: no pattern may backtrack over all of a response."""
     for answer_type in ("number", "choice", "math", "text"):
         choices = ANIMALS if answer_type == "choice" else []
         for wrap in ("{}", "<answer>{}</answer>"):

@@ -13,41 +13,30 @@ ROOT = Path(__file__).parent.parent
 
 
 def write(path, lines):
-    path.write_text(
-        "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines),
-        encoding="utf-8",
-    )
+    texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
+    path.write_text("\n".join(texts), encoding="utf-8")
     return path
 
 
 def test_agreement_is_counted_by_type_and_rule(tmp_path):
     """A false right and a false wrong are named with their rule and an example."""
-    file = write(
-        tmp_path / "a.jsonl",
-        [
-            {
-                "answer": "12",
-                "answer_type": "number",
-                "response": "The answer is 12.",
-                "verdict": True,
-            },
-            {
-                "id": "seven",
-                "answer": "12",
-                "answer_type": "number",
-                "response": "The answer is 12.",
-                "verdict": False,
-            },
-            {"answer": "B", "choices": ["cat", "dog"], "response": "I like dogs", "verdict": True},
-            "",
-            {"answer": "yes", "answer_type": "text", "response": "yes"},
-        ],
-    )
+    twelve = {"answer": "12", "answer_type": "number", "response": "The answer is 12."}
+    file = write(tmp_path / "a.jsonl", [
+        {**twelve, "verdict": True},
+        {**twelve, "id": "seven", "verdict": False},
+        {"answer": "B", "choices": ["cat", "dog"], "response": "I like dogs", "verdict": True},
+        "",
+        {"answer": "yes", "answer_type": "text", "response": "yes"},
+    ])
+
     graded = grade_file(file)
     assert [g.outcome for g in graded] == ["agree", "false right", "false wrong", "not compared"]
+
     text = summarise(graded)
-    assert "false right: 1" in text and "number, answer is. For example seven" in text
-    assert "false wrong: 1" in text and "choice, no answer" in text
+    assert "false right: 1" in text
+    assert "number, answer is. For example seven" in text
+    assert "false wrong: 1" in text
+    assert "choice, no answer" in text
     assert "33.33 %" in text
 
 
@@ -84,26 +73,22 @@ def official():
 def test_literal_extractions_are_told_apart():
     """MathVista's extraction is compared only where it stands in the response."""
     is_literal = official().is_literal
-    assert (
-        is_literal("5", "there are five", [])
-        and is_literal("5", "it is 5", [])
-        and not is_literal("5", "six", [])
-    )
-    assert is_literal("B", "it is (B)", ["cat", "dog"]) and is_literal("B", "a dog", ["cat", "dog"])
-    assert not is_literal("B", "Based on it", ["cat", "bird"]) and not is_literal(
-        "N/A", "N/A", ["cat"]
-    )
+    assert is_literal("5", "it is 5", [])
+    assert is_literal("5", "there are five", [])
+    assert not is_literal("5", "six", [])
+    assert is_literal("B", "it is (B)", ["cat", "dog"])
+    assert is_literal("B", "a dog", ["cat", "dog"])
+    assert not is_literal("B", "Based on it", ["cat", "bird"])
+    assert not is_literal("N/A", "N/A", ["cat"])
 
 
 @pytest.mark.skipif(not os.environ.get("SPECS_REAL_DATA"), reason="SPECS_REAL_DATA is not set")
 def test_public_choice_responses():
     """A chat model's chains of thought: our verdict is the official one."""
     module = official()
-    records = list(
-        module.mmmu_pro(
-            Path(os.environ["SPECS_REAL_DATA"]), "mmmu_pro_responses_gpt4o_standard_cot"
-        )
-    )[:400]
+    folder = Path(os.environ["SPECS_REAL_DATA"])
+    records = list(module.mmmu_pro(folder, "mmmu_pro_responses_gpt4o_standard_cot"))[:400]
+
     count = module.agreement(records, "raw")
     assert count["agree"] / count["compared"] >= 0.99
     assert count["false right"] <= 2
