@@ -15,8 +15,10 @@ its group: a reward of 0 would teach that it is wrong.
     groups.py       the rewards of a sampled group, and their weights
     format.py       the format
     grading.py      the accuracy of a response: find its answer, compare it with the gold answer
-    extract.py      finding: two tables of rules, with reading.py and views.py
-    choice.py, number.py, units.py, expression.py       comparing, by the type of the answer
+    extract.py      finding: two tables of rules; views.py says where they look, reading.py what
+                    a match is worth
+    choice.py, number.py, expression.py       comparing, by the type of the answer; on units.py,
+                    digits.py (how numbers are written) and typesetting.py
     math_worker.py  math-verify in processes of its own
     judge.py        a language model that answers yes or no
 

@@ -11,9 +11,9 @@ a lucky pick among them would be paid for.
 import re
 from dataclasses import dataclass
 
-from rewards.expression import has_letters, same_expression, split_unit, words_of
+from rewards.expression import has_letters, is_value, same_expression
 from rewards.number import read_number, same_number
-from rewards.typesetting import comparable, plain, spell_out, strip_marks
+from rewards.typesetting import comparable, plain, strip_marks
 
 LETTERS = "ABCDEFGHIJ"
 
@@ -30,7 +30,7 @@ NEGATED = Option(None, "negation")
 ANOTHER_TEXT = Option(None, "letter and text of different options")
 ANOTHER_VALUE = Option(None, "letter and another value")
 
-NEGATION = re.compile(
+NEGATIVE = re.compile(
     r"""\b(?:no|not|never|neither|nor|none|cannot|without|except
             |wrong|incorrect|false|unlikely)\b
         | n't\b | 不 | 非 | 没""",
@@ -78,13 +78,6 @@ def is_text_of(text: str, index: int, choices: list[str]) -> bool:
     if not 0 <= index < len(choices) or not comparable(choices[index]):
         return False
     return comparable(text) == comparable(choices[index])
-
-
-def is_value(text: str) -> bool:
-    """A number or an expression, not words."""
-    if re.search(r"\d|\\[a-z]", text) is None:
-        return False
-    return read_number(text) is not None or not words_of(split_unit(spell_out(text), "")[0])
 
 
 def letters_of(choices: list[str]) -> str:
@@ -165,7 +158,7 @@ def by_text_and_letter(text: str, choices: list[str]) -> Option:
         return ANOTHER_TEXT
     if BRACKETED.search(words):
         return SEVERAL
-    if said.letter is None and NEGATION.search(words):
+    if said.letter is None and NEGATIVE.search(words):
         return NO_OPTION
     if said.letter is None and is_value(words) and by_value(words, choices).letter != letter:
         return ANOTHER_VALUE
@@ -190,7 +183,7 @@ def named_in(sentence: str, choices: list[str]) -> Option:
         return SEVERAL
     if not found or len(plain(choices[found[0]])) < 3:  # "no", "up": too short to be meant
         return NO_OPTION
-    return NEGATED if NEGATION.search(text) else Option(LETTERS[found[0]], "option's text")
+    return NEGATED if NEGATIVE.search(text) else Option(LETTERS[found[0]], "option's text")
 
 
 # --- By letter -----------------------------------------------------------------------------------

@@ -31,7 +31,9 @@ AND_OR = re.compile(  # between two values: ",", " or ", ", and "
 SET = re.compile(  # "{1, 2}", "\{1, 2\}", "x \in \{1, 2\}"
     r"(?:[A-Za-z]\s*(?:=|\\in)\s*)?\\?\{(.*?)\\?\}", re.DOTALL
 )
-NAMED_VALUE = re.compile(r"\s*[A-Za-z]\w*\s*=[^=]+")  # "p = 5"
+NAMED_VALUE = re.compile(  # "p = 5", "f(n) = 5"
+    r"\s*[A-Za-z]\w*(?:\(\w\))?\s*(?<![<>!])=[^=]+"
+)
 LAST_WORDS = re.compile(  # what may be a unit, behind a digit, a bracket or \pi
     r"""(?<=[\d})\s°iπ])
         ((?:° | [A-Za-z]{1,12} | [\u4e00-\u9fff]{1,4})         # cm
@@ -73,8 +75,19 @@ def same_expression(answer: str, gold: str, question: str = "") -> tuple[bool | 
 
 
 def as_list(text: str) -> str:
-    """"p=5, q=2; p=7, q=2" as math-verify reads it: (5, 2), (7, 2)."""
-    return ", ".join(list_of(text)) if ";" in text else text
+    """The values as math-verify reads them.
+
+    "p=5, q=2; p=7, q=2" is (5, 2), (7, 2). "x=1 or x=2" is 1, 2: as for one value, the name that
+    they share does not matter.
+    """
+    values = list_of(text)
+    if ";" in text:
+        return ", ".join(values)
+    if len(values) > 1 and all(NAMED_VALUE.fullmatch(value) for value in values):
+        sides = [[side.strip() for side in EQUALS.split(value)] for value in values]
+        if len({name for name, _ in sides}) == 1:
+            return ", ".join(value for _, value in sides)
+    return text
 
 
 # --- Units ---------------------------------------------------------------------------------------
@@ -140,6 +153,13 @@ def words_of(text: str) -> set[str]:
     text = re.sub(r"\\(?:begin|end)\s*\{\w+\}(?:\{[clr|]+\})?|\\[A-Za-z]+", " ", text)
     words = {word.lower() for word in re.findall(r"[A-Za-z]{3,}", text) if not word.isupper()}
     return words - NO_WORDS
+
+
+def is_value(text: str) -> bool:
+    """A number or an expression, not words."""
+    if re.search(r"\d|\\[a-z]", text) is None:
+        return False
+    return read_number(text) is not None or not words_of(split_unit(spell_out(text), "")[0])
 
 
 def has_letters(side: str) -> bool:

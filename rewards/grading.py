@@ -10,11 +10,13 @@ from rewards.judge import Judge
 from rewards.number import read_gold_number, read_number, same_number
 from rewards.reading import is_sentence
 from rewards.typesetting import plain
+from rewards.views import boxes
 
 QUESTION = (
     "Question: {question}\nReference answer: {gold}\nGiven answer: {answer}\n"
     "Does the given answer mean the same as the reference answer? Reply yes or no."
 )
+OPEN_BOX = re.compile(r"\\+boxed\s*\{")
 OPERATION = re.compile(r"[-+*/^\\√π]")
 
 
@@ -46,6 +48,8 @@ def grade(example: dict, response: str, judge: Judge | None = None) -> Grade:
 def read_gold(text: str, answer_type: str) -> str:
     """Some sources wrap their gold in tags or a box, or give a whole solution as the gold."""
     gold = re.sub(r"</?answer>", "", text).strip()
+    if "\\boxed" in gold and not boxes(gold):  # a box that never closes
+        gold = OPEN_BOX.sub("", gold)
     if "\\boxed" in gold or (answer_type == "math" and is_sentence(gold)):
         return find_answer(f"<answer>{gold}</answer>", answer_type).answer or gold
     return gold

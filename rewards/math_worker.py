@@ -40,7 +40,7 @@ class MathWorker:
         if self.process is not None and self.process.poll() is None:
             return
         self.ready = False
-        # -P: else this folder is on its import path, and number.py and format.py with it.
+        # -P keeps this folder off its import path, so that no package imports our number.py.
         command = [sys.executable, "-P", __file__]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 

@@ -11,9 +11,17 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rewards.choice import NEGATED, NO_OPTION, SEVERAL, by_value, is_value, named_in, read_option
+from rewards.choice import (
+    NEGATED,
+    NEGATIVE,
+    NO_OPTION,
+    SEVERAL,
+    by_value,
+    named_in,
+    read_option,
+)
 from rewards.digits import NUMBER, words_to_digits
-from rewards.expression import words_of
+from rewards.expression import is_value, words_of
 from rewards.number import ABOUT, LABEL, read_number
 from rewards.typesetting import plain, spell_out, tidy
 from rewards.units import NO_UNITS, read_unit
@@ -44,6 +52,9 @@ OPENING = re.compile(  # what may stand in front of an answer
 NOT = re.compile(
     r"""^\W*(?:definitely\s+|clearly\s+)?(?:not|neither|never|isn't|no[ ]longer)\b | ^\W*不""",
     re.IGNORECASE | re.VERBOSE,
+)
+TITLED = re.compile(  # "Area: 12 cm"; "Cost : 2,74 $ a..", cut off in a word that is no magnitude
+    r"(?P<title>[^\W\d_]{3,})\s*:\s*(?P<amount>[^:]+?)(?:(?<=[$€£])\s+(?![bhkmt])[a-z]\.{2,})?"
 )
 MATHEMATICS = re.compile(r"\\(?:begin|end)\{\w+\}|\\[A-Za-z]+|\$[^$]*\$")
 MARKED = re.compile(  # $x$, $$x$$, \(x\), \[x\] at the beginning
@@ -82,6 +93,8 @@ def read(how: str, text: str, answer_type: str, choices: Sequence[str], question
 
 def read_short(how: str, text: str, answer_type: str, question: str) -> Reading:
     """A text that is nothing but an answer: a plain number or an expression, no sentence."""
+    if how == "block":
+        text = without_title(text)
     text = text.rstrip(".").strip()
     if read_number(text, question) is not None:
         return Reading(text)
@@ -90,6 +103,14 @@ def read_short(how: str, text: str, answer_type: str, question: str) -> Reading:
 
     is_short = how == "whole" and answer_type == "math" and len(text) < 100
     return Reading(text) if is_short and not words_of(spell_out(text)) else NEXT
+
+
+def without_title(text: str) -> str:
+    """`Area: 12 cm` -> `12 cm`. "Not: 12" and "times: 12" are no titles."""
+    titled = TITLED.fullmatch(text)
+    if titled is None or NEGATIVE.search(titled["title"]) or titled["title"].lower() in NO_UNITS:
+        return text
+    return titled["amount"]
 
 
 def is_sentence(text: str, least: int = 3) -> bool:

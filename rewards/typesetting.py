@@ -49,6 +49,7 @@ UNICODE = [  # pattern, LaTeX
     (r"\\(le|ge)q\b", r"\\\1"),
 ]
 DELIMITERS = [("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]")]
+GLUED = re.compile(r"(?<=\d)(and|or)(?=[-\d(]|[A-Za-z](?:\([a-z]\))?=)")  # "x=1orx=2"
 BOX = re.compile(r"\\boxed\s*\{([^{}]*)\}")
 
 
@@ -92,6 +93,7 @@ def spell_out(text: str) -> str:
     for pattern, replacement in UNICODE_PATTERNS:
         text = pattern.sub(replacement, text)
 
+    text = GLUED.sub(r" \1 ", text)
     text = tidy(re.sub(r"\\?\"", "", text)).replace(r"\$", "")
     text = re.sub(r"[$\"“”]", "", text)
     return re.sub(r"\s+", " ", text).strip().rstrip(".。").strip()

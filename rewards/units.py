@@ -35,6 +35,7 @@ COUNTED = {  # what is counted, not measured: "3 people" is 3
     "unit": "", "square unit": "sq-unit", "person": "people persons", "item": "", "object": "",
     "piece": "", "student": "", "child": "children", "way": "", "point": "", "side": "",
 }
+MONEY = {"$", "¢", "€", "£", "¥"}
 LONGEST = 60  # characters
 NO_UNITS = {  # words that change the number, or begin another one
     "hundred", "thousand", "million", "billion", "trillion", "dozen", "half", "halves", "third",
@@ -94,7 +95,7 @@ def read_unit(text: str, question: str = "") -> str | None:
     for pattern, power in POWERS:
         text = pattern.sub(power, text)
     powers = read_factors(text)
-    if powers is None:
+    if powers is None or is_magnitude_of_money(powers):
         return None
     named = sorted((name, power) for name, power in powers.items() if name not in COUNTED)
     return " ".join(name if power == 1 else f"{name}^{power}" for name, power in named)
@@ -115,6 +116,12 @@ def read_factors(text: str) -> dict[str, int] | None:
         for name, power in factors:
             powers[name] = powers.get(name, 0) + sign * power
     return powers
+
+
+def is_magnitude_of_money(powers: dict[str, int]) -> bool:
+    """Is money multiplied? "12 $ m" is 12 million, no unit; "12 $/h" is one."""
+    others = [power for name, power in powers.items() if name not in MONEY]
+    return len(others) < len(powers) and max(others, default=0) > 0
 
 
 def split_factors(text: str) -> list[tuple[str, int]] | None:
