@@ -174,7 +174,7 @@ def named_in(sentence: str, choices: list[str]) -> Option:
         words = plain(re.sub(r"[*$]", "", choice))
         if len(re.findall(r"[a-z\u4e00-\u9fff]", words)) < 2 or "\\" in words:
             continue
-        pattern = re.compile(rf"(?<!\w){re.escape(words)}(?!\w)")
+        pattern = re.compile(rf"(?<![\w-]){re.escape(words)}(?![\w-])")
         if pattern.search(text):
             found.append(i)
             text = pattern.sub(" ", text)

@@ -152,6 +152,7 @@ LEADING = re.compile(  # "x = 12", "$12"
 PERCENT = re.compile(r"\s*(?:%|percent\b)")
 CHANGED = re.compile(  # what follows is another number, or belongs to this one
     r"""\s*[,;/-]\s*[$(]?[\d\\]                            # 12, 13
+        | :\d                                               # 12:13
         | \s*,?\s*(?:or|and|to|by|plus|minus|times|over)\s+
           (?:\w+\s+){0,2}[-$€£]?\d                         # 12 or 13
         | \s*,?\s*and\s+a\s                               # 12 and a half
