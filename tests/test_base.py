@@ -1,18 +1,28 @@
 """The committed base model is what its script describes, and behaves as the README says."""
 
 import json
+import random
 from pathlib import Path
 
 import pytest
 import torch
 
 import evaluate
+from build_prefs import is_consistent
 from evaluate import Measurement, collect_responses, guessing_rate, rate_with_interval
 from model.loading import load_model
 from sources import with_shuffled_images
 from sources.stream import encode_all
 from toy import world
-from toy.train_base import SPECIAL, build, vocabulary
+from toy.train_base import (
+    CORPUS_KINDS,
+    SPECIAL,
+    Phase,
+    build,
+    half_list,
+    vocabulary,
+    write_reasoning,
+)
 
 BASE = Path(__file__).parent.parent / "toy" / "base"
 
@@ -59,14 +69,14 @@ def test_base_knows_every_word(base):
     unknown = encoder.tokenizer.unk_token_id
     assert encoder.tokenizer.convert_ids_to_tokens(unknown) == SPECIAL[-1]
 
-    kinds = (*world.KINDS, world.OOD_KIND)
+    kinds = tuple(world.WORDINGS)
     for formats in ([world.THINK], *world.OOD_FORMATS.values()):
         for example in world.examples(60, 0, formats=formats, unseen_wording=True, kinds=kinds):
             assert unknown not in encoder.encode(example).ids.tolist()
 
 
 def test_base_behaves_as_documented(base):
-    """It obeys the format about 40 % of the time, is right about 58 % and reasons in half of all.
+    """It obeys the format in about 40 %, is right in about 25 %, and lists about as often.
 
     With the image of another question its answers are worth no more than a blind guess.
     """
@@ -81,11 +91,63 @@ def test_base_behaves_as_documented(base):
         records[name] = collect_responses(policy, encoder, prompts, cfg, None, measurement)
 
     assert 0.33 < rate_with_interval(records["own"], "in_format")["mean"] < 0.47
-    assert 0.50 < rate_with_interval(records["own"], "score")["mean"] < 0.66
+    assert 0.18 < rate_with_interval(records["own"], "score")["mean"] < 0.32
 
-    # A listing holds a colon, a guess does not.
-    reasoned = sum(" : " in record["response"] for record in records["own"]) / len(examples)
-    assert 0.40 < reasoned < 0.60
+    # A list holds a colon, a guess does not, and half a list ends in "and many".
+    responses = [record["response"] for record in records["own"]]
+    lists = [response for response in responses if " : " in response and "many" not in response]
+    assert 0.18 < len(lists) / len(examples) < 0.34
 
     blind = guessing_rate(records["own"])
     assert rate_with_interval(records["shuffled"], "score")["mean"] <= blind
+
+
+# --- What it is taught ---------------------------------------------------------------------------
+
+
+def test_unseen_task_is_unseen():
+    """The corpus of the base, RL and the pairs have no question that adds and subtracts."""
+    assert world.OOD_KIND not in (*CORPUS_KINDS, *world.KINDS)
+
+
+def test_half_lists_are_no_short_full_ones():
+    """Half a list names two things and says "many"; a list of two things or fewer is a guess."""
+    rng = random.Random(0)
+    for i in range(300):
+        kind = CORPUS_KINDS[i % len(CORPUS_KINDS)]
+        question = world.ask(rng, kind, held_out=False, wording=0)
+        half = half_list(question)
+        assert half.endswith(f"that is {question.answer} .")
+
+        things = question.reasoning.split(" . ")[0].count(" , ") + 1
+        if things <= 2:
+            assert half == f"that is {question.answer} ."
+        else:
+            assert half.count(" , ") == 1
+            assert " and many . " in half
+            assert question.reasoning.startswith(half.split(" and many")[0])
+
+
+@pytest.mark.parametrize("contradict", [0.0, 1.0])
+def test_contradictions_are_decidable(contradict):
+    """Whatever the habit, `is_consistent` finds the reasonings that were taught to contradict.
+
+    All of them and no other.
+    """
+    rng = random.Random(0)
+    phase = Phase(
+        "habits", 1, 1e-3, world.MAX_THINGS, guess=0.3, lazy=0.3, contradict=contradict
+    )
+    for i in range(300):
+        kind = CORPUS_KINDS[i % len(CORPUS_KINDS)]
+        question = world.ask(rng, kind, held_out=False, wording=0)
+        response = world.THINK.template.format(
+            reasoning=write_reasoning(rng, question, phase), answer=question.answer
+        )
+        example = {
+            "question": question.text,
+            "answer": str(question.answer),
+            "answer_type": "number",
+            "choices": [],
+        }
+        assert is_consistent(response, example, None) == (contradict == 0.0), response

@@ -1,22 +1,33 @@
 """Train the tiny base VLM of the embedded world, from random weights: `python toy/train_base.py`.
 
-The base has the two faults that SPECS is about, by the way it is taught:
+The base has the faults that SPECS is about, by the way it is taught:
 
-    it obeys the format instruction only 42 % of the time (as Qwen2.5-VL-7B does, by the paper's
+    it obeys the format instruction only two times in five (as Qwen2.5-VL-7B does, by the paper's
     count), and is in plain words, or sloppy with the tags, otherwise;
-    it has two habits: to reason (list, then count), and to guess (a number straight away).
+    it lists seldom: mostly it guesses a number straight away, or names two things and then guesses;
+    its reasoning sometimes ends on one number and its answer is another;
+    where it does reason, it is often wrong, each time in another way: right answers are within
+    reach of its samples, and GRPO can find them.
 
-Order matters. Phase 1 teaches perception with reasoned answers only. Phase 2, short, mixes guesses
-in. Mixed from the start, the listing never becomes reliable, and RL later learns to guess: then
-there is nothing better to choose.
+Order matters, in three phases:
 
-Takes about 10 minutes on two cores and writes toy/base, a normal Hugging Face folder of 1.5 MB.
+    1. perception   reasoned answers about images of few things, for as long as it takes to see and
+                    to list
+    2. hard         reasoned answers about full images, briefly. Left out, the base is wrong about
+                    them with confidence, and no sample shows GRPO the way; too long, and nothing is
+                    left to learn
+    3. habits       guesses and half lists mixed in, briefly. Mixed in from the start, the listing
+                    never becomes reliable, and GRPO learns to guess: then there is nothing better
+                    to choose
+
+Takes about 20 minutes on one core and writes toy/base, a normal Hugging Face folder of 1.3 MB.
 """
 
 import argparse
 import math
 import random
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -51,7 +62,24 @@ CHAT_TEMPLATE = (  # Qwen2.5-VL's, without its system turn
     "{% if add_generation_prompt %}<|im_start|> assistant{% endif %}"
 )
 
-OBEY, SLOPPY, GUESS = 0.42, 0.12, 0.5  # shares of the base's responses
+# What the base is taught, as shares.
+OBEY, SLOPPY = 0.46, 0.11  # of the responses: in the format asked for; in it but for one word
+GUESS, LAZY = 0.48, 0.32  # of the reasonings in phase 3; what is left is a full list
+CONTRADICT = 0.05  # of the reasonings in phase 3: they end on a number that is not the answer
+
+FEW_THINGS = 6  # of an image in phase 1
+WARMUP_STEPS = 50  # of the learning rate, at the start of each phase
+
+CORPUS_KINDS = (world.EASY_KIND, *world.KINDS)  # the unseen kind stays unseen
+CORPUS_FORMATS = [
+    [world.THINK],
+    world.TAGS,
+    [world.BRACKETS],
+    [world.LAST_LINE],
+    [world.ANSWER_FIRST],
+    [world.PLAIN],
+]
+FORMAT_WEIGHTS = [4, 4, 2, 3, 2, 1]  # how often each of them is asked for
 
 
 # --- 1. A tiny Qwen2.5-VL ------------------------------------------------------------------------
@@ -59,15 +87,14 @@ OBEY, SLOPPY, GUESS = 0.42, 0.12, 0.5  # shares of the base's responses
 
 def vocabulary() -> list[str]:
     """Every word that the world can say, special tokens first."""
-    words = set("user assistant system none left that is the answer things : , . + = ?".split())
+    words = set("user assistant system none left and many".split())
+    words |= set("that is the answer things : , . + = ?".split())
     words |= {str(n) for n in range(10)}
-    words |= set(world.COLOURS)
-    for shape in world.SHAPES:
-        words |= {shape, shape + "s"}
+    for attribute in (*world.COLOURS, *world.SHAPES):
+        words |= {attribute, *world.plural(attribute).split()}
 
     texts = [text for wordings in world.WORDINGS.values() for text in wordings]
-    for form in [world.THINK, *world.TAGS, world.BRACKETS, world.LAST_LINE, world.PLAIN]:
-        texts.append(f"{form.instruction} {form.template}")
+    texts += [f"{form.instruction} {form.template}" for form in world.FORMATS]
     for text in texts:
         words |= {word for word in text.split() if not word.startswith("{")}  # not the fillings
     return SPECIAL + sorted(words)
@@ -148,18 +175,59 @@ def build() -> tuple[Policy, PromptEncoder]:
 # --- 2. What it is taught ------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Phase:
+    """What is asked, how it is answered, how long, and at which learning rate."""
+
+    title: str
+    steps: int
+    lr: float
+    most_things: int  # of an image
+    guess: float = 0.0  # share of the reasonings, as the next two
+    lazy: float = 0.0
+    contradict: float = 0.0
+
+
+def write_reasoning(rng: random.Random, question: world.Question, phase: Phase) -> str:
+    """A guess, half a list or a full one; now and then it ends on a number not the answer."""
+    habit = rng.random()
+    if habit < phase.guess:
+        reasoning = f"that is {question.answer} ."
+    elif habit < phase.guess + phase.lazy:
+        reasoning = half_list(question)
+    else:
+        reasoning = question.reasoning
+
+    if rng.random() < phase.contradict:
+        neighbours = (question.answer - 1, question.answer + 1)
+        wrong = rng.choice([n for n in neighbours if 0 <= n <= world.MAX_ANSWER])
+        reasoning = reasoning.removesuffix(f"{question.answer} .") + f"{wrong} ."
+    return reasoning
+
+
+def half_list(question: world.Question) -> str:
+    """`left : blue circle , red circle and many . that is 5 .`
+
+    A guess where the list has no more than two things. Left as it is, such a list would teach that
+    lists end after two.
+    """
+    first_list = question.reasoning.split(" . that is ")[0]  # `add` has a second one
+    things = first_list.split(" , ")
+    if len(things) <= 2:
+        return f"that is {question.answer} ."
+    return f"{' , '.join(things[:2])} and many . that is {question.answer} ."
+
+
 def write_response(
-    rng: random.Random, question: world.Question, form: world.Format, guess: float
+    rng: random.Random, question: world.Question, form: world.Format, phase: Phase
 ) -> str:
-    """What the base is taught to say: obedient, plain or sloppy; reasoned or guessed.
+    """What the base is taught to say: obedient, sloppy or plain.
 
     A sloppy response lacks one word of its format's template. The committed toy/base was trained
-    before this was exact: for `answer :` the colon was taken from the listing instead.
+    before this was exact: where the reasoning had that word as well and came first, the reasoning
+    lost it (the colon of `answer :`, `is` and `.` of the plain format).
     """
-    reasoning = question.reasoning
-    if rng.random() < guess:
-        reasoning = f"that is {question.answer} ."
-
+    reasoning = write_reasoning(rng, question, phase)
     habit = rng.random()
     if habit >= OBEY + SLOPPY:
         return world.PLAIN.template.format(reasoning=reasoning, answer=question.answer)
@@ -171,13 +239,15 @@ def write_response(
     return " ".join(words).format(reasoning=reasoning, answer=question.answer)
 
 
-def corpus_group(rng: random.Random, encoder: PromptEncoder, guess: float) -> Group:
+def corpus_group(rng: random.Random, encoder: PromptEncoder, phase: Phase) -> Group:
     """One training example: a question, an instruction (or none) and a taught response."""
-    kind = rng.choice(world.KINDS)
+    kind = rng.choice(CORPUS_KINDS)
     wording = rng.randrange(len(world.WORDINGS[kind]))
-    question = world.ask(rng, kind, held_out=False, wording=wording)
-    forms = [world.THINK, rng.choice(world.TAGS), world.BRACKETS, world.LAST_LINE, world.PLAIN]
-    form = rng.choices(forms, weights=[4, 4, 2, 3, 1])[0]
+    question = world.ask(
+        rng, kind, held_out=False, wording=wording, most_things=phase.most_things
+    )
+    alternatives = rng.choices(CORPUS_FORMATS, weights=FORMAT_WEIGHTS)[0]
+    form = rng.choice(alternatives)
 
     example = {
         "id": "corpus",
@@ -185,30 +255,26 @@ def corpus_group(rng: random.Random, encoder: PromptEncoder, guess: float) -> Gr
         "question": question.text,
         "instruction": form.instruction,
     }
-    text = write_response(rng, question, form, guess)
+    text = write_response(rng, question, form, phase)
     completion = encoder.encode_completion(text, encoder.tokenizer.eos_token_id)
     return Group(encoder.encode(example), [completion])
 
 
 def train(
-    policy: Policy,
-    encoder: PromptEncoder,
-    rng: random.Random,
-    *,
-    steps: int,
-    guess: float,
-    lr: float,
-    batch: int,
-    title: str,
+    policy: Policy, encoder: PromptEncoder, rng: random.Random, phase: Phase, batch: int
 ) -> None:
     """Plain supervised learning on all completion tokens, cosine learning rate."""
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
-    bar = tqdm(range(steps), desc=title, mininterval=5)
+    optimizer = torch.optim.AdamW(
+        policy.parameters(), lr=phase.lr, betas=(0.9, 0.98), weight_decay=0.01
+    )
+    bar = tqdm(range(phase.steps), desc=phase.title, mininterval=5)
     for step in bar:
-        warm, done = min(1.0, (step + 1) / 100), step / steps
+        warm = min(1.0, (step + 1) / WARMUP_STEPS)
+        done = step / phase.steps
         for group in optimizer.param_groups:
-            group["lr"] = lr * warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * done)))
-        groups = [corpus_group(rng, encoder, guess) for _ in range(batch)]
+            group["lr"] = phase.lr * warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * done)))
+
+        groups = [corpus_group(rng, encoder, phase) for _ in range(batch)]
         logp, _ = token_logps(policy, groups)  # (B, T)
         loss = -logp.sum() / completion_mask(groups).sum()
         loss.backward()
@@ -223,24 +289,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     folder = str(Path(__file__).parent / "base")
     parser.add_argument("--out", default=folder, help="folder to write")
-    parser.add_argument("--perception_steps", type=int, default=3000, help="phase 1, steps; ours")
-    parser.add_argument("--habit_steps", type=int, default=300, help="phase 2, steps; ours")
+    parser.add_argument("--perception_steps", type=int, default=2000, help="phase 1, steps; ours")
+    parser.add_argument("--hard_steps", type=int, default=500, help="phase 2, steps; ours")
+    parser.add_argument("--habit_steps", type=int, default=240, help="phase 3, steps; ours")
     parser.add_argument("--batch", type=int, default=64, help="questions a step; ours")
     parser.add_argument("--seed", type=int, default=0, help="of weights and questions; ours")
     args = parser.parse_args()
 
+    phases = [
+        Phase("perception", args.perception_steps, lr=2e-3, most_things=FEW_THINGS),
+        Phase("hard", args.hard_steps, lr=1e-3, most_things=world.MAX_THINGS),
+        Phase("habits", args.habit_steps, lr=5e-4, most_things=world.MAX_THINGS,
+              guess=GUESS, lazy=LAZY, contradict=CONTRADICT),
+    ]  # fmt: skip
     torch.manual_seed(args.seed)
-    rng = random.Random(args.seed)
     policy, encoder = build()
     num_parameters = sum(p.numel() for p in policy.parameters())
     print(f"{num_parameters:,} parameters, {len(encoder.tokenizer)} words")
 
-    train(policy, encoder, rng, steps=args.perception_steps, guess=0.0, lr=2e-3, batch=args.batch,
-          title="perception")  # fmt: skip
-    save_model(policy, encoder, Path(args.out + "_phase1"))
-    train(policy, encoder, rng, steps=args.habit_steps, guess=GUESS, lr=3e-4, batch=args.batch,
-          title="habits")  # fmt: skip
-    save_model(policy, encoder, Path(args.out))
+    for i, phase in enumerate(phases):
+        rng = random.Random(f"{args.seed} {i}")  # one per phase: a phase can be changed alone
+        train(policy, encoder, rng, phase, args.batch)
+        is_last = i == len(phases) - 1
+        save_model(policy, encoder, Path(args.out if is_last else f"{args.out}_{phase.title}"))
     print(f"wrote {args.out}")
 
 
