@@ -59,7 +59,7 @@ class Config(settings.Data, settings.Sampling, settings.Judge, settings.OneShot)
     source: str = flag("zero", "who writes chosen: zero (paper), base, or a folder or hub name")
     # questions and sampling
     data: str = flag("toy", "`toy`, a folder, a file or a hub name; paper: not stated")
-    max_examples: int = flag(2048, "questions; ours, paper: enough for ~9k pairs", alias="rows")
+    max_examples: int = flag(1536, "questions; ours, paper: enough for ~9k pairs", alias="rows")
     samples: int = flag(4, "responses per question of each model; paper: not stated")
     temperature: float = flag(1.0, "of both models; paper: not stated")
     seed: int = flag(1, "of questions, sampling, corruptions (1: not those of stage 1); ours")

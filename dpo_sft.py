@@ -80,13 +80,13 @@ class Config(settings.Inputs, settings.Training):
     sft_weight: float = flag(1.0, "lambda, weight of SFT beside DPO; paper: 1, ablation 0 and 0.5")
     beta: float = flag(0.1, "DPO's beta; LLaMA-Factory, paper: not stated")
     # steps
-    batch_pairs: int = flag(64, "pairs per optimizer step, over all processes; paper: 64")
+    batch_pairs: int = flag(16, "pairs per optimizer step, over all processes; paper: 64")
     epochs: int = flag(1, "passes over the pairs; paper: 1 by its plot")
     max_steps: int = flag(0, "stop after so many steps, 0: --epochs says")
-    lr: float = flag(1e-4, "AdamW step; paper: 1e-6")
+    lr: float = flag(2e-4, "AdamW step; paper: 1e-6")
     warmup_steps: int = flag(3, "steps of linear warm-up; paper: not stated")
     adam_beta2: float = flag(0.999, "AdamW's decay of the squared gradient; LLaMA-Factory")
-    save_every: int = flag(8, "steps between checkpoints (--resume, `evaluate.py --gf_runs`)")
+    save_every: int = flag(16, "steps between checkpoints (--resume, `evaluate.py --gf_runs`)")
 
     def __post_init__(self):
         super().__post_init__()

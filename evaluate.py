@@ -12,7 +12,7 @@ responses graded anew: by repaired rules, or against a gold answer that was edit
     accuracy    share of right answers; sampled at temperature 1 as in training, and greedy
     shuffled    accuracy when each question is shown with another question's image: what a model
                 earns without looking
-    OOD         the same for other formats, other wordings and another task than training saw
+    OOD         the same for other formats, wordings, looks and tasks than stages 1 to 3 had
     pass@k      chance that one of k samples is right, unbiased: 1 - C(n-c, k) / C(n, k)
     branching   tokens in the 0.95 nucleus at a sampled step, on average (arXiv 2508.07534)
     GF          generalisation factor over a run's checkpoints (SPECS section 3.1):

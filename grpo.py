@@ -31,7 +31,7 @@ Where this departs from the paper, or fills in what it leaves open:
 Dimension key: N prompts, G completions per prompt, B = N*G completions, T longest completion. Small
 letters (n, b, t) are the same of a micro-batch or of one optimizer step.
 
-    accelerate launch grpo.py                                   the embedded world, 40 steps, 20 s
+    accelerate launch grpo.py                                   the embedded world, 16 steps, 15 s
     accelerate launch grpo.py --model runs/warmup/model         stage 3: another start
     accelerate launch --config_file configs/one_gpu.yaml grpo.py @configs/grpo_3b.args
 """
@@ -72,7 +72,7 @@ from sources.stream import PromptStream
 class Config(settings.Data, settings.Sampling, settings.Training, settings.Judge):
     model: str = flag("toy/base", "folder or hub name of the start model; paper: Qwen2.5-VL-7B")
     # sampling
-    steps: int = flag(40, "rollouts; paper: not stated for stage 1, its plot of stage 3 has 800")
+    steps: int = flag(16, "rollouts; paper: not stated for stage 1, its plot of stage 3 has 800")
     prompts_per_step: int = flag(16, "prompts per rollout, over all processes; paper: 128")
     group_size: int = flag(8, "completions per prompt (G); paper: 8")
     temperature: float = flag(1.0, "of sampling and of scoring alike; MM-EUREKA")

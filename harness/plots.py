@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from harness.tables import MAIN_COLUMNS, OOD_COLUMNS, measured
+from harness.tables import MAIN_COLUMNS, OOD_ACCURACY_COLUMNS, OOD_FORMAT_COLUMNS, measured
 
 
 def import_pyplot():
@@ -78,10 +78,10 @@ def plot_report(reports: dict[str, dict], curves: dict[str, list[dict]], file: P
     figure, axes = plt.subplots(
         1,
         panel_count,
-        figsize=(6.8 + 3.4 * (panel_count - 1), 3.4),
+        figsize=(9 + 3.4 * (panel_count - 1), 3.4),
         layout="constrained",
         squeeze=False,
-        width_ratios=[2.0] + [1.0] * (panel_count - 1),
+        width_ratios=[2.7] + [1.0] * (panel_count - 1),
     )
     axes = list(axes[0])
     draw_rates(axes[0], reports)
@@ -96,10 +96,11 @@ def plot_report(reports: dict[str, dict], curves: dict[str, list[dict]], file: P
 
 def draw_rates(axis, reports: dict[str, dict]) -> None:
     """A group of bars for each rate of the tables; in a group, one bar for each model."""
-    main, ood = measured(MAIN_COLUMNS, reports), measured(OOD_COLUMNS, reports)
+    main = measured(MAIN_COLUMNS, reports)
+    ood = measured(OOD_ACCURACY_COLUMNS + OOD_FORMAT_COLUMNS, reports)
     columns = main + ood
-    titles = [column.title.replace(" ", "\n") for column in main]
-    titles += [f"{column.title}\n(format)" for column in ood]
+    titles = [column.title for column in main]
+    titles += [f"{column.title} ({column.metric})" for column in ood]
     width = 0.8 / max(1, len(reports))
 
     for i, (name, report) in enumerate(reports.items()):
@@ -118,10 +119,11 @@ def draw_rates(axis, reports: dict[str, dict]) -> None:
         xticks=range(len(columns)),
         title="held-out questions, 95 % intervals",
         ylabel="%",
-        ylim=(0, 105),
+        ylim=(0, 120),
+        yticks=range(0, 101, 20),
     )
-    axis.set_xticklabels(titles, fontsize=7)
-    axis.legend(fontsize=8)
+    axis.set_xticklabels([title.replace(" ", "\n") for title in titles], fontsize=7)
+    axis.legend(fontsize=8, loc="upper center", ncols=max(1, len(reports)))  # above the bars
 
 
 def draw_pass_at_k(axis, reports: dict[str, dict]) -> None:

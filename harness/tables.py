@@ -37,13 +37,18 @@ MAIN_COLUMNS = [
     Column("accuracy", "id sampled", "accuracy"),
     Column("greedy acc.", "id greedy", "accuracy"),
     Column("shuffled acc.", "shuffled sampled", "accuracy"),
-    Column("new wording", "wording sampled", "accuracy"),
-    Column("new task", "task sampled", "accuracy"),
 ]
-OOD_COLUMNS = [  # formats that training never asked for
+OOD_ACCURACY_COLUMNS = [  # questions and images that stages 1 to 3 never had
+    Column("new wording", "wording sampled", "accuracy"),
+    Column("new look", "look sampled", "accuracy"),
+    Column("easy task", "easy sampled", "accuracy"),
+    Column("unseen task", "task sampled", "accuracy"),
+]
+OOD_FORMAT_COLUMNS = [  # formats that stages 1 to 3 never asked for
     Column("tags", "tags sampled", "format"),
     Column("brackets", "brackets sampled", "format"),
     Column("last_line", "last_line sampled", "format"),
+    Column("answer_first", "answer_first sampled", "format"),
 ]
 
 
@@ -64,7 +69,8 @@ def format_table(reports: dict[str, dict], curves: dict[str, list[dict]] | None 
     """
     lines = [
         *main_lines(reports),
-        *ood_lines(reports),
+        *ood_lines("accuracy, OOD", OOD_ACCURACY_COLUMNS, reports),
+        *ood_lines("format obeyed, OOD", OOD_FORMAT_COLUMNS, reports),
         *pass_lines(reports),
         *guessing_lines(reports),
         *gf_lines(curves or {}),
@@ -90,13 +96,13 @@ def main_lines(reports: dict[str, dict]) -> list[str]:
     return lines
 
 
-def ood_lines(reports: dict[str, dict]) -> list[str]:
-    """How often every model obeys the formats that training never asked for."""
-    columns = measured(OOD_COLUMNS, reports)
+def ood_lines(title: str, columns: list[Column], reports: dict[str, dict]) -> list[str]:
+    """A table of its own for what stages 1 to 3 never had: one line per model."""
+    columns = measured(columns, reports)
     if not columns:
         return []
     lines = [model_line(name, report, columns) for name, report in reports.items()]
-    return [header_line("format obeyed, OOD", columns), *lines]
+    return [header_line(title, columns), *lines]
 
 
 def pass_lines(reports: dict[str, dict]) -> list[str]:
@@ -136,11 +142,11 @@ def gf_lines(curves: dict[str, list[dict]]) -> list[str]:
 
 
 def header_line(title: str, columns: list[Column]) -> str:
-    return f"{title:<20}" + "".join(f"{column.title:>15}" for column in columns)
+    return f"{title:<20}" + "".join(f"{column.title:>16}" for column in columns)
 
 
 def model_line(name: str, report: dict, columns: list[Column]) -> str:
-    return f"  {name:<18}" + "".join(f"{cell(column.rate(report)):>15}" for column in columns)
+    return f"  {name:<18}" + "".join(f"{cell(column.rate(report)):>16}" for column in columns)
 
 
 def cell(rate: dict | None) -> str:

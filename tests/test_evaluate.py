@@ -143,7 +143,10 @@ def test_unscorable_answers_are_left_out_and_counted():
 # --- Sets ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("form", [world.THINK, world.TAGS[0], world.BRACKETS, world.LAST_LINE])
+ONE_OF_EACH = [world.THINK, world.TAGS[0], world.BRACKETS, world.LAST_LINE, world.ANSWER_FIRST]
+
+
+@pytest.mark.parametrize("form", ONE_OF_EACH, ids=lambda form: form.name)
 def test_formats_are_told_apart(form):
     """Each format accepts its own template; neither the plain one, nor one with a mark missing."""
 
@@ -161,7 +164,7 @@ def test_formats_are_told_apart(form):
         if not mark.startswith("{"):
             assert not obeys(good.replace(mark, "", 1)), mark
 
-    for other in (world.THINK, world.BRACKETS, world.LAST_LINE):
+    for other in ONE_OF_EACH:
         if other != form:
             assert not obeys(good, asked=other)
 
@@ -237,16 +240,25 @@ def test_sets_without_images_have_no_shuffled_one(tiny, tmp_path):
 
 
 def test_sets_are_held_out_and_differ_in_one_thing():
-    """Formats, wordings and kinds of question that training does not have, one at a time."""
+    """Formats, wordings, looks and kinds of question that training does not have, one at a time."""
     sets = evaluation_sets(12, Config().seed)
-    assert set(sets) == {"id", "tags", "brackets", "last_line", "wording", "task"}
-    assert {example["kind"] for example in sets["task"]} == {"subtract2"}
-    assert {example["format"] for example in sets["brackets"]} == {"brackets"}
+    assert set(sets) == {"id", *world.OOD_FORMATS, "wording", "look", "easy", "task"}
+
+    for name, kinds in {"easy": {world.EASY_KIND}, "task": {world.OOD_KIND}}.items():
+        assert {example["kind"] for example in sets[name]} == kinds
+        assert kinds.isdisjoint(world.KINDS)
+    for name in world.OOD_FORMATS:
+        assert {example["format"] for example in sets[name]} == {name}
+        assert {example["kind"] for example in sets[name]} == set(world.KINDS)
+
+    for own, other in zip(sets["id"], sets["look"]):
+        assert {**own, "images": []} == {**other, "images": []}
+        assert own["images"] != other["images"]
 
     trained = {wording for kind in world.KINDS for wording in world.WORDINGS[kind][:-1]}
-    trained_starts = {wording.split()[0] for wording in trained} - {"how"}
     starts = {example["question"].split()[0] for example in sets["wording"]}
-    assert starts.isdisjoint(trained_starts) or starts <= {"what", "without"}
+    assert starts == {"what", "without"}
+    assert starts.isdisjoint(wording.split()[0] for wording in trained)
 
 
 def test_ranks_share_the_pass_questions_exactly():
@@ -306,7 +318,8 @@ def test_report_can_be_computed_again_from_the_file(start, tmp_path, capsys):
     assert (out / "report.json").is_file()
 
     records = read_records(str(out / "completions.jsonl"))["a"]
-    assert len(records) == 6 * 8 + 3 * 4
+    # Nine toy sets and the shuffled one are sampled, `id` is greedy as well; then pass@k.
+    assert len(records) == 6 * 11 + 3 * 4
     fields = {"response", "extracted", "gold", "score", "reason", "truncated", "question"}
     assert fields <= set(records[0])
 

@@ -22,7 +22,7 @@ def metrics(folder) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """base -> zero -> pairs -> warm-up -> final, in about fifteen seconds."""
+    """base -> zero -> pairs -> warm-up -> final, in about a minute."""
     root = tmp_path_factory.mktemp("specs")
     zero, prefs, warmup, final = (root / name for name in ("zero", "prefs", "warmup", "final"))
 
@@ -58,9 +58,9 @@ def runs(tmp_path_factory):
 
 
 def test_grpo_raises_format_accuracy_and_length(runs):
-    """Twelve steps: format from 0.4 to over 0.7, accuracy by 0.2, and longer responses.
+    """Twelve steps: format from 0.44 to over 0.7, accuracy by 0.2, and longer responses.
 
-    It learns to reason, not to guess. (Seed 0 reaches 0.88 and 0.96; a broken sign or group order
+    It learns to reason, not to guess. (Seed 0 reaches 0.93 and 0.56; a broken sign or group order
     reaches nothing.)
     """
     steps = metrics(runs / "zero")

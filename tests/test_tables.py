@@ -1,7 +1,12 @@
 """The report of an evaluation as text and as bars: what was not measured is left out."""
 
 from harness.plots import draw_gf, draw_rates, import_pyplot
-from harness.tables import MAIN_COLUMNS, OOD_COLUMNS, format_table
+from harness.tables import (
+    MAIN_COLUMNS,
+    OOD_ACCURACY_COLUMNS,
+    OOD_FORMAT_COLUMNS,
+    format_table,
+)
 
 RATE = {"mean": 0.5, "low": 0.4, "high": 0.6}
 MEASURED = {"format": RATE, "accuracy": RATE, "length": 12.0, "truncated": 0.0}
@@ -11,28 +16,33 @@ def test_a_missing_measurement_is_no_error():
     """pass@k without branching; a column that only one of two models has."""
     reports = {
         "a": {"id sampled": MEASURED, "tags sampled": MEASURED, "pass@k": {"1": 0.25, "2": 0.5}},
-        "b": {"id sampled": MEASURED},
+        "b": {"id sampled": MEASURED, "look sampled": MEASURED},
     }
     lines = format_table(reports).splitlines()
 
     assert lines[0].split() == ["format", "accuracy", "length"]
     assert lines[1].split() == ["a", "50.0", "[40,60]", "50.0", "[40,60]", "12.0"]
-    assert lines[3].split() == ["format", "obeyed,", "OOD", "tags"]
-    assert lines[5].split() == ["b", "-"]
-    assert lines[6].split() == ["a", "pass", "@1", "25.0", "@2", "50.0"]
+    assert lines[3].split() == ["accuracy,", "OOD", "new", "look"]
+    assert lines[4].split() == ["a", "-"]
+    assert lines[5].split() == ["b", "50.0", "[40,60]"]
+    assert lines[6].split() == ["format", "obeyed,", "OOD", "tags"]
+    assert lines[8].split() == ["b", "-"]
+    assert lines[9].split() == ["a", "pass", "@1", "25.0", "@2", "50.0"]
     assert format_table({}) == ""
 
 
 def test_bars_show_the_columns_of_the_table():
     """One group of bars per column, centred on its tick, one bar per model that has the rate."""
-    everything = {column.measurement: MEASURED for column in MAIN_COLUMNS + OOD_COLUMNS}
+    columns = MAIN_COLUMNS + OOD_ACCURACY_COLUMNS + OOD_FORMAT_COLUMNS
+    everything = {column.measurement: MEASURED for column in columns}
     axis = import_pyplot().figure().subplots()
     draw_rates(axis, {"a": everything, "b": {"id sampled": MEASURED}})
 
     titles = [label.get_text() for label in axis.get_xticklabels()]
-    assert len(titles) == len(MAIN_COLUMNS) + len(OOD_COLUMNS)
+    assert len(titles) == len(columns)
     assert titles[0] == "format"
-    assert titles[-1] == "last_line\n(format)"
+    assert "unseen\ntask\n(accuracy)" in titles
+    assert titles[-1] == "answer_first\n(format)"
 
     bars = [bar for bar in axis.patches if bar.get_height() == 50]
     assert len(bars) == len(titles) + 2
