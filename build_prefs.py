@@ -36,7 +36,8 @@ from accelerate import Accelerator
 
 from harness import settings
 from harness.cli import flag, parse_cli, run_stage
-from harness.ranks import gather_objects, make_accelerator, rank_generator
+from harness.randomness import random_of, torch_generator
+from harness.ranks import gather_objects, make_accelerator
 from harness.run import Run
 from model.loading import load_model
 from model.prompts import PromptEncoder
@@ -206,14 +207,17 @@ def reject(response: Response, example: dict, rng: random.Random, cfg: Config) -
 
 
 def sample_responses(policy: Policy, encoder: PromptEncoder, prompts: list[Prompt], cfg: Config,
-                     accelerator: Accelerator, *, seed: int, title: str) -> list[list[Response]]:
-    """--samples responses of a model to each prompt. `title` is shown beside a progress bar."""
+                     accelerator: Accelerator, *, side: str, title: str) -> list[list[Response]]:
+    """--samples responses of a model to each prompt, for one side of the pairs.
+
+    `title` is shown beside a progress bar.
+    """
     policy.to(accelerator.device)
     with accelerator.autocast():
         groups, _ = sample_groups(
             policy, prompts, cfg.samples, max_new_tokens=cfg.max_new_tokens,
             temperature=cfg.temperature,
-            generator=rank_generator(seed, accelerator.process_index, policy.device),
+            generator=torch_generator(cfg.seed, side, accelerator.process_index, policy.device),
             sample_batch=cfg.sample_batch, compile_decode=cfg.compile_decode,
             progress=title if accelerator.is_main_process else None)
     policy.cpu()  # makes room for the next model
@@ -289,15 +293,15 @@ def main(cfg: Config) -> None:
     prompts = encode_all(examples, encoder, cfg.max_prompt_tokens, run.warn, rank, world_size)
     judge = make_judge(cfg, run.folder)
 
-    # Two seeds: with the same random numbers, similar models would write the same responses, and
-    # with --source base all would be the same. In evaluate.py the same numbers are right: there,
-    # only the models should make a difference.
+    # Each side draws numbers of its own: with the same ones, similar models would write the same
+    # responses, and with --source base all would be the same. In evaluate.py the same numbers are
+    # right: there, only the models should make a difference.
     zero_responses = sample_responses(chosen_model, encoder, prompts, cfg, accelerator,
-                                      seed=2 * cfg.seed, title=f"{cfg.source} answers")
+                                      side="chosen", title=f"{cfg.source} answers")
     base_responses = sample_responses(base_model, encoder, prompts, cfg, accelerator,
-                                      seed=2 * cfg.seed + 1, title="base answers")
+                                      side="rejected", title="base answers")
 
-    rng = random.Random(f"{cfg.seed} {rank}")
+    rng = random_of(cfg.seed, "corruptions", rank)
     pairs, funnel = make_pairs(prompts, zero_responses, base_responses, cfg, judge, rng)
     questions_of_rank = len(range(rank, len(examples), world_size))
     funnel["questions: skipped, see the warnings"] = questions_of_rank - len(prompts)

@@ -38,7 +38,6 @@ Dimension key: N pairs, B = 2N responses, chosen before rejected in each pair, T
 """
 
 import hashlib
-import random
 import time
 from dataclasses import dataclass
 
@@ -60,6 +59,7 @@ from common import (
 from harness import settings
 from harness.cli import flag, parse_cli, run_stage
 from harness.metrics import Means
+from harness.randomness import random_of
 from harness.ranks import make_accelerator, sum_over_ranks
 from harness.run import Run
 from model.loading import load_model
@@ -316,7 +316,7 @@ def step_order(count: int, cfg: Config) -> list[list[int]]:
     steps = []
     for epoch in range(cfg.epochs):
         order = list(range(count))
-        random.Random(f"{cfg.seed} {epoch}").shuffle(order)
+        random_of(cfg.seed, f"order of epoch {epoch}").shuffle(order)  # the same on all ranks
         steps += [order[i : i + cfg.batch_pairs] for i in range(0, count, cfg.batch_pairs)]
     return steps[: cfg.max_steps or None]
 

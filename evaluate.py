@@ -33,12 +33,12 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from harness import settings
 from harness.cli import flag, parse_cli, run_stage, split_names
+from harness.randomness import torch_generator
 from harness.ranks import make_accelerator
 from harness.reports import append_records, read_records, regrade, response_record, write_report
 from harness.run import Run, checkpoints
@@ -196,26 +196,26 @@ def measure(name: str, folder: str, encoded: EncodedSets, judge: Judge | None, c
         for measurement in list_measurements(cfg, list(prompts), rank, world_size):
             records += collect_responses(
                 policy, encoder, prompts[measurement.set_name], cfg, judge, measurement,
-                model_name=name, show=run.writes)
+                model_name=name, rank=rank, show=run.writes)
     return records
 
 
 def collect_responses(policy: Policy, encoder: PromptEncoder, prompts: list[Prompt], cfg: Config,
                       judge: Judge | None, measurement: Measurement, *, model_name: str = "",
-                      show: bool = False) -> list[dict]:
+                      rank: int = 0, show: bool = False) -> list[dict]:
     """Sample and grade; one record per response. `show` draws a progress bar.
 
-    Every call uses the same seed (common random numbers), so differences between models are not
-    sampling luck.
+    Every model draws the same random numbers (common random numbers), so that a difference between
+    models is less a matter of luck; each set, mode and rank has numbers of its own.
     """
-    title = f"{model_name}: {measurement.set_name} {measurement.mode}"
+    purpose = f"{measurement.set_name} {measurement.mode}"
     groups, nucleus_sizes = sample_groups(
         policy, prompts[: measurement.max_prompts], measurement.samples,
         max_new_tokens=cfg.max_new_tokens, temperature=measurement.temperature,
-        generator=torch.Generator(policy.device).manual_seed(cfg.seed),
+        generator=torch_generator(cfg.seed, purpose, rank, policy.device),
         sample_batch=cfg.sample_batch, compile_decode=cfg.compile_decode,
         logits_stat=nucleus_size if measurement.branching else None,
-        progress=title if show else None)
+        progress=f"{model_name}: {purpose}" if show else None)
     completions = [(group.prompt.example, ids) for group in groups for ids in group.completions]
 
     records = []

@@ -56,7 +56,8 @@ from common import (
 from harness import settings
 from harness.cli import flag, parse_cli, run_stage
 from harness.metrics import Means
-from harness.ranks import gather_objects, make_accelerator, rank_generator, sum_over_ranks
+from harness.randomness import torch_generator
+from harness.ranks import gather_objects, make_accelerator, sum_over_ranks
 from harness.run import Run
 from model.loading import load_model
 from model.qwen import Policy
@@ -376,7 +377,7 @@ def main(cfg: Config) -> None:
     weights = parse_weights(cfg.reward_weights, rewards)
     run.columns = ["reward", *rewards, *COLUMNS]
     # Of each rank its own: with one for all, all ranks would draw the same random numbers.
-    generator = rank_generator(cfg.seed, accelerator.process_index, accelerator.device)
+    generator = torch_generator(cfg.seed, "rollout", accelerator.process_index, accelerator.device)
 
     state = run.load_state(policies.optimizer)
     if state is not None:

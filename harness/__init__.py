@@ -1,11 +1,12 @@
 """What every stage needs around its algorithm: settings, a run folder, ranks, metrics, reports.
 
-    settings.py   the settings that several stages share
-    cli.py        a settings dataclass becomes a command line
-    run.py        the run folder: logs, samples, checkpoints, exact resume
-    ranks.py      several processes: accelerate, gathering, summing
-    metrics.py    means over completions, tokens or groups on all ranks
-    tables.py     the report of an evaluation as lines of text
-    plots.py      curves of a run, bars of an evaluation
-    reports.py    the files of an evaluation: graded responses, and the report on them
+    settings.py     the settings that several stages share
+    cli.py          a settings dataclass becomes a command line
+    run.py          the run folder: logs, samples, checkpoints, exact resume
+    ranks.py        several processes: accelerate, gathering, summing
+    randomness.py   where every random number comes from
+    metrics.py      means over completions, tokens or groups on all ranks
+    tables.py       the report of an evaluation as lines of text
+    plots.py        curves of a run, bars of an evaluation
+    reports.py      the files of an evaluation: graded responses, and the report on them
 """

@@ -46,14 +46,6 @@ def make_accelerator(config) -> Accelerator:
     )
 
 
-def rank_generator(seed: int, rank: int, device: torch.device) -> torch.Generator:
-    """A random generator for this rank.
-
-    With one seed for all, all ranks would draw the same random numbers.
-    """
-    return torch.Generator(device).manual_seed(1000 * seed + rank)
-
-
 def gather_objects(value, accelerator: Accelerator) -> list:
     """Collect one value from each rank; every rank gets the list, in the order of the ranks."""
     if accelerator.num_processes == 1:

@@ -4,10 +4,10 @@ An example that cannot be used (an over-long prompt, a broken image) raises Exam
 skipped and reported through `warn`: one bad example does not end a run, and none is lost silently.
 """
 
-import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
+from harness.randomness import random_of
 from model.prompts import PromptEncoder
 from model.records import ExampleError, Prompt
 
@@ -84,7 +84,7 @@ class PromptStream:
         if epoch != self.epoch:
             self.epoch = epoch
             self.order = list(range(len(self.examples)))
-            random.Random(f"{self.seed} {epoch}").shuffle(self.order)
+            random_of(self.seed, f"order of epoch {epoch}").shuffle(self.order)  # as on all ranks
         return self.order[self.places[step]]
 
     def state(self) -> dict[str, int]:

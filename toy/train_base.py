@@ -43,6 +43,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from common import token_logps  # noqa: E402
+from harness.randomness import random_of  # noqa: E402
 from model.loading import eos_token_ids, save_model, suppressed_ids  # noqa: E402
 from model.prompts import PromptEncoder  # noqa: E402
 from model.qwen import Policy  # noqa: E402
@@ -308,7 +309,7 @@ def main() -> None:
     print(f"{num_parameters:,} parameters, {len(encoder.tokenizer)} words")
 
     for i, phase in enumerate(phases):
-        rng = random.Random(f"{args.seed} {i}")  # one per phase: a phase can be changed alone
+        rng = random_of(args.seed, phase.title)  # one per phase: a phase can be changed alone
         train(policy, encoder, rng, phase, args.batch)
         is_last = i == len(phases) - 1
         save_model(policy, encoder, Path(args.out if is_last else f"{args.out}_{phase.title}"))

@@ -34,6 +34,8 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
 
+from harness.randomness import random_of
+
 COLOURS = ("red", "green", "blue", "yellow")
 SHAPES = ("circle", "square", "triangle", "diamond")
 CELL, SIDE = 28, 4  # pixels of a cell; cells of a side
@@ -359,8 +361,8 @@ def examples(
     look: Look = TRAINED_LOOK,
 ) -> list[dict]:
     """Questions as examples (see `sources`), one in turn of each kind, with PIL images."""
-    rng = random.Random(f"{seed} {held_out}")
     split = "heldout" if held_out else "train"
+    rng = random_of(seed, f"toy {split}")
     result = []
 
     for i in range(count):
