@@ -18,7 +18,7 @@ Where the paper is silent:
      --judge_url asks a judge, as the paper asks Gemini; --no_verify leaves it out.
   3. One of the five corruptions is drawn uniformly.
 
-    accelerate launch build_prefs.py --zero runs/zero/model       ~25 seconds on two cores
+    accelerate launch build_prefs.py --zero runs/zero/model       ~30 seconds on one core
     accelerate launch build_prefs.py --source base ...            ablation: chosen by base as well
 
 Writes a folder that `datasets.load_dataset(folder)` opens, images included, with the columns of

@@ -33,7 +33,7 @@ Where this departs from the paper, or fills in what it leaves open:
 
 Dimension key: N pairs, B = 2N responses, chosen before rejected in each pair, T longest response.
 
-    accelerate launch dpo_sft.py --pairs runs/prefs          about 20 seconds on two cores
+    accelerate launch dpo_sft.py --pairs runs/prefs          about 20 seconds on one core
     accelerate launch dpo_sft.py --loss sft ...              ablation: sft or dpo alone
 """
 
@@ -162,7 +162,7 @@ def dpo_loss(chosen: Tensor, rejected: Tensor, chosen_ref: Tensor, rejected_ref:
     are the same, so the margin is 0 and the loss log 2 = 0.6931 (test_dpo_starts_at_log2).
 
     A sum over more tokens moves further for the same change per token, so a longer response has
-    more influence. In the pairs of the embedded world chosen has 24 tokens on average, rejected 20.
+    more influence. In the pairs of the embedded world chosen has 28 tokens on average, rejected 20.
 
     Only the margin is pushed. Chosen may well become *less* likely, as long as rejected falls
     faster; that is what the SFT term is there to prevent (test_margin_up_chosen_may_fall).

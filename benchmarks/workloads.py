@@ -166,7 +166,7 @@ def examples_at(side: int, count: int) -> list[dict]:
 
 
 def pairs_at(side: int, count: int) -> list[dict]:
-    """Each example with a formatted and a plain answer of about 25 tokens."""
+    """Each example with a formatted and a plain answer of about 29 tokens."""
     rng = random.Random(0)
 
     def response(form: world.Format, question: world.Question) -> str:
