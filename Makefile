@@ -11,13 +11,15 @@ specs: .venv/ready
 	@date +%s > .venv/started
 	$(BIN)/python grpo.py --run_dir $(RUNS)/zero --overwrite
 	$(BIN)/python build_prefs.py --zero $(RUNS)/zero/model --run_dir $(RUNS)/prefs --overwrite
-	$(MAKE) --jobs=2 --output-sync=target hybrid-to-final sft-to-final
+	@echo "The SFT start runs beside this, on the other core; what it prints is in $(RUNS)/sft.log."
+	@$(MAKE) --no-print-directory sft-to-final > $(RUNS)/sft.log 2>&1 & sft=$$!; \
+	    $(MAKE) --no-print-directory hybrid-to-final && wait $$sft
 	$(BIN)/python evaluate.py --run_dir $(RUNS)/report --overwrite --items 300 --gf_items 150 \
 	    --models base=toy/base,zero=$(RUNS)/zero/model,warm-up=$(RUNS)/warmup/model,final=$(RUNS)/final/model,SFT=$(RUNS)/sft/model,final-SFT=$(RUNS)/final_sft/model \
 	    --gf_runs DPO+SFT=$(RUNS)/warmup,SFT=$(RUNS)/sft
 	@echo "make specs took $$(( $$(date +%s) - $$(cat .venv/started) )) s; the picture is $(RUNS)/report/report.png"
 
-# Two cold starts, and stage 3 from each with the same settings: two processes, one core each.
+# Two cold starts, and stage 3 from each with the same settings.
 STAGE3 := --steps 100 --lr 3e-4 --schedule cosine --seed 2
 
 hybrid-to-final:

@@ -127,7 +127,10 @@ def choose(response: Response, example: dict, judge: Judge | None, cfg: Config) 
     """A response as the chosen side of a pair, or why it cannot be that side."""
     if response.truncated:
         return Candidate(None, "truncated")
-    if grade(example, response.text).score != 1.0:
+    score = grade(example, response.text).score
+    if score is None:
+        return Candidate(None, "could not be graded")
+    if score != 1.0:
         return Candidate(None, "wrong answer")
 
     text = supplement(response.text)
@@ -195,6 +198,8 @@ def reject(response: Response, example: dict, rng: random.Random, cfg: Config) -
         return Candidate(None, "truncated")
 
     score = grade(example, response.text).score
+    if score is None:
+        return Candidate(None, "could not be graded")
     if cfg.coupled and score != 0.0:
         return Candidate(None, "right answer")
     if not cfg.coupled and score != 1.0:

@@ -52,8 +52,8 @@ def plain_token_logps(policy: Policy, groups: list[Group], temperature: float = 
             logits = policy.plain_logits(group.prompt, completion) / temperature  # (S + t, V)
             logits = logits.masked_fill(policy.suppressed, float("-inf"))
 
-            # The logits at token i are about token i + 1. So the first that count are those of the
-            # last prompt token, and the last ones are not needed.
+            # The logits at token i are about token i + 1: scoring starts at those of the last prompt
+            # token and leaves out the final ones.
             first = len(group.prompt.ids) - 1
             logp = logits[first:-1].log_softmax(-1)  # (t, V)
             logps.append(logp.gather(-1, completion[:, None].to(logp.device))[:, 0])  # (t,)
@@ -189,7 +189,7 @@ class MicroBatch:
 
 
 def micro_batches(groups: list[Group], max_tokens: int, split: bool = True) -> list[MicroBatch]:
-    """Cut the groups of a step into micro-batches of at most `max_tokens` tokens.
+    """Cut the groups of a step into micro-batches of at most `max_tokens` tokens, where possible.
 
     A prompt counts once per group. Groups keep their order, and every completion is in exactly one
     micro-batch. With `split`, a group over the limit is cut into parts that share its prompt, down

@@ -3,12 +3,12 @@
 Each pair is one prompt with two responses, chosen (w) and rejected (l). DPO raises the margin by
 which the policy prefers chosen, measured against the frozen start model; SFT keeps chosen likely:
 
-    h       = beta * [(logp(w) - logp_ref(w)) - (logp(l) - logp_ref(l))]    margin; logp summed over
-    tokens
+    h       = beta * [(logp(w) - logp_ref(w)) - (logp(l) - logp_ref(l))]          the margin
     L_DPO   = -log sigmoid(h)
-    L_SFT   = -(1 / |w|) sum_t logp(w_t)                                    mean over tokens, then
-    over pairs
+    L_SFT   = -(1 / |w|) sum_t logp(w_t)
     L       = L_DPO + lambda * L_SFT
+
+Here logp(w) is the sum over the tokens of w, and L is averaged over pairs.
 
 DPO sums log-probabilities over a response, since its derivation is about sequences. SFT takes the
 mean over the response's tokens, as LLaMA-Factory does, which the paper used. So lambda balances a
@@ -83,7 +83,7 @@ class Config(settings.Inputs, settings.Training):
     batch_pairs: int = flag(16, "pairs per optimizer step, over all processes; paper: 64")
     epochs: int = flag(1, "passes over the pairs; paper: 1 by its plot")
     max_steps: int = flag(0, "stop after so many steps, 0: --epochs says")
-    lr: float = flag(2e-4, "AdamW step; paper: 1e-6")
+    lr: float = flag(2e-4, "AdamW learning rate; paper: 1e-6")
     warmup_steps: int = flag(3, "steps of linear warm-up; paper: not stated")
     adam_beta2: float = flag(0.999, "AdamW's decay of the squared gradient; LLaMA-Factory")
     save_every: int = flag(16, "steps between checkpoints (--resume, `evaluate.py --gf_runs`)")

@@ -205,8 +205,8 @@ def collect_responses(policy: Policy, encoder: PromptEncoder, prompts: list[Prom
                       rank: int = 0, show: bool = False) -> list[dict]:
     """Sample and grade; one record per response. `show` draws a progress bar.
 
-    Every model draws the same random numbers (common random numbers), so that a difference between
-    models is less a matter of luck; each set, mode and rank has numbers of its own.
+    Every model draws the same random numbers (common random numbers), which lowers the noise of a
+    difference between models; each set, mode and rank has numbers of its own.
     """
     purpose = f"{measurement.set_name} {measurement.mode}"
     groups, nucleus_sizes = sample_groups(

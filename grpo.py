@@ -2,7 +2,7 @@
 
 For each prompt q, sample G completions o_1..o_G from the current policy, reward each, and compare
 it with its own group. A token's log-probability is then raised if its completion did better than
-the group's mean, and lowered if it did worse, until the ratio to the sampling policy leaves a band:
+the group's mean, and lowered if it did worse, until its ratio to the sampling policy leaves a band:
 
     A_i     = (R_i - mean(R)) / (std(R) + eps)                     one advantage per completion
     r_it    = exp(logp_it - logp_old_it)                           one ratio per token
@@ -23,13 +23,14 @@ rollout; `logp_ref` of the frozen start model, for the KL term only, which is no
 
 Where this departs from the paper, or fills in what it leaves open:
   1. Clip band 0.2 / 0.28: the paper says "similar to DAPO", these are DAPO's.
-  2. M counts the tokens of the whole optimizer step, over micro-batches and processes (DAPO eq. 8).
+  2. M counts the tokens of the whole optimizer step, over prompts, micro-batches and processes
+     (DAPO eq. 8 is printed for one prompt).
   3. A rollout is consumed in --updates_per_rollout optimizer steps. With one, every ratio is 1 and
      the clip never acts; the paper's 128 prompts x 8 in batches of 128 completions make 8.
   4. Dynamic sampling, overlong shaping, masking of truncated completions, Dr. GRPO: built, off.
 
 Dimension key: N prompts, G completions per prompt, B = N*G completions, T longest completion. Small
-letters (n, b, t) are the same of a micro-batch or of one optimizer step.
+letters (n, b, t): the same counts in a micro-batch or in one optimizer step.
 
     accelerate launch grpo.py                                   the embedded world, 16 steps, 15 s
     accelerate launch grpo.py --model runs/warmup/model         stage 3: another start
@@ -119,8 +120,7 @@ def collect_rollout(sampler: Policy, stream: PromptStream, count: int, reward, g
     """Sample `count` groups and reward each; `reward` is a function of a group.
 
     With dynamic sampling, draw on until that many groups are informative; a surplus is thrown away.
-    The logged reward and accuracy are then of the kept groups only, which are neither all right nor
-    all wrong.
+    Reward and accuracy are then logged for the kept groups only.
     """
     kept: list[RewardedGroup] = []
 
@@ -182,7 +182,7 @@ def policy_loss(logp: Tensor, logp_old: Tensor, advantages: Tensor, mask: Tensor
 
     logp, logp_old  (B, T)
     advantages      (B,)
-    mask            (B, T); not used here, sequence-level variants average over it (`variants/`)
+    mask            (B, T); not used here, kept so that a variant such as GSPO changes a few lines
     returns         `loss`, `ratio`, `clipped`, (B, T) each; unmasked and not reduced: the caller
                     sums over the mask and divides by the tokens of the step
 
@@ -217,7 +217,7 @@ def policy_loss(logp: Tensor, logp_old: Tensor, advantages: Tensor, mask: Tensor
 def kl_k3(logp: Tensor, logp_ref: Tensor) -> Tensor:
     """(B, T) estimate of KL(policy || reference), never below 0: e^d - d - 1, d = logp_ref - logp.
 
-    `expm1` keeps it exact near 0. In fp32 the plain form gives 0 at d = 1e-4, and is negative at
+    `expm1` keeps it accurate near 0. In fp32 the plain form gives 0 at d = 1e-4, and is negative at
     1e-6 (test_k3_nonnegative_for_small_d). Source: Schulman, "Approximating KL divergence" (k3).
     """
     d = logp_ref - logp
@@ -281,8 +281,8 @@ def recompute_logps(policies: Policies, groups: list[Group], cfg) -> Tensor:
 def update(batch: UpdateBatch, policies: Policies, accelerator, cfg: Config) -> dict[str, float]:
     """One optimizer step. Returns sums over this rank's tokens, to be divided later."""
     # M of the docstring: the tokens of the step, over micro-batches and ranks. Groups of equal
-    # rewards count too, although they have no gradient. So the more of them there are, the smaller
-    # is the step: this is the reason for dynamic sampling.
+    # rewards count too, although they have no gradient: the more of them there are, the smaller is
+    # the gradient. Dynamic sampling avoids that.
     tokens = float(batch.mask.sum())
     counted = len(batch.mask) * cfg.max_new_tokens if cfg.dr_grpo else tokens
     normalizer = max(1.0, sum_over_ranks({"tokens": counted}, accelerator)["tokens"])
@@ -353,9 +353,10 @@ def summarize(rollout: list[RewardedGroup], sums: Counter, accelerator,
             means.add(name, sums[name], sums["tokens"])
     means.add("clip%", 100 * sums["clipped"], sums["tokens"])
 
-    # These two are equal on all ranks.
+    # These two are equal on all ranks; a skipped update has no norm.
+    steps_taken = max(1, cfg.updates_per_rollout - sums["skipped_updates"])
     return {**means.over_ranks(accelerator), "skipped_updates": sums["skipped_updates"],
-            "grad_norm": sums["grad_norm"] / cfg.updates_per_rollout}
+            "grad_norm": sums["grad_norm"] / steps_taken}
 
 
 def main(cfg: Config) -> None:
@@ -376,7 +377,7 @@ def main(cfg: Config) -> None:
     rewards = make_rewards(cfg, judge)
     weights = parse_weights(cfg.reward_weights, rewards)
     run.columns = ["reward", *rewards, *COLUMNS]
-    # Of each rank its own: with one for all, all ranks would draw the same random numbers.
+    # Each rank has its own generator; with one seed, all would draw the same numbers.
     generator = torch_generator(cfg.seed, "rollout", accelerator.process_index, accelerator.device)
 
     state = run.load_state(policies.optimizer)

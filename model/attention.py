@@ -127,7 +127,7 @@ class Layout:
         for prompts in bucket_by_length(range(num_prompts), lengths):
             blocks.append(prompt_block(prompts, offsets, lengths, device))
 
-            # Only of these prompts: otherwise one long prompt would pad the keys of all others.
+            # Of these prompts only, or one long prompt would pad the keys of all others.
             here = [num_prompts + b for b, prompt in enumerate(prompt_of) if prompt in prompts]
             for completions in bucket_by_length(here, lengths):
                 their_prompts = [prompt_of[c - num_prompts] for c in completions]
@@ -165,7 +165,8 @@ def completion_block(
 def slots_of_tokens(blocks: list[Block], num_tokens: int) -> Tensor:
     """(tokens,) the row in which each token's output lies, when all blocks are laid end to end.
 
-    For the picture above the rows hold  p1 p2 p3 q1 q2 . a1 a2 . b1 ..., so a1 is in row 6.
+    For the picture above, longest first, the rows are  p1 p2 p3 q1 q2 . b1 b2 b3 a1 a2 . c1 c2 .
+    So b1 is in row 6, and a1 in row 9.
     """
     token_of_slot = torch.cat([block.queries.cpu().flatten() for block in blocks])  # (slots,)
     is_token = torch.cat([block.is_token.flatten() for block in blocks])  # (slots,)

@@ -1,4 +1,4 @@
-"""Decoding with a compiled step: the same as `sampling.py`, with shapes that never change.
+"""Decoding with a compiled step: the same as `decoding.py`, with shapes that never change.
 
 On a GPU a compiled step can be replayed as a CUDA graph, which saves the time to launch kernels.
 The price: attention always spans the whole width of the cache, and ended sequences stay until all

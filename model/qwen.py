@@ -1,4 +1,5 @@
-"""The model family: Qwen2.5-VL. To support another family, change this file only.
+"""The model family: Qwen2.5-VL. What another family does differently is here, but for its folders
+(`loading.py`).
 
     image_features   pixels -> vision tower -> one vector for each image token
     embed_prompts    words from the embedding table, image tokens from the vision tower
@@ -164,7 +165,7 @@ class Policy(nn.Module):
         positions  (3, n, tokens)
         layout     a Layout for a pass over groups, a mask for a decoding step. HF calls this
                    argument `attention_mask` and passes it to `attention.attend`, untouched
-        cache      keys and values of earlier tokens, updated by each layer (`sampling.py`)
+        cache      keys and values of earlier tokens, updated by each layer (`decoding.py`)
         returns    (n, tokens, D)
 
         Gradient checkpointing is done here: HF's own switch acts in `train` mode only, and we never
@@ -185,8 +186,8 @@ class Policy(nn.Module):
     def logits(self, hidden: Tensor, temperature: float) -> Tensor:
         """hidden (..., D) -> (..., V) logits of the distribution that is sampled *and* scored.
 
-        Trap: temperature and suppressed ids belong to both. If one of them lacked them, the ratio
-        would compare different distributions (test_sampled_equals_scored). At least fp32.
+        Trap: temperature and suppressed ids belong to both. If only sampling or only scoring
+        applied them, the ratio would compare two distributions (test_sampled_equals_scored). At least fp32.
         """
         # The head is linear: hidden / temperature gives logits / temperature, and is smaller.
         logits = self.vlm.lm_head(hidden / temperature)

@@ -7,10 +7,9 @@
         hidden = extend(token), which attends to the cache and adds itself to it
     until every sequence has drawn one of the model's EOS ids, or max_new_tokens is reached
 
-The distribution is exactly the one that `token_logps` scores, up to rounding: logits / temperature,
-The distribution is the one that `token_logps` scores, up to rounding: logits / temperature,
-training uses those. Greedy output equals `model.generate`, token for token
-(test_greedy_equals_generate).
+Tokens are drawn from the distribution that `token_logps` scores: logits / temperature, suppressed
+ids left out, no top-p and no top-k. The two agree up to rounding. Training uses the sampled ids
+themselves; greedy ones equal `model.generate`, token for token (test_greedy_equals_generate).
 
 There is no continuous batching: when a sequence ends, no new one starts in its place, so a batch
 takes as long as its longest completion. A server such as vLLM does better there.

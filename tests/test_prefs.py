@@ -297,3 +297,16 @@ def test_wrong_settings_name_their_flag():
         Config(samples=0)
     assert Config().verify
     assert not Config().coupled
+
+
+@pytest.mark.parametrize("coupled", [False, True])
+def test_what_cannot_be_graded_is_neither_right_nor_wrong(coupled):
+    """A gold that is no option gives no verdict; the funnel says so on both sides."""
+    example = make_example(answer="purple", answer_type="choice", choices=["red", "blue"])
+    response = Response("<think> it is red . </think> <answer> A </answer>", truncated=False)
+    cfg = Config(coupled=coupled)
+    rng = random.Random(0)
+
+    sides = [choose(response, example, None, cfg), reject(response, example, rng, cfg)]
+    assert [side.note for side in sides] == ["could not be graded"] * 2
+    assert [side.text for side in sides] == [None] * 2
