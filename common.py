@@ -52,8 +52,8 @@ def plain_token_logps(policy: Policy, groups: list[Group], temperature: float = 
             logits = policy.plain_logits(group.prompt, completion) / temperature  # (S + t, V)
             logits = logits.masked_fill(policy.suppressed, float("-inf"))
 
-            # The logits at token i are about token i + 1: scoring starts at those of the last prompt
-            # token and leaves out the final ones.
+            # The logits at token i are about token i + 1: scoring starts at those of the last
+            # prompt token and leaves out the final ones.
             first = len(group.prompt.ids) - 1
             logp = logits[first:-1].log_softmax(-1)  # (t, V)
             logps.append(logp.gather(-1, completion[:, None].to(logp.device))[:, 0])  # (t,)

@@ -187,7 +187,8 @@ class Policy(nn.Module):
         """hidden (..., D) -> (..., V) logits of the distribution that is sampled *and* scored.
 
         Trap: temperature and suppressed ids belong to both. If only sampling or only scoring
-        applied them, the ratio would compare two distributions (test_sampled_equals_scored). At least fp32.
+        applied them, the ratio would compare two distributions (test_sampled_equals_scored). At
+        least fp32.
         """
         # The head is linear: hidden / temperature gives logits / temperature, and is smaller.
         logits = self.vlm.lm_head(hidden / temperature)

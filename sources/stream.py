@@ -141,7 +141,8 @@ def encode_all(
 class EncodedSets:
     """Encodes each set once per distinct tokenizer, chat template and image processor.
 
-    Models that share these share the prompts. A set may be empty: a rank may get no part of a small one.
+    Models that share these share the prompts. A set may be empty: a rank may get no part of a small
+    one.
     """
 
     def __init__(
