@@ -101,15 +101,24 @@ def words_to_digits(text: str) -> str:
 
 
 def scale(match: re.Match) -> str:
-    """`4.5 million` -> `4500000`."""
-    number, _ = parse_digits(match[1])
-    value = number * LARGE[match[2].lower().removesuffix("s")]
+    """`4.5 million` -> `4500000`; as it is where the number is too large to be one.
+
+    Trap: hundreds of digits are no float, and their product may be infinite. A response in a loop
+    writes them, and grading it must not end the run (test_endless_digits_are_no_number).
+    """
+    digits = parse_digits(match[1])
+    if digits is None:
+        return match[0]
+    value = digits[0] * LARGE[match[2].lower().removesuffix("s")]
+    if not math.isfinite(value):
+        return match[0]
     return f"{value:.0f}" if value == int(value) else repr(value)
 
 
 def value_of(words: str) -> int | str:
     """The number that words spell, or the words if they spell several: "one two"."""
     total, group, last = 0, 0, None
+    smallest = math.inf  # "two million three million" are two numbers, "two million three" is one
     for word in re.findall("[a-z]+", words.lower()):
         if word == "and":
             continue
@@ -121,6 +130,9 @@ def value_of(words: str) -> int | str:
         elif word == "hundred":
             group = 100 * max(1, group)
         else:
+            if LARGE[word] >= smallest:
+                return words
+            smallest = LARGE[word]
             total, group = total + max(1, group) * LARGE[word], 0
         last = word
     return total + group

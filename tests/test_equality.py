@@ -2,6 +2,7 @@
 
 import pytest
 
+from rewards import grade
 from rewards.choice import read_option
 from rewards.digits import words_to_digits
 from rewards.expression import list_of, same_expression
@@ -180,3 +181,20 @@ EXPRESSIONS = [  # gold, answer, are they equal? The kinds of math-verify's own 
 def test_expressions(gold, answer, equal):
     """Only what is of the same kind is compared, and then by math-verify."""
     assert same_expression(answer, gold)[0] is equal
+
+
+@pytest.mark.parametrize("words", ["million", "trillion"])
+@pytest.mark.parametrize("length", [300, 310, 380, 5000])
+def test_endless_digits_are_no_number(length, words):
+    """A response in a loop is graded, as wrong, whatever it writes; it does not end the run."""
+    example = {"question": "", "answer": "4", "answer_type": "number", "choices": []}
+    endless = "9" * length
+    for response in (f"{endless} {words}", f"the answer is {endless} {words} .", endless):
+        assert grade(example, response).score == 0.0
+        assert grade(example, f"<answer>{response}</answer>").score == 0.0
+
+
+def test_two_numbers_in_words_are_not_one():
+    """Two millions in a row are two numbers; a million and a thousand are one."""
+    assert words_to_digits("two million three million") == "two million three million"
+    assert words_to_digits("two million three thousand") == "2003000"
