@@ -47,7 +47,7 @@ def pipeline(folder: Path, seed: int) -> None:
     models = f"base=toy/base,zero={zero}/model,warm-up={warmup}/model,final={final}/model"
     for name, eval_seed in SETS.items():
         run(folder / name, "evaluate.py", "--models", models, "--seed", f"{eval_seed}",
-            "--items", "300", "--pass_items", "300")  # fmt: skip
+            "--items", "300")  # fmt: skip
 
 
 def inconsistent_share(file: Path) -> float:
