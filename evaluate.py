@@ -40,7 +40,6 @@ from harness import settings
 from harness.cli import flag, parse_cli, run_stage, split_names
 from harness.randomness import torch_generator
 from harness.ranks import make_accelerator
-from harness.reports import append_records, read_records, regrade, response_record, write_report
 from harness.run import Run, checkpoints
 from harness.tables import format_table
 from model.loading import check_folder, load_model
@@ -50,6 +49,7 @@ from model.records import Prompt, is_truncated
 from model.sampling import sample_groups
 from rewards import Judge, grade, make_judge
 from sources import load_evaluation_sets
+from sources.responses import append_records, read_records, regrade, response_record, write_report
 from sources.stream import EncodedSets
 from sources.toy import evaluation_sets
 

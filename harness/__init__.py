@@ -8,5 +8,4 @@
     metrics.py      means over completions, tokens or groups on all ranks
     tables.py       the report of an evaluation as lines of text
     plots.py        curves of a run, bars of an evaluation
-    reports.py      the files of an evaluation: graded responses, and the report on them
 """

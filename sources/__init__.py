@@ -1,10 +1,11 @@
-"""Where examples come from, and how they become a stream of prompts.
+"""Where examples come from, how they become prompts, and what is kept of the responses.
 
-    tables.py    folders, files and hub data sets, opened by the `datasets` library
-    toy.py       the embedded world: its examples, its evaluation sets, its formats
-    stream.py    examples to prompts: an endless shuffled stream, or a list
-    pairs.py     writes the preference pairs of stage 2a
-    funnel.py    counts what became of the responses that stage 2a sampled
+    tables.py      folders, files and hub data sets, opened by the `datasets` library
+    toy.py         the embedded world: its examples, its evaluation sets, its formats
+    stream.py      examples to prompts: an endless shuffled stream, or a list
+    pairs.py       writes the preference pairs of stage 2a
+    funnel.py      counts what became of the responses that stage 2a sampled
+    responses.py   the graded responses of an evaluation, as a file and as a report
 
 An *example* is a dictionary, the same for every source:
 
