@@ -67,9 +67,7 @@ OPTION_IS = (
     r"(?:option|choice|letter|statement|one|match)\b"
     rf"(?:[ \t]+(?!is\b)[\w'-]+){{0,8}}?\s*(?:\bis\b|\bwould be\b|:)[ \t]*:?\s*{REST}"
 )
-MUST_BE = (
-    r"\b(?:choose|select|pick|must be|should be|would be|corresponds? to|matches)\b\s*(.*)"
-)
+MUST_BE = r"\b(?:choose|select|pick|must be|should be|would be|corresponds? to|matches)\b\s*(.*)"
 OPTION_E = r"\b((?:option|choice)\s+\(?[A-J]\)?(?![\w']).*)"
 IN_BRACKETS = r"([(\[（][A-J][)\]）].*)"
 FIRST_WORDS = r"^([^,.;:\n]{2,60})[,.;:](?=\s|$)"

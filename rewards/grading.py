@@ -55,12 +55,12 @@ def read_gold(text: str, answer_type: str) -> str:
     return gold
 
 
-# Each comparison returns whether the two are equal (None: no verdict), and how it was decided.
+# --- Comparing -----------------------------------------------------------------------------------
+
+Verdict = tuple[bool | None, str]  # equal or not (None: no verdict), and how it was decided
 
 
-def compare(
-    answer: str, gold: str, example: dict, judge: Judge | None
-) -> tuple[bool | None, str]:
+def compare(answer: str, gold: str, example: dict, judge: Judge | None) -> Verdict:
     """Equality by the type of the answer."""
     answer_type, question = example["answer_type"], example.get("question", "")
     if answer_type == "choice":
@@ -72,7 +72,7 @@ def compare(
     return same_text(answer, gold, question, judge)
 
 
-def same_choice(answer: str, gold: str, choices: list[str]) -> tuple[bool | None, str]:
+def same_choice(answer: str, gold: str, choices: list[str]) -> Verdict:
     """Compare as options. The gold is a letter or an option's text."""
     wanted = gold_letter(gold, choices)
     if wanted is None:
@@ -86,7 +86,7 @@ def same_choice(answer: str, gold: str, choices: list[str]) -> tuple[bool | None
     return option.letter == wanted, f"option {option.letter} by {option.how}"
 
 
-def same_value(answer: str, gold: str, question: str) -> tuple[bool | None, str]:
+def same_value(answer: str, gold: str, question: str) -> Verdict:
     """Compare as numbers where both are plain numbers, else as expressions."""
     wanted = read_gold_number(gold, question)
     number = read_number(answer, question, measured=wanted is not None and wanted.unit != "")
@@ -97,9 +97,7 @@ def same_value(answer: str, gold: str, question: str) -> tuple[bool | None, str]
     return same_expression(answer, gold, question)
 
 
-def same_text(
-    answer: str, gold: str, question: str, judge: Judge | None
-) -> tuple[bool | None, str]:
+def same_text(answer: str, gold: str, question: str, judge: Judge | None) -> Verdict:
     """The same words, else what the judge says."""
     if plain(answer) == plain(gold):
         return True, "same words"

@@ -20,7 +20,7 @@ from dataclasses import replace
 
 TIMEOUT_S = 10.0  # for one question
 READY_S = 120.0  # for importing sympy, most of all when all ranks of a machine start together
-MOST_WORKERS = 4  # each holds about 100 MB
+MOST_WORKERS = 4  # each holds 60 MB
 
 
 class MathWorker:

@@ -13,12 +13,8 @@ from rewards.typesetting import tidy
 from rewards.units import is_measured_in, is_name_in, read_unit
 
 LONGEST = 300  # characters
-PLAIN = re.compile(
-    rf"(?P<currency>-?\s*[$€£¥]\s*)?(?P<number>{NUMBER})(?P<rest>.*)", re.DOTALL
-)
-PERCENT = re.compile(
-    r"(?:%|percent|per cent|percentage|pct)(?:\s*points?)?", re.IGNORECASE
-)
+PLAIN = re.compile(rf"(?P<currency>-?\s*[$€£¥]\s*)?(?P<number>{NUMBER})(?P<rest>.*)", re.DOTALL)
+PERCENT = re.compile(r"(?:%|percent|per cent|percentage|pct)(?:\s*points?)?", re.IGNORECASE)
 DECIMAL_COMMA = re.compile(  # "2,74" and "0,5", but neither "1,234" nor "3,5"
     r"^(-?\d+),(\d{2}|\d{4,}|(?<=^0,)\d+|(?<=^-0,)\d+)(?![\d.,])"
 )
