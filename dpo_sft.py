@@ -106,11 +106,12 @@ PANELS = {"loss": ["loss", "dpo", "sft"],
 # --- 1. Pairs ----------------------------------------------------------------------------------
 
 
-def load_pairs(cfg: Config, encoder: PromptEncoder, policy: Policy, warn) -> list[Group]:
+def load_pairs(cfg: Config, encoder: PromptEncoder, policy: Policy, warn,
+               ranks: int = 1) -> list[Group]:
     """Each pair as a Group [chosen, rejected]; for --loss sft, which needs only chosen, [chosen].
 
     Pairs that cannot be used are named to `warn` and skipped, the same ones whatever the loss.
-    Raises ValueError naming --pairs if a column is missing, or no pair can be used.
+    Raises ValueError naming --pairs if a column is missing, or too few pairs can be used.
     """
     table = open_table(cfg.pairs, "train", "--pairs")
     needed = {"images", "question", "instruction", "chosen", "rejected"}
@@ -129,6 +130,9 @@ def load_pairs(cfg: Config, encoder: PromptEncoder, policy: Policy, warn) -> lis
             warn(f"skipped: {error}")
     if not groups:
         raise ValueError(f"--pairs {cfg.pairs}: none of its {len(table)} pairs can be used")
+    if len(groups) < ranks:
+        raise ValueError(f"--pairs {cfg.pairs}: {len(groups)} pairs for {ranks} processes, "
+                         "each needs one")
     return groups
 
 
@@ -338,10 +342,7 @@ def main(cfg: Config) -> None:
 
     base, encoder = load_model(cfg.model, freeze_vision=cfg.freeze_vision,
                                max_pixels=cfg.max_pixels)
-    groups = load_pairs(cfg, encoder, base, run.warn)
-    if len(groups) < ranks:
-        raise ValueError(f"--pairs {cfg.pairs}: {len(groups)} pairs for {ranks} processes, "
-                         "each needs one")
+    groups = load_pairs(cfg, encoder, base, run.warn, ranks)
     # The reference is the base model as it is now: it is scored before anything is trained.
     logp_ref = cached_reference(base.to(accelerator.device), groups, cfg, accelerator, run)
 

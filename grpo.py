@@ -58,7 +58,7 @@ from harness import settings
 from harness.cli import flag, parse_cli, run_stage
 from harness.metrics import Means
 from harness.randomness import torch_generator
-from harness.ranks import gather_objects, make_accelerator, sum_over_ranks
+from harness.ranks import make_accelerator, sum_over_ranks
 from harness.run import Run
 from model.loading import load_model
 from model.qwen import Policy
@@ -96,9 +96,7 @@ class Config(settings.Data, settings.Sampling, settings.Training, settings.Judge
     def __post_init__(self):
         super().__post_init__()
         parse_weights(self.reward_weights)
-        if self.prompts_per_step % self.updates_per_rollout:
-            raise ValueError(f"--prompts_per_step {self.prompts_per_step} must be a multiple of "
-                             f"--updates_per_rollout {self.updates_per_rollout}")
+        arithmetic(self, ranks=1)
         if self.group_size < 2:
             raise ValueError("--group_size must be at least 2, to have something to compare with")
         if self.temperature <= 0:
@@ -135,8 +133,7 @@ def collect_rollout(sampler: Policy, stream: PromptStream, count: int, reward, g
             return kept[:count]
 
     raise ValueError(f"--dynamic_sampling: {cfg.max_draws} draws of {count} prompts gave only "
-                     f"{len(kept)} groups with right and wrong answers; the data are too easy or "
-                     "too hard (or raise --max_draws)")
+                     f"{len(kept)} groups with right and wrong answers; raise --max_draws?")
 
 
 # --- 2. Advantages -----------------------------------------------------------------------------
@@ -317,8 +314,7 @@ def update(batch: UpdateBatch, policies: Policies, accelerator, cfg: Config) -> 
 # --- 5. The loop -------------------------------------------------------------------------------
 
 
-def train_on(rollout: list[RewardedGroup], policies: Policies, accelerator,
-             cfg: Config) -> Counter:
+def train_on(rollout: list[RewardedGroup], policies: Policies, accelerator, cfg) -> Counter:
     """Consume a rollout in --updates_per_rollout optimizer steps; sums over all of them."""
     # a) Freeze everything that depends on the sampling policy.
     batches = prepare_updates(rollout, policies, cfg)
@@ -331,10 +327,11 @@ def train_on(rollout: list[RewardedGroup], policies: Policies, accelerator,
     return sums
 
 
-def summarize(rollout: list[RewardedGroup], sums: Counter, accelerator,
+def summarize(rollout: list[RewardedGroup], sums: Counter, skipped_examples: int, accelerator,
               cfg: Config) -> dict[str, float]:
     """Metrics of a step, over all ranks."""
     means = Means()
+    means.add_number("skipped_examples", skipped_examples)
     for rewarded in rollout:
         rewards = rewarded.known_totals()
         means.add("reward", sum(rewards), len(rewards))
@@ -359,13 +356,20 @@ def summarize(rollout: list[RewardedGroup], sums: Counter, accelerator,
             "grad_norm": sums["grad_norm"] / steps_taken}
 
 
-def main(cfg: Config) -> None:
-    accelerator = make_accelerator(cfg)
-    ranks = accelerator.num_processes
+def arithmetic(cfg: Config, ranks: int) -> str:
+    """What a rollout is made of, in words. Raises ValueError if it cannot be shared out evenly."""
     if cfg.prompts_per_step % (ranks * cfg.updates_per_rollout):
         raise ValueError(f"--prompts_per_step {cfg.prompts_per_step} must be a multiple of "
                          f"processes ({ranks}) x --updates_per_rollout ({cfg.updates_per_rollout})")
+    return (f"{cfg.prompts_per_step} prompts x {cfg.group_size} samples = "
+            f"{cfg.prompts_per_step * cfg.group_size} completions a rollout -> "
+            f"{cfg.updates_per_rollout} optimizer steps, {ranks} process(es)")
 
+
+def main(cfg: Config) -> None:
+    accelerator = make_accelerator(cfg)
+    ranks = accelerator.num_processes
+    rollout_in_words = arithmetic(cfg, ranks)
     run = Run(cfg, "grpo", accelerator)
     policy, encoder = load_model(
         run.latest_model() or cfg.model, freeze_vision=cfg.freeze_vision,
@@ -384,9 +388,7 @@ def main(cfg: Config) -> None:
     if state is not None:
         stream.restore(state["stream"])
         generator.set_state(state["generator"])
-    run.say(f"{cfg.prompts_per_step} prompts x {cfg.group_size} samples = "
-            f"{cfg.prompts_per_step * cfg.group_size} completions a rollout -> "
-            f"{cfg.updates_per_rollout} optimizer steps, {ranks} process(es), {run.folder}")
+    run.say(f"{rollout_in_words}, {run.folder}")
 
     for step in range(run.start_step + 1, cfg.steps + 1):
         began = time.perf_counter()
@@ -402,10 +404,8 @@ def main(cfg: Config) -> None:
         sums = train_on(rollout, policies, accelerator, cfg)  # 2. and 3.
         ended = time.perf_counter()
 
-        metrics = summarize(rollout, sums, accelerator, cfg)
-        skipped = sum(gather_objects(stream.skipped, accelerator))
         run.log(step, cfg.steps, {
-            **metrics, "lr": rate, "skipped_examples": skipped,
+            **summarize(rollout, sums, stream.skipped, accelerator, cfg), "lr": rate,
             "gen%": 100 * (sampled - began) / (ended - began), "step_s": ended - began})
         if step == 1 or step % cfg.sample_every == 0:
             record = {"step": step, **sample_record(rollout[0], encoder, judge)}

@@ -444,7 +444,7 @@ def summary_of(cfg=CFG):
         grad_norm=7.0, skipped_updates=1.0,
     )  # fmt: skip
     cfg = replace(cfg, updates_per_rollout=2)
-    return grpo.summarize(rollout, totals, Accelerator(cpu=True), cfg)
+    return grpo.summarize(rollout, totals, 4, Accelerator(cpu=True), cfg)
 
 
 @pytest.mark.parametrize(
@@ -457,6 +457,7 @@ def summary_of(cfg=CFG):
         ("trunc%", 100 * 2 / 6),
         ("zero_std%", 50.0),  # the second of two groups
         ("unscored", 1),
+        ("skipped_examples", 4),
         ("loss", -4 / 20),  # means over tokens
         ("ratio", 22 / 20),
         ("clip%", 100 * 3 / 20),

@@ -2,7 +2,6 @@
 
 import io
 import json
-import random
 
 import datasets
 import pytest
@@ -10,6 +9,7 @@ from PIL import Image
 
 import dpo_sft
 from conftest import blank, make_example
+from harness.randomness import random_of
 from model.records import ExampleError
 from sources import load_examples
 from sources.stream import PromptStream, encode_all
@@ -213,7 +213,7 @@ def test_ranks_go_from_epoch_to_epoch_together(tiny):
     alone = ids_of(PromptStream(examples, encoder, seed=0).take(14))
     for epoch in range(2):
         order = [f"r{i}" for i in range(7)]
-        random.Random(f"0 {epoch}").shuffle(order)
+        random_of(0, f"order of epoch {epoch}").shuffle(order)
         assert alone[7 * epoch : 7 * epoch + 7] == order
 
     resumed = PromptStream(examples, encoder, seed=0, rank=1, world_size=3)
