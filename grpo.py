@@ -407,7 +407,7 @@ def main(cfg: Config) -> None:
         run.log(step, cfg.steps, {
             **summarize(rollout, sums, stream.skipped, accelerator, cfg), "lr": rate,
             "gen%": 100 * (sampled - began) / (ended - began), "step_s": ended - began})
-        if step == 1 or step % cfg.sample_every == 0:
+        if run.writes and (step == 1 or step % cfg.sample_every == 0):  # it is graded once more
             record = {"step": step, **sample_record(rollout[0], encoder, judge)}
             run.sample(record, rollout[0].group.prompt.example["images"])
         if step == cfg.steps or step % cfg.save_every == 0:
