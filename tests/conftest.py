@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as hf
 
+import grpo
 from common import Policies
 from model.loading import save_model
 from model.records import Group
@@ -71,6 +72,22 @@ def start(tmp_path):
     policy, encoder = fresh_policy()
     save_model(policy, encoder, tmp_path / "start")
     return str(tmp_path / "start")
+
+
+def small_grpo(start: str, folder, **more) -> grpo.Config:
+    """The settings of a run of `grpo.py` that takes seconds; `more` adds to them or replaces."""
+    settings = dict(
+        model=start,
+        run_dir=str(folder),
+        max_examples=12,
+        steps=4,
+        prompts_per_step=4,
+        group_size=3,
+        max_new_tokens=6,
+        save_every=1,
+        lr=1e-3,
+    )
+    return grpo.Config(**{**settings, **more})
 
 
 def make_example(

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 import dpo_sft
 import grpo
 from common import Policies
-from conftest import fresh_policy, keep_fp64, make_groups, policies_of
+from conftest import fresh_policy, keep_fp64, make_groups, policies_of, small_grpo
 from harness.ranks import make_accelerator, sum_over_ranks
 from harness.run import read_jsonl
 from model.records import completion_mask
@@ -208,17 +208,7 @@ def run_grpo(rank, cfg):
 def test_a_run_on_two_ranks(start, tmp_path):
     """One folder, metrics of all completions, other prompts and samples on each rank; resumable."""
     folder = tmp_path / "run"
-    cfg = grpo.Config(
-        model=start,
-        run_dir=str(folder),
-        max_examples=12,
-        steps=2,
-        prompts_per_step=4,
-        group_size=3,
-        max_new_tokens=6,
-        save_every=1,
-        lr=1e-3,
-    )
+    cfg = small_grpo(start, folder, steps=2)
     on_two_ranks(run_grpo, cfg)
 
     first, second = (torch.load(folder / f"seen{r}.pt", weights_only=True) for r in range(WORLD))

@@ -11,6 +11,7 @@ from PIL import Image
 
 import dpo_sft
 import grpo
+from conftest import small_grpo
 from harness.ranks import make_accelerator
 from harness.run import Run, append_jsonl, checkpoints, read_jsonl
 from model.loading import load_model
@@ -34,20 +35,8 @@ def stripped(folder) -> list[dict]:
 
 
 def grpo_config(start, folder, **more) -> grpo.Config:
-    small = dict(
-        model=start,
-        run_dir=str(folder),
-        max_examples=12,
-        steps=4,
-        prompts_per_step=4,
-        group_size=3,
-        max_new_tokens=6,
-        updates_per_rollout=2,
-        save_every=1,
-        sample_every=1,
-        lr=1e-3,
-    )
-    return grpo.Config(**{**small, **more})
+    """`small_grpo`, with two updates a rollout and a sample at every step."""
+    return small_grpo(start, folder, **{"updates_per_rollout": 2, "sample_every": 1, **more})
 
 
 # --- Resume --------------------------------------------------------------------------------------
