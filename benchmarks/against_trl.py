@@ -56,6 +56,21 @@ SETTINGS = replace(grpo.Config(), model=BASE, precision="no")
 DPO_SETTINGS = replace(
     dpo_sft.Config(), model=BASE, loss="dpo", batch_pairs=32, lr=1e-4, precision="no"
 )
+TRL_RUN = dict(  # of both of TRL's trainers: on a CPU, silent, nothing that ours does not do
+    output_dir=SCRATCH,
+    use_cpu=True,
+    bf16=False,
+    report_to=[],
+    save_strategy="no",
+    logging_steps=10**6,
+    disable_tqdm=True,
+    gradient_accumulation_steps=1,
+    lr_scheduler_type="constant",
+    weight_decay=0.0,
+    max_grad_norm=1.0,
+    gradient_checkpointing=False,
+    seed=0,
+)
 
 
 # --- The work ------------------------------------------------------------------------------------
@@ -217,16 +232,9 @@ def trl_grpo_config(steps: int) -> GRPOConfig:
     """SETTINGS in TRL's names."""
     completions = SETTINGS.prompts_per_step * SETTINGS.group_size
     return GRPOConfig(
-        output_dir=SCRATCH,
-        use_cpu=True,
-        bf16=False,
-        report_to=[],
-        save_strategy="no",
-        logging_steps=10**6,
-        disable_tqdm=True,
+        **TRL_RUN,
         per_device_train_batch_size=completions // SETTINGS.updates_per_rollout,
         steps_per_generation=SETTINGS.updates_per_rollout,
-        gradient_accumulation_steps=1,
         num_generations=SETTINGS.group_size,
         max_completion_length=SETTINGS.max_new_tokens,
         temperature=1.0,
@@ -236,13 +244,8 @@ def trl_grpo_config(steps: int) -> GRPOConfig:
         epsilon_high=SETTINGS.clip_high,
         loss_type="dapo",
         learning_rate=SETTINGS.lr,
-        lr_scheduler_type="constant",
         adam_beta2=0.95,
-        weight_decay=0.0,
-        max_grad_norm=1.0,
-        gradient_checkpointing=False,
         max_steps=steps * SETTINGS.updates_per_rollout,
-        seed=0,
     )
 
 
@@ -389,25 +392,13 @@ def trl_pair(pair: dict) -> dict:
 def trl_dpo_config(steps: int) -> DPOConfig:
     """DPO_SETTINGS in TRL's names."""
     return DPOConfig(
-        output_dir=SCRATCH,
-        use_cpu=True,
-        bf16=False,
-        report_to=[],
-        save_strategy="no",
-        logging_steps=10**6,
-        disable_tqdm=True,
+        **TRL_RUN,
         per_device_train_batch_size=DPO_SETTINGS.batch_pairs,
-        gradient_accumulation_steps=1,
         learning_rate=DPO_SETTINGS.lr,
-        lr_scheduler_type="constant",
-        weight_decay=0.0,
-        max_grad_norm=1.0,
-        gradient_checkpointing=False,
         max_steps=steps,
         max_length=None,
         beta=DPO_SETTINGS.beta,
         loss_type=["sigmoid"],
-        seed=0,
     )
 
 
