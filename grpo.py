@@ -401,15 +401,19 @@ def main(cfg: Config) -> None:
             rollout = collect_rollout(policies.sampler, stream, cfg.prompts_per_step // ranks,
                                       reward, generator, cfg)
         sampled = time.perf_counter()
+        recorded = [rollout[0].group] if step == 1 or step % cfg.sample_every == 0 else []
+        logp_old = recompute_logps(policies, recorded, cfg) if recorded else None
         sums = train_on(rollout, policies, accelerator, cfg)  # 2. and 3.
         ended = time.perf_counter()
 
         run.log(step, cfg.steps, {
             **summarize(rollout, sums, stream.skipped, accelerator, cfg), "lr": rate,
             "gen%": 100 * (sampled - began) / (ended - began), "step_s": ended - began})
-        if run.writes and (step == 1 or step % cfg.sample_every == 0):  # it is graded once more
-            record = {"step": step, **sample_record(rollout[0], encoder, judge)}
-            run.sample(record, rollout[0].group.prompt.example["images"])
+        if recorded:  # scored before and after the update, by every rank, as any forward pass
+            logp = recompute_logps(policies, recorded, cfg)
+            if run.writes:
+                record = sample_record(rollout[0], encoder, judge, logp_old, logp)
+                run.sample({"step": step, **record}, rollout[0].group.prompt.example["images"])
         if step == cfg.steps or step % cfg.save_every == 0:
             extra = {"stream": stream.state(), "generator": generator.get_state()}
             run.save_checkpoint(step, policies, encoder, extra)

@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from model.prompts import PromptEncoder
 from model.records import Group, is_truncated
 from rewards import Completion, Judge, Reward, grade
@@ -90,11 +92,24 @@ def parse_weights(text: str, rewards: dict[str, Reward] | None = None) -> dict[s
     return weights
 
 
-def sample_record(rewarded: RewardedGroup, encoder: PromptEncoder, judge: Judge | None) -> dict:
-    """What samples.jsonl holds of a group. Graded once more, since a reward is only a number."""
+def sample_record(
+    rewarded: RewardedGroup,
+    encoder: PromptEncoder,
+    judge: Judge | None,
+    logp_old: Tensor,
+    logp: Tensor,
+) -> dict:
+    """What samples.jsonl holds of a group: all that a page about it needs, so that none of it is
+    computed again there.
+
+    logp_old, logp  (G, T) log-probabilities of its tokens before and after the update
+
+    Graded once more, since a reward is only a number, without its reason.
+    """
     prompt, example = rewarded.group.prompt, rewarded.group.prompt.example
+    completions = rewarded.group.completions
     return {
-        "id": example["id"],
+        **{key: example[key] for key in ("id", "question", "instruction", "format", "kind")},
         "prompt": encoder.tokenizer.decode(prompt.ids.tolist()),
         "gold": example["answer"],
         "completions": rewarded.responses,
@@ -102,4 +117,13 @@ def sample_record(rewarded: RewardedGroup, encoder: PromptEncoder, judge: Judge 
         "rewards": rewarded.rewards,
         "totals": rewarded.totals,
         "reasons": [grade(example, text, judge).reason for text in rewarded.responses],
+        "tokens": [encoder.tokenizer.batch_decode(ids[:, None]) for ids in completions],
+        "logp_old": token_numbers(logp_old, completions),
+        "logp": token_numbers(logp, completions),
     }
+
+
+def token_numbers(values: Tensor, completions: list[Tensor]) -> list[list[float]]:
+    """The values (G, T) of each completion's own tokens, to four digits behind the point."""
+    lines = [line[: len(ids)].tolist() for line, ids in zip(values, completions)]
+    return [[round(value, 4) for value in line] for line in lines]

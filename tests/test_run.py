@@ -11,10 +11,14 @@ from PIL import Image
 
 import dpo_sft
 import grpo
+from common import plain_token_logps
 from conftest import small_grpo
 from harness.ranks import make_accelerator
 from harness.run import Run, append_jsonl, checkpoints, read_jsonl
 from model.loading import load_model
+from model.records import Group
+
+ROOT = Path(__file__).parent.parent
 
 
 def weights(folder) -> dict:
@@ -171,6 +175,34 @@ def test_run_folder_is_complete_and_safe(start, tmp_path, capsys):
     grpo.main(grpo_config(start, folder, steps=1, overwrite=True))
     assert len(stripped(folder)) == 1
     assert not (folder / "step_00002").exists()
+
+
+def test_a_sample_tells_what_the_update_did(tmp_path):
+    """Each token of the recorded group, scored before and after the update of its rollout.
+
+    The oracle scores the recorded tokens with the start model and with the checkpoint of step 1,
+    one completion at a time through HF's forward. Taken the other way round, both would be wrong.
+    """
+    base, folder = str(ROOT / "toy/base"), tmp_path / "run"  # random weights would earn nothing
+    grpo.main(grpo_config(base, folder, steps=1, prompts_per_step=8, max_new_tokens=32))
+    sample = read_jsonl(folder / "samples.jsonl")[0]
+    example = {**sample, "images": [str(folder / name) for name in sample["images"]]}
+
+    for model, name in ((base, "logp_old"), (folder / "step_00001", "logp")):
+        policy, encoder = load_model(str(model))
+        completions = []
+        for tokens in sample["tokens"]:
+            completions.append(torch.tensor(encoder.tokenizer.convert_tokens_to_ids(tokens)))
+        group = Group(encoder.encode(example), completions)
+        with torch.no_grad():
+            expected = plain_token_logps(policy, [group])  # (G, T)
+
+        for line, recorded in zip(expected, sample[name]):
+            assert recorded == pytest.approx(line[: len(recorded)].tolist(), abs=2e-4)
+        assert [len(line) for line in sample[name]] == [len(c) for c in completions]
+
+    assert sample["logp"] != sample["logp_old"]
+    assert sample["question"] in sample["prompt"] and sample["kind"] == "subtract"
 
 
 @pytest.mark.parametrize("stage", ["grpo", "dpo"])
