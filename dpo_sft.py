@@ -123,7 +123,7 @@ def load_pairs(cfg: Config, encoder: PromptEncoder, policy: Policy, warn,
     groups = []
     for i in range(len(table)):
         try:
-            record = read_record(table, i, f"--pairs {cfg.pairs}")
+            record = read_record(table, i)
             record["id"] = str(record.get("id") or i)
             groups.append(encode_pair(record, cfg, encoder, policy))
         except ExampleError as error:

@@ -24,8 +24,9 @@ from accelerate import Accelerator
 
 from harness.plots import plot_curves
 from harness.ranks import gather_objects
+from model.images import load_image
 from model.loading import save_model
-from model.prompts import PromptEncoder, load_image
+from model.prompts import PromptEncoder
 
 
 class Run:

@@ -9,12 +9,12 @@ An example that cannot be used raises ExampleError with its id; loaders skip and
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
+from model.images import load_image
 from model.qwen import expand_image_tokens, mrope_positions
 from model.records import ExampleError, Prompt
 
@@ -52,6 +52,10 @@ class PromptEncoder:
         text = self.tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True
         )
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # JSON can hold one half of a character
+            raise ExampleError(f"example {example_id}: no valid characters: {error}") from error
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         pixel_values, image_grid_thw = self.encode_images(images, example_id)
         num_image_tokens = ids.count(self.image_token_id)
@@ -100,21 +104,6 @@ class PromptEncoder:
 def full_question(example: dict) -> str:
     """The question of an example, and its instruction on a line of its own, if there is one."""
     return "\n".join(part for part in (example["question"], example["instruction"]) if part)
-
-
-def load_image(image: Image.Image | str | Path, example_id: str) -> Image.Image:
-    """An image as upright RGB, transparent parts white. ExampleError if it cannot be read."""
-    try:
-        if not isinstance(image, Image.Image):
-            image = Image.open(image)
-        image = ImageOps.exif_transpose(image)
-        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-            image = image.convert("RGBA")
-            white = Image.new("RGBA", image.size, "white")
-            image = Image.alpha_composite(white, image)
-        return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:  # PIL raises SyntaxError on a broken PNG
-        raise ExampleError(f"example {example_id}: image cannot be read: {error}") from error
 
 
 def chat_messages(question: str, num_images: int, example_id: str) -> list[dict]:

@@ -10,8 +10,8 @@
 An *example* is a dictionary, the same for every source:
 
     id            str    names the example in errors and files
-    images        list   PIL images or paths, in the order of the `<image>` placeholders
-                         (without placeholders all images come first)
+    images        list   PIL images, paths or encoded files (`model/images.py`), in the order of the
+                         `<image>` placeholders (without placeholders all images come first)
     question      str    without any format instruction
     instruction   str    the format that is asked for ("" for none), appended to the question
     format        str    name of that format, for reports
@@ -21,7 +21,7 @@ An *example* is a dictionary, the same for every source:
     kind          str    a label to report by (question type, category)
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 
 from model.prompts import PromptEncoder
@@ -49,7 +49,7 @@ def load_examples(
     instruction: the format instruction of each example; None for the one of the source.
 
     Raises ValueError naming --data if there is no example. Examples of a table are read, and their
-    images decoded, when they are asked for: one that cannot be used raises ExampleError then.
+    images still encoded, when they are asked for: one that cannot be used raises ExampleError then.
     """
     if source == "toy":
         examples = toy_examples(count, seed, held_out=split != "train", instruction=instruction)
@@ -79,12 +79,32 @@ def load_evaluation_sets(
         sets = evaluation_sets(count, seed)
     else:
         examples = load_examples(source, split=split, count=count, instruction=instruction)
-        sets = {"id": read_all(examples, warn)}
+        sets = {"id": with_unique_ids(read_all(examples, warn), warn)}
 
     shuffled = with_shuffled_images(sets["id"], warn)
     if shuffled:
         sets["shuffled"] = shuffled
     return sets
+
+
+def with_unique_ids(examples: list[dict], warn: Callable[[str], None]) -> list[dict]:
+    """The same examples; of those that share an id, all but the first get another one.
+
+    Trap: pass@k puts the responses of one id together (test_ids_that_come_twice_are_told_apart).
+    """
+    seen: Counter[str] = Counter()
+    result = []
+    for example in examples:
+        seen[example["id"]] += 1
+        number = seen[example["id"]]
+        name = example["id"] if number == 1 else f"{example['id']} ({number})"
+        result.append({**example, "id": name})
+
+    repeats = seen.total() - len(seen)
+    if repeats:
+        name = f"{seen.most_common(1)[0][0]} (2)"
+        warn(f"{repeats} examples have the id of another; they are counted on, as in {name!r}")
+    return result
 
 
 def with_shuffled_images(

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import datasets
 
-from model.prompts import chat_messages, full_question, load_image
+from model.images import load_image
+from model.prompts import chat_messages, full_question
 
 # We rely on the hub's file layout: `load_dataset` finds these files, and ignores all others. Naming
 # the files in a README also works, but `datasets` then caches by folder name, and two folders of

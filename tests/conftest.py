@@ -1,6 +1,8 @@
 """A real Qwen2.5-VL with random weights, small enough for thousands of passes, and prompts."""
 
 import os
+import struct
+import zlib
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ["OMP_NUM_THREADS"] = "1"  # also of the commands that tests start
@@ -133,6 +135,16 @@ def make_groups(
         groups.append(Group(prompt, completions))
 
     return groups
+
+
+def png_of_size(width: int, height: int) -> bytes:
+    """A PNG that claims a size; its pixels are missing."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = b"\x89PNG\r\n\x1a\n"
+    for name, body in ((b"IHDR", header), (b"IDAT", zlib.compress(b"\0" * 99)), (b"IEND", b"")):
+        chunks += struct.pack(">I", len(body)) + name + body
+        chunks += struct.pack(">I", zlib.crc32(name + body))
+    return chunks
 
 
 def blank(size=(84, 84), mode="RGB") -> Image.Image:
