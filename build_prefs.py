@@ -46,6 +46,7 @@ from model.records import Prompt, is_truncated
 from model.sampling import sample_groups
 from rewards import Judge, grade, is_in_format, make_judge
 from rewards.extract import extract_answer
+from rewards.judge_prompts import consistency_question
 from sources import load_examples
 from sources.funnel import Candidate, Response, count_question, drop_repeats, kept, write_funnel
 from sources.pairs import TABLE_PATH, pair_record, write_readme, write_table
@@ -96,12 +97,6 @@ def supplement(response: str) -> str | None:
     return response.strip() if is_in_format(response) else None
 
 
-CONSISTENCY_QUESTION = (
-    "Does the reasoning below lead to the stated answer? Reply yes or no.\n"
-    "Question: {question}\nReasoning: {reasoning}\nStated answer: {answer}"
-)
-
-
 def is_consistent(response: str, example: dict, judge: Judge | None) -> bool | None:
     """True if the reasoning comes to the right answer; None if a judge was asked and is silent.
 
@@ -117,10 +112,7 @@ def is_consistent(response: str, example: dict, judge: Judge | None) -> bool | N
     answer = extract_answer(
         response, example["answer_type"], example["choices"], example["question"]
     )
-    question = CONSISTENCY_QUESTION.format(
-        question=example["question"], reasoning=reasoning, answer=answer
-    )
-    return judge.yes(question)
+    return judge.yes(consistency_question(example["question"], reasoning, answer))
 
 
 def choose(response: Response, example: dict, judge: Judge | None, cfg: Config) -> Candidate:
@@ -296,7 +288,7 @@ def main(cfg: Config) -> None:
     examples = load_examples(cfg.data, count=cfg.max_examples, seed=cfg.seed,
                              instruction=cfg.instruction)
     prompts = encode_all(examples, encoder, cfg.max_prompt_tokens, run.warn, rank, world_size)
-    judge = make_judge(cfg, run.folder)
+    judge = make_judge(cfg, run.warn)
 
     # Each side draws numbers of its own: with the same ones, similar models would write the same
     # responses, and with --source base all would be the same. In evaluate.py the same numbers are

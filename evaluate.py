@@ -47,7 +47,8 @@ from model.prompts import PromptEncoder
 from model.qwen import Policy
 from model.records import Prompt, is_truncated
 from model.sampling import sample_groups
-from rewards import Judge, grade, make_judge
+from rewards import Judge, ask_judge, grade, make_judge
+from rewards.judge import take_counts
 from sources import load_evaluation_sets
 from sources.responses import append_records, read_records, regrade, response_record, write_report
 from sources.stream import EncodedSets
@@ -217,6 +218,7 @@ def collect_responses(policy: Policy, encoder: PromptEncoder, prompts: list[Prom
         logits_stat=nucleus_size if measurement.branching else None,
         progress=f"{model_name}: {purpose}" if show else None)
     completions = [(group.prompt.example, ids) for group in groups for ids in group.completions]
+    ask_judge([(example, encoder.decode(ids)) for example, ids in completions], judge)
 
     records = []
     for (example, ids), sizes in zip(completions, nucleus_sizes):
@@ -282,10 +284,10 @@ def mean_pass_at_k(records: list[dict]) -> dict[str, float]:
 def rescore(cfg: Config) -> None:
     """Grade every response of --rescore FILE again, from its record only, and print the table.
 
-    Nothing is written but what --judge_url answers, to the cache beside FILE.
+    Nothing is written but what --judge_url answers, to --judge_cache.
     """
     by_model = read_records(cfg.rescore)
-    judge = make_judge(cfg, Path(cfg.rescore).parent)
+    judge = make_judge(cfg)
     kept = sum(regrade(records, judge) for records in by_model.values())
     if kept:
         print(f"{kept} answers need a judge (--judge_url) and keep the score that is stored")
@@ -355,7 +357,7 @@ def main(cfg: Config) -> None:
     accelerator = make_accelerator(cfg)
     run = Run(cfg, "evaluate", accelerator, columns=[])
     rank, world_size = accelerator.process_index, accelerator.num_processes
-    judge = make_judge(cfg, run.folder)
+    judge = make_judge(cfg, run.warn)
 
     sets = load_evaluation_sets(cfg.data, split=cfg.split, count=cfg.items, seed=cfg.seed,
                                 instruction=cfg.instruction, warn=run.warn)
@@ -366,6 +368,8 @@ def main(cfg: Config) -> None:
     append_records(file, [], run)  # the file is there even if --models is empty
     for name, folder in split_names(cfg.models, "--models").items():
         append_records(file, measure(name, folder, encoded, judge, cfg, run), run)
+    if judge is not None:
+        run.warn(f"the judge: {take_counts(judge)}")
 
     if run.writes:
         reports = {name: summarize(records) for name, records in read_records(file).items()}

@@ -65,7 +65,8 @@ from model.qwen import Policy
 from model.records import Group, completion_mask
 from model.sampling import refresh, sample_groups
 from rewards import make_judge, make_rewards
-from rewards.groups import RewardedGroup, parse_weights, reward_group, sample_record
+from rewards.groups import RewardedGroup, parse_weights, reward_groups, sample_record
+from rewards.judge import take_counts
 from sources import build_stream
 from sources.stream import PromptStream
 
@@ -115,7 +116,7 @@ PANELS = {"length, tokens": ["length"], "ratio and clip": ["ratio", "clip%"],
 
 def collect_rollout(sampler: Policy, stream: PromptStream, count: int, reward, generator,
                     cfg: Config) -> list[RewardedGroup]:
-    """Sample `count` groups and reward each; `reward` is a function of a group.
+    """Sample `count` groups and reward each; `reward` is a function of groups.
 
     With dynamic sampling, draw on until that many groups are informative; a surplus is thrown away.
     Reward and accuracy are then logged for the kept groups only.
@@ -127,7 +128,7 @@ def collect_rollout(sampler: Policy, stream: PromptStream, count: int, reward, g
             sampler, stream.take(count), cfg.group_size, max_new_tokens=cfg.max_new_tokens,
             temperature=cfg.temperature, generator=generator, sample_batch=cfg.sample_batch,
             compile_decode=cfg.compile_decode)
-        rewarded = [reward(group) for group in groups]
+        rewarded = reward(groups)
         kept += [r for r in rewarded if r.is_informative() or not cfg.dynamic_sampling]
         if len(kept) >= count:
             return kept[:count]
@@ -327,11 +328,12 @@ def train_on(rollout: list[RewardedGroup], policies: Policies, accelerator, cfg)
     return sums
 
 
-def summarize(rollout: list[RewardedGroup], sums: Counter, skipped_examples: int, accelerator,
+def summarize(rollout: list[RewardedGroup], sums: Counter, counts: dict[str, int], accelerator,
               cfg: Config) -> dict[str, float]:
-    """Metrics of a step, over all ranks."""
+    """Metrics of a step, over all ranks; `counts` are numbers of this rank, to be added up."""
     means = Means()
-    means.add_number("skipped_examples", skipped_examples)
+    for name, count in counts.items():
+        means.add_number(name, count)
     for rewarded in rollout:
         rewards = rewarded.known_totals()
         means.add("reward", sum(rewards), len(rewards))
@@ -377,7 +379,7 @@ def main(cfg: Config) -> None:
     policies = build_policies(policy, cfg, accelerator, samples=True, kl_beta=cfg.kl_beta,
                               resumed=run.has_state())
     stream = build_stream(cfg, encoder, accelerator, run.warn)
-    judge = make_judge(cfg, run.folder)
+    judge = make_judge(cfg, run.warn)
     rewards = make_rewards(cfg, judge)
     weights = parse_weights(cfg.reward_weights, rewards)
     run.columns = ["reward", *rewards, *COLUMNS]
@@ -393,8 +395,8 @@ def main(cfg: Config) -> None:
     for step in range(run.start_step + 1, cfg.steps + 1):
         began = time.perf_counter()
         rate = set_learning_rate(policies.optimizer, step - 1, cfg, cfg.steps)
-        reward = partial(reward_group, encoder=encoder, eos_ids=policy.eos_ids, rewards=rewards,
-                         weights=weights, progress=step / cfg.steps)
+        reward = partial(reward_groups, encoder=encoder, eos_ids=policy.eos_ids, rewards=rewards,
+                         weights=weights, progress=step / cfg.steps, judge=judge)
 
         refresh(policies.sampler, policies.bare)
         with accelerator.autocast():  # 1. sample and reward
@@ -406,8 +408,9 @@ def main(cfg: Config) -> None:
         sums = train_on(rollout, policies, accelerator, cfg)  # 2. and 3.
         ended = time.perf_counter()
 
+        counts = {"skipped_examples": stream.skipped, **take_counts(judge)}
         run.log(step, cfg.steps, {
-            **summarize(rollout, sums, stream.skipped, accelerator, cfg), "lr": rate,
+            **summarize(rollout, sums, counts, accelerator, cfg), "lr": rate,
             "gen%": 100 * (sampled - began) / (ended - began), "step_s": ended - began})
         if recorded:  # scored before and after the update, by every rank, as any forward pass
             logp = recompute_logps(policies, recorded, cfg)

@@ -45,7 +45,7 @@ from model.loading import load_model
 from model.qwen import mrope_positions
 from model.records import Group, Prompt, completion_mask
 from rewards import grade, is_in_format, make_rewards
-from rewards.groups import parse_weights, reward_group
+from rewards.groups import parse_weights, reward_groups
 from sources.stream import PromptStream
 
 BASE = str(ROOT / "toy" / "base")
@@ -197,7 +197,7 @@ def ours_grpo(examples: list[dict], steps: int) -> dict:
     stream = PromptStream(examples, encoder, seed=0)
     generator = torch.Generator().manual_seed(0)
     reward = partial(
-        reward_group,
+        reward_groups,
         encoder=encoder,
         eos_ids=policy.eos_ids,
         rewards=make_rewards(SETTINGS, None),

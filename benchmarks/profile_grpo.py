@@ -19,7 +19,7 @@ import grpo
 from common import Policies
 from model.loading import load_model
 from rewards import make_rewards
-from rewards.groups import parse_weights, reward_group
+from rewards.groups import parse_weights, reward_groups
 from sources import load_examples
 from sources.stream import PromptStream
 
@@ -61,7 +61,7 @@ class Step:
         self.stream = PromptStream(load_examples("toy", count=256), encoder, seed=0)
         self.generator = torch.Generator().manual_seed(0)
         self.reward = partial(
-            reward_group,
+            reward_groups,
             encoder=encoder,
             eos_ids=policy.eos_ids,
             rewards=make_rewards(cfg, None),

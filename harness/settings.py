@@ -115,6 +115,22 @@ class Judge(Settings):
         "", "OpenAI-compatible endpoint that grades `text` answers; paper: GPT-4o"
     )
     judge_model: str = flag("", "model name at --judge_url")
+    judge_max_tokens: int = flag(4096, "limit of a reply, tokens: a judge may reason first; ours")
+    judge_in_flight: int = flag(16, "questions that are asked at the same time; ours")
+    judge_call_s: float = flag(60.0, "limit of one call, seconds; ours")
+    judge_rollout_s: float = flag(
+        300.0, "limit of all calls of a rollout, seconds; what has no verdict is left out; ours"
+    )
+    judge_cache: str = flag("runs/judge", "folder of the replies, shared by ranks and runs; ours")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.judge_url and not self.judge_model:
+            raise ValueError("--judge_url needs --judge_model, the name of the model there")
+        if min(self.judge_in_flight, self.judge_call_s, self.judge_rollout_s) <= 0:
+            raise ValueError(
+                "--judge_in_flight, --judge_call_s and --judge_rollout_s must be positive"
+            )
 
 
 @dataclass(frozen=True)

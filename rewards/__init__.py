@@ -20,7 +20,7 @@ its group: a reward of 0 would teach that it is wrong.
     choice.py, number.py, expression.py       comparing, by the type of the answer; on units.py,
                     digits.py (how numbers are written) and typesetting.py
     math_worker.py  math-verify in processes of its own
-    judge.py        a language model that answers yes or no
+    judge.py        a language model that answers yes or no; judge_prompts.py has what it is asked
 
 `python -m rewards FILE` grades responses from anywhere (`__main__.py`).
 
@@ -33,10 +33,12 @@ from dataclasses import dataclass
 
 from rewards.expression import math_equal
 from rewards.format import is_in_format
-from rewards.grading import Grade, grade
+from rewards.grading import Grade, ask_judge, grade
 from rewards.judge import Judge, make_judge
 
-__all__ = ["Completion", "Grade", "Judge", "Reward", "grade", "is_in_format", "make_judge"]
+__all__ = [
+    "Completion", "Grade", "Judge", "Reward", "ask_judge", "grade", "is_in_format", "make_judge",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,19 @@
 """The accuracy of a response: find its answer, then compare it by the type of the answer."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from rewards.choice import gold_letter, named_in, read_option
 from rewards.expression import same_expression
 from rewards.extract import find_answer
-from rewards.judge import Judge
+from rewards.judge import AskLater, Judge
+from rewards.judge_prompts import equivalence_question
 from rewards.number import read_gold_number, read_number, same_number
 from rewards.reading import is_sentence
 from rewards.typesetting import plain
 from rewards.views import boxes
 
-QUESTION = (
-    "Question: {question}\nReference answer: {gold}\nGiven answer: {answer}\n"
-    "Does the given answer mean the same as the reference answer? Reply yes or no."
-)
 OPEN_BOX = re.compile(r"\\+boxed\s*\{")
 OPERATION = re.compile(r"[-+*/^\\√π]")
 
@@ -43,6 +41,20 @@ def grade(example: dict, response: str, judge: Judge | None = None) -> Grade:
     gold = read_gold(example["answer"], answer_type)
     equal, how = compare(found.answer, gold, example, judge)
     return Grade(None if equal is None else float(equal), f"{found.rule}: {how}", found.answer)
+
+
+def ask_judge(responses: Iterable[tuple[dict, str]], judge: Judge | None) -> None:
+    """Ask the judge, at once, all that the grades of these (example, response) depend on.
+
+    `grade` then finds its verdicts; without this, it would ask one question after the other.
+    """
+    if judge is None:
+        return
+    later = AskLater(judge)
+    for example, response in responses:
+        if example["answer_type"] == "text":
+            grade(example, response, later)
+    later.ask()
 
 
 def read_gold(text: str, answer_type: str) -> str:
@@ -104,7 +116,7 @@ def same_text(answer: str, gold: str, question: str, judge: Judge | None) -> Ver
     if judge is None:
         return False, "other words (no judge set)"
 
-    verdict = judge.yes(QUESTION.format(question=question, gold=gold, answer=answer))
+    verdict = judge.yes(equivalence_question(question, gold, answer))
     if verdict is None:
         return None, "judge gave no answer"
     return verdict, "judge says yes" if verdict else "judge says no"

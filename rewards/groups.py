@@ -7,7 +7,7 @@ from torch import Tensor
 
 from model.prompts import PromptEncoder
 from model.records import Group, is_truncated
-from rewards import Completion, Judge, Reward, grade
+from rewards import Completion, Judge, Reward, ask_judge, grade
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,23 @@ class RewardedGroup:
     def known_totals(self) -> list[float]:
         """The weighted sums of all completions that could be scored."""
         return [total for total in self.totals if not math.isnan(total)]
+
+
+def reward_groups(
+    groups: list[Group],
+    encoder: PromptEncoder,
+    eos_ids: list[int],
+    rewards: dict[str, Reward],
+    weights: dict[str, float],
+    progress: float,
+    judge: Judge | None = None,
+) -> list[RewardedGroup]:
+    """The rewards of a rollout. A judge is asked about all of its completions at the same time."""
+    responses = [
+        (group.prompt.example, encoder.decode(ids)) for group in groups for ids in group.completions
+    ]
+    ask_judge(responses, judge)
+    return [reward_group(g, encoder, eos_ids, rewards, weights, progress) for g in groups]
 
 
 def reward_group(

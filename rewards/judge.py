@@ -1,110 +1,115 @@
-"""A language model that answers yes or no, where rules cannot decide."""
+"""A language model that answers yes or no, where rules cannot decide.
+
+A rollout has all its questions asked at once, before it is graded; grading then only looks up:
+
+    judge.ask_all(questions)     at most --judge_rollout_s, whatever the endpoint does
+    judge.yes(question)          True, False, or None: no verdict, and the response is left out
+
+The questions are in `judge_prompts.py`; how they are sent, and for how long, in
+`harness/endpoint.py`.
+"""
 
 import hashlib
-import json
-import os
-import re
-import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-REFUSED = (401, 403, 404)  # HTTP: no valid key, no permission, no such URL or model
+from harness.endpoint import Endpoint, Reply
+from rewards.judge_prompts import read_verdict
 
 
 class Judge:
-    """A model behind an OpenAI-compatible endpoint.
+    """A model behind an endpoint.
 
-    url         --judge_url
-    model       name of the model at that endpoint
-    cache       folder of the answers, one file per question: --resume asks nothing twice
-    retries     how often a question is asked until there is a clear answer
-    timeout_s   seconds to wait for one answer
-
-    The key comes from the environment variable JUDGE_API_KEY and is never written anywhere.
-    Raises ValueError if HF_HUB_OFFLINE is set, since the client then sends nothing.
+    endpoint     where it is asked, and the cache of its replies
+    max_tokens   of a reply: a model that reasons needs thousands of them before its verdict
     """
 
-    def __init__(
-        self, url: str, model: str, cache: Path, retries: int = 3, timeout_s: float = 30.0
-    ):
-        # Imported only with a judge: this import takes a second or two.
-        from huggingface_hub import InferenceClient, constants
+    def __init__(self, endpoint: Endpoint, max_tokens: int = 4096):
+        self.endpoint = endpoint
+        self.max_tokens = max_tokens
+        self.verdicts: dict[bytes, bool | None] = {}  # by a checksum of the question
 
-        if constants.HF_HUB_OFFLINE:
-            raise ValueError(
-                "--judge_url: HF_HUB_OFFLINE is set, so the judge cannot be asked; unset it"
-            )
-        api_key = os.environ.get("JUDGE_API_KEY")
-        self.client = InferenceClient(base_url=url, api_key=api_key, timeout=timeout_s)
-        self.url = url
-        self.model = model
-        self.cache = cache
-        self.retries = retries
-        cache.mkdir(parents=True, exist_ok=True)
+    def ask_all(self, questions: Iterable[str]) -> None:
+        """Ask all questions that have no verdict yet, each once, those that failed before as well.
+
+        Raises ValueError if the endpoint refuses the key, or does not know the URL or the model.
+        """
+        questions = list(dict.fromkeys(q for q in questions if self.verdict_of(q) is None))
+        replies = self.endpoint.ask_all([self.body(q) for q in questions], has_verdict)
+        for question, reply in zip(questions, replies):
+            verdict = None if reply is None else read_verdict(reply.text)
+            self.verdicts[checksum(question)] = verdict
 
     def yes(self, question: str) -> bool | None:
-        """The answer to a yes-or-no question, from the cache or from the model.
+        """The verdict; None if there is none.
 
-        Returns None if there was no clear answer; None is not cached.
-        Raises ValueError if the endpoint refuses the key or does not know the URL or the model.
+        A question that was in no `ask_all` is asked now, alone. One that was, and has no verdict,
+        is not asked again: a judge that is down would cost each of its twins the same wait.
         """
-        key = hashlib.sha256(f"{self.model}\n{question}".encode()).hexdigest()
-        file = self.cache / f"{key}.json"
-        if file.exists():
-            return json.loads(file.read_text())["yes"]
+        if checksum(question) not in self.verdicts:
+            self.ask_all([question])
+        return self.verdict_of(question)
 
-        verdict = self.ask(question)
-        if verdict is not None:
-            # The ranks share the cache. With a rename, no rank reads a file that is half written.
-            partial = file.with_suffix(f".{os.getpid()}.partial")
-            partial.write_text(json.dumps({"question": question, "yes": verdict}))
-            os.replace(partial, file)
+    def verdict_of(self, question: str) -> bool | None:
+        """What is known by now, without asking."""
+        return self.verdicts.get(checksum(question))
+
+    def body(self, question: str) -> dict:
+        """The request: greedy, so that equal questions get equal verdicts."""
+        messages = [{"role": "user", "content": question}]
+        return {"messages": messages, "max_tokens": self.max_tokens, "temperature": 0.0}
+
+
+def has_verdict(reply: Reply) -> bool:
+    return not reply.cut and read_verdict(reply.text) is not None
+
+
+def checksum(question: str) -> bytes:
+    return hashlib.sha256(question.encode(errors="surrogatepass")).digest()
+
+
+class AskLater:
+    """In the place of a judge: notes what it is asked, until all of it is asked at once."""
+
+    def __init__(self, judge: Judge):
+        self.judge = judge
+        self.noted: dict[str, None] = {}  # in order, each once
+        self.asked: set[bytes] = set()  # checksums
+
+    def yes(self, question: str) -> bool | None:
+        """What the judge has said by now; None if it has yet to be asked, or was silent."""
+        verdict = self.judge.verdict_of(question)
+        if verdict is None and checksum(question) not in self.asked:
+            self.noted[question] = None
         return verdict
 
-    def ask(self, question: str) -> bool | None:
-        """Ask the model, again after a failure or an unclear answer. See `yes`."""
-        for attempt in range(self.retries):
-            if attempt > 0:
-                time.sleep(0.5 * 2 ** (attempt - 1))
-            try:
-                reply = self.client.chat_completion(
-                    messages=[{"role": "user", "content": question}],
-                    model=self.model,
-                    max_tokens=8,
-                    temperature=0.0,
-                )
-            except Exception as error:  # any error of the network: perhaps it works the next time
-                self.stop_if_refused(error)
-                continue
-
-            verdict = parse_verdict(reply.choices[0].message.content or "")
-            if verdict is not None:
-                return verdict
-        return None
-
-    def stop_if_refused(self, error: Exception) -> None:
-        """Raise ValueError for an error that a retry cannot mend: a wrong key, URL or model."""
-        response = getattr(error, "response", None)
-        status = getattr(response, "status_code", None)
-        if status in REFUSED:
-            raise ValueError(
-                f"--judge_url {self.url}: the judge refused the request (HTTP {status}); check "
-                "--judge_url, --judge_model and the environment variable JUDGE_API_KEY"
-            ) from error
+    def ask(self) -> None:
+        """Ask what is noted. What has no verdict after that is not noted again."""
+        self.judge.ask_all(self.noted)
+        self.asked |= {checksum(question) for question in self.noted}
+        self.noted.clear()
 
 
-def parse_verdict(reply: str) -> bool | None:
-    """True or False if the first word of the reply is yes or no, else None.
-
-    >>> parse_verdict("Yes, it is."), parse_verdict("no"), parse_verdict("Perhaps yes")
-    (True, False, None)
-    """
-    words = re.findall(r"[a-z]+", reply.lower())
-    first_word = words[0] if words else ""
-    return {"yes": True, "no": False}.get(first_word)
+def take_counts(judge: Judge | None) -> dict[str, int]:
+    """`judge_calls`, `judge_hits` and `judge_tokens` since the last time; {} without a judge."""
+    if judge is None:
+        return {}
+    return {f"judge_{name}": count for name, count in judge.endpoint.take_counts().items()}
 
 
-def make_judge(cfg, folder: Path) -> Judge | None:
-    """The judge of a stage's settings, its cache in `folder`; None without --judge_url."""
+def make_judge(cfg, warn: Callable[[str], None] = print) -> Judge | None:
+    """The judge of a stage's settings; None without --judge_url."""
     if not cfg.judge_url:
         return None
-    return Judge(cfg.judge_url, cfg.judge_model, folder / "judge")
+    endpoint = Endpoint(
+        cfg.judge_url,
+        cfg.judge_model,
+        flag="--judge_url",
+        key_name="JUDGE_API_KEY",
+        cache=Path(cfg.judge_cache),
+        in_flight=cfg.judge_in_flight,
+        call_s=cfg.judge_call_s,
+        limit_s=cfg.judge_rollout_s,
+        warn=warn,
+    )
+    return Judge(endpoint, cfg.judge_max_tokens)

@@ -17,7 +17,7 @@ from harness.plots import plot_report
 from harness.ranks import gather_objects
 from harness.run import Run, append_jsonl, read_jsonl
 from harness.tables import format_table
-from rewards import Grade, Judge, grade
+from rewards import Grade, Judge, ask_judge, grade
 from sources.toy import is_in_asked_format
 
 SILENT_JUDGE = SimpleNamespace(yes=lambda question: None)  # is there, and never answers
@@ -63,9 +63,11 @@ def regrade(records: list[dict], judge: Judge | None) -> int:
     A `text` answer keeps its stored score where it needs a judge and none answers. Returns how many
     do.
     """
+    examples = [{**record, "answer": record["gold"]} for record in records]
+    ask_judge([(example, example["response"]) for example in examples], judge)
+
     kept = 0
-    for record in records:
-        example = {**record, "answer": record["gold"]}
+    for record, example in zip(records, examples):
         verdict = grade(example, record["response"], judge or SILENT_JUDGE)
         if verdict.score is None and record["answer_type"] == "text":
             kept += 1

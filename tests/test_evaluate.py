@@ -3,7 +3,6 @@
 import itertools
 import json
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,6 +23,8 @@ from evaluate import (
     wilson,
 )
 from harness.tables import format_table
+from rewards import Judge
+from rewards.judge import checksum
 from sources import load_evaluation_sets, with_shuffled_images
 from sources.stream import EncodedSets
 from sources.toy import evaluation_sets, is_in_asked_format
@@ -371,6 +372,16 @@ def test_rescore_grades_again(tmp_path, capsys):
     assert said == ""
 
 
+class KittenJudge(Judge):
+    """Says yes to what speaks of a kitten, without any endpoint."""
+
+    def __init__(self):
+        self.verdicts = {}
+
+    def ask_all(self, questions):
+        self.verdicts.update({checksum(q): "kitten" in q for q in questions})
+
+
 def test_rescore_keeps_what_a_judge_said(tmp_path, capsys, monkeypatch):
     """Without --judge_url a `text` answer in other words keeps its score; how many do is said.
 
@@ -388,8 +399,8 @@ def test_rescore_keeps_what_a_judge_said(tmp_path, capsys, monkeypatch):
     assert report["accuracy"]["unscored"] == 1
     assert said.startswith("2 answers need a judge")
 
-    judge = SimpleNamespace(yes=lambda question: "kitten" in question)
-    monkeypatch.setattr(evaluate, "make_judge", lambda cfg, folder: judge)
-    report, said = rescored(file, records, capsys, judge_url="http://judge")
+    judge = KittenJudge()
+    monkeypatch.setattr(evaluate, "make_judge", lambda cfg: judge)
+    report, said = rescored(file, records, capsys, judge_url="http://judge", judge_model="m")
     assert report["accuracy"]["mean"] == pytest.approx(2 / 3)
     assert said == ""

@@ -444,7 +444,7 @@ def summary_of(cfg=CFG):
         grad_norm=7.0, skipped_updates=1.0,
     )  # fmt: skip
     cfg = replace(cfg, updates_per_rollout=2)
-    return grpo.summarize(rollout, totals, 4, Accelerator(cpu=True), cfg)
+    return grpo.summarize(rollout, totals, {"skipped_examples": 4}, Accelerator(cpu=True), cfg)
 
 
 @pytest.mark.parametrize(

@@ -192,14 +192,15 @@ def test_uneven_ranks_do_not_hang(tiny64, tmp_path):
 def run_grpo(rank, cfg):
     """A run of the stage that notes which prompts and completions this rank has seen."""
     seen = []
-    reward_group = grpo.reward_group
+    reward_groups = grpo.reward_groups
 
-    def watched(group, *args, **more):
-        completions = [c.tolist() for c in group.completions]
-        seen.append((group.prompt.example["id"], completions))
-        return reward_group(group, *args, **more)
+    def watched(groups, *args, **more):
+        for group in groups:
+            completions = [c.tolist() for c in group.completions]
+            seen.append((group.prompt.example["id"], completions))
+        return reward_groups(groups, *args, **more)
 
-    grpo.reward_group = watched
+    grpo.reward_groups = watched
     grpo.main(cfg)
     torch.save(seen, f"{cfg.run_dir}/seen{rank}.pt")
 

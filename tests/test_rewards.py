@@ -1,14 +1,10 @@
 """What earns a reward: the tables below are the documentation as well."""
 
-import http.server
-import json
 import re
-import threading
 
 import pytest
 
-import rewards.judge
-from rewards import Grade, Judge, grade, is_in_format
+from rewards import Grade, grade, is_in_format
 
 FORMATS = [  # response, is it in the format?
     ("<think> a </think> <answer> 2 </answer>", True),
@@ -165,122 +161,3 @@ def test_options_that_are_letters():
 def test_gold_that_is_no_option_is_not_scorable():
     """The example is at fault: the completion is left out, not punished."""
     assert grade(example("choice", "whale"), "<answer> A </answer>").score is None
-
-
-# --- The judge -----------------------------------------------------------------------------------
-
-
-class FakeModel(http.server.BaseHTTPRequestHandler):
-    """An endpoint on the loopback that answers as `replies` says; an int is an HTTP error."""
-
-    replies, asked = [], []
-
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        FakeModel.asked.append((body, self.headers.get("Authorization")))
-
-        reply = FakeModel.replies.pop(0) if FakeModel.replies else 500
-        if isinstance(reply, int):
-            self.send_error(reply)
-            return
-
-        message = {"role": "assistant", "content": reply}
-        answer = {
-            "id": "1",
-            "object": "chat.completion",
-            "created": 0,
-            "model": "m",
-            "choices": [{"index": 0, "finish_reason": "stop", "message": message}],
-            "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
-        }
-        data = json.dumps(answer).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *_):
-        pass
-
-
-@pytest.fixture
-def judge(tmp_path, monkeypatch):
-    """A Judge that asks the FakeModel, and does not sleep between retries."""
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), FakeModel)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setenv("JUDGE_API_KEY", "secret-key")
-    monkeypatch.setattr(rewards.judge.time, "sleep", lambda _: None)
-    FakeModel.replies, FakeModel.asked = [], []
-
-    yield Judge(f"http://127.0.0.1:{server.server_port}/v1", "m", tmp_path / "judge")
-
-    server.shutdown()
-    server.server_close()
-
-
-def test_judge_answers_are_graded_and_cached(judge, tmp_path):
-    """yes and no count; asked again, it costs nothing; the key is sent and written nowhere."""
-    FakeModel.replies = ["Yes.", "No, it is not."]
-
-    first = grade(example("text", "a feline"), "<answer> a cat </answer>", judge)
-    assert first == Grade(1.0, "block: judge says yes", "a cat")
-    assert graded("text", "a feline", "a dog", judge).score == 0.0
-    assert graded("text", "a feline", "a cat", judge).score == 1.0
-    assert len(FakeModel.asked) == 2
-
-    _, authorization = FakeModel.asked[0]
-    assert authorization == "Bearer secret-key"
-    assert all("secret-key" not in file.read_text() for file in (tmp_path / "judge").iterdir())
-
-
-def test_silent_judge_is_not_a_wrong_answer(judge):
-    """Errors are retried; if it stays silent or vague, the completion is not scorable."""
-    FakeModel.replies = [500, "yes"]
-    assert graded("text", "x y", "z", judge).score == 1.0
-
-    FakeModel.replies = [500, 500, 500]
-    assert graded("text", "x y", "w", judge).score is None
-
-    FakeModel.replies = ["perhaps", "hm", "well"]
-    assert graded("text", "x y", "v", judge).score is None
-
-
-@pytest.mark.parametrize("status", [401, 403, 404])
-def test_refused_judge_stops_the_run(judge, status):
-    """A wrong key or URL never mends itself: the first call fails and says what to check.
-
-    Counted as silence, a whole run would go by without an accuracy.
-    """
-    FakeModel.replies = [status, "yes", "yes"]
-    with pytest.raises(ValueError, match=f"--judge_url http.*HTTP {status}.*JUDGE_API_KEY"):
-        graded("text", "x y", "z", judge)
-    assert len(FakeModel.asked) == 1
-
-
-def test_judge_waits_between_tries_only(judge, monkeypatch):
-    """Three tries, two pauses: after the last try there is nothing to wait for."""
-    pauses = []
-    monkeypatch.setattr(rewards.judge.time, "sleep", pauses.append)
-    FakeModel.replies = [500, 500, 500]
-
-    assert judge.yes("is it?") is None
-    assert pauses == [0.5, 1.0]
-
-
-def test_cache_never_holds_half_a_file(judge, tmp_path, monkeypatch):
-    """Killed before the rename, the judge has cached nothing, and is asked again."""
-
-    def kill(*args):
-        raise KeyboardInterrupt
-
-    FakeModel.replies = ["yes", "no"]
-    with monkeypatch.context() as patch:
-        patch.setattr(rewards.judge.os, "replace", kill)
-        with pytest.raises(KeyboardInterrupt):
-            judge.yes("is it?")
-    assert not list((tmp_path / "judge").glob("*.json"))
-
-    assert judge.yes("is it?") is False
-    assert judge.yes("is it?") is False, "from the cache"
-    assert len(FakeModel.asked) == 2
