@@ -14,8 +14,9 @@ its format corrupted as well: correctness and format are mixed, which the paper 
 
 Where the paper is silent:
   1. "Format supplement" is not defined: here a missing closing tag is put where it belongs.
-  2. The consistency check is a rule: the reasoning, graded as if it were the response, is right.
-     --judge_url asks a judge, as the paper asks Gemini; --no_verify leaves it out.
+  2. The consistency check is a rule: the conclusion that the reasoning states is the answer
+     (`rewards/consistency.py`). Where it is unsure, --unsure decides. --judge_url asks a judge, as
+     the paper asks Gemini; --no_verify leaves the check out.
   3. One of the five corruptions is drawn uniformly.
 
     accelerate launch build_prefs.py --zero runs/zero/model       ~30 seconds on one core
@@ -44,9 +45,9 @@ from model.prompts import PromptEncoder
 from model.qwen import Policy
 from model.records import Prompt, is_truncated
 from model.sampling import sample_groups
-from rewards import Judge, grade, is_in_format, make_judge
-from rewards.extract import extract_answer
-from rewards.judge_prompts import consistency_question
+from rewards import AskLater, Judge, grade, is_in_format, make_judge
+from rewards.consistency import AGREES, UNSURE, check_consistency
+from rewards.judge import take_counts
 from sources import load_examples
 from sources.funnel import Candidate, Response, count_question, drop_repeats, kept, write_funnel
 from sources.pairs import TABLE_PATH, pair_record, write_readme, write_table
@@ -68,6 +69,7 @@ class Config(settings.Data, settings.Sampling, settings.Judge, settings.OneShot)
     # pairs
     coupled: bool = flag(False, "rejected is wrong and corrupted; ablation, recipe not published")
     verify: bool = flag(True, "chosen: reasoning must agree with answer; --no_verify: ablation")
+    unsure: str = flag("drop", "`drop` or `keep` chosen whose reasoning states no conclusion; ours")
     judge_url: str = flag("", "OpenAI-compatible endpoint for that check; paper: Gemini-2.5-flash")
     pairs_per_question: int = flag(2, "at most so many pairs per question; ours")
 
@@ -75,6 +77,8 @@ class Config(settings.Data, settings.Sampling, settings.Judge, settings.OneShot)
         super().__post_init__()
         if self.samples < 1 or self.pairs_per_question < 1:
             raise ValueError("--samples and --pairs_per_question must be at least 1")
+        if self.unsure not in ("drop", "keep"):
+            raise ValueError(f"--unsure {self.unsure}: wanted drop or keep")
 
 
 AS_SAMPLED = "as sampled"  # the note of a candidate whose text was left as it was
@@ -97,29 +101,11 @@ def supplement(response: str) -> str | None:
     return response.strip() if is_in_format(response) else None
 
 
-def is_consistent(response: str, example: dict, judge: Judge | None) -> bool | None:
-    """True if the reasoning comes to the right answer; None if a judge was asked and is silent.
-
-    response: in the full format.
-
-    Without a judge, the reasoning is graded as if it were the response. Reasoning without any
-    conclusion proves nothing and is not consistent.
-    """
-    reasoning = response.split("<think>")[1].split("</think>")[0]
-    if judge is None:
-        return grade(example, reasoning).score == 1.0
-
-    answer = extract_answer(
-        response, example["answer_type"], example["choices"], example["question"]
-    )
-    return judge.yes(consistency_question(example["question"], reasoning, answer))
-
-
 def choose(response: Response, example: dict, judge: Judge | None, cfg: Config) -> Candidate:
     """A response as the chosen side of a pair, or why it cannot be that side."""
     if response.truncated:
         return Candidate(None, "truncated")
-    score = grade(example, response.text).score
+    score = grade(example, response.text, judge).score
     if score is None:
         return Candidate(None, "could not be graded")
     if score != 1.0:
@@ -129,13 +115,14 @@ def choose(response: Response, example: dict, judge: Judge | None, cfg: Config) 
     if text is None:
         return Candidate(None, "format beyond supplement")
 
+    consistency = ""
     if cfg.verify:
-        agrees = is_consistent(text, example, judge)
-        if agrees is None:
-            return Candidate(None, "the judge gave no answer")
-        if not agrees:
-            return Candidate(None, "reasoning disagrees with answer")
-    return Candidate(text, AS_SAMPLED if text == response.text else "format supplied")
+        consistency = check_consistency(example, text, judge)
+        is_enough = consistency == AGREES or (consistency == UNSURE and cfg.unsure == "keep")
+        if not is_enough:
+            return Candidate(None, f"reasoning: {consistency}", consistency)
+    note = AS_SAMPLED if text == response.text else "format supplied"
+    return Candidate(text, note, consistency)
 
 
 # --- 2. Rejected: right (with --coupled: wrong), out of format -----------------------------------
@@ -184,12 +171,13 @@ def corrupt(response: str, rng: random.Random) -> tuple[str, str]:
     return CORRUPTIONS[name](response), name
 
 
-def reject(response: Response, example: dict, rng: random.Random, cfg: Config) -> Candidate:
+def reject(response: Response, example: dict, judge: Judge | None, rng: random.Random,
+           cfg: Config) -> Candidate:
     """A response as the rejected side of a pair, or why it cannot serve as that side."""
     if response.truncated:
         return Candidate(None, "truncated")
 
-    score = grade(example, response.text).score
+    score = grade(example, response.text, judge).score
     if score is None:
         return Candidate(None, "could not be graded")
     if cfg.coupled and score != 0.0:
@@ -226,6 +214,22 @@ def sample_responses(policy: Policy, encoder: PromptEncoder, prompts: list[Promp
     return responses
 
 
+def ask_ahead(prompts: list[Prompt], zero_responses: list[list[Response]],
+              base_responses: list[list[Response]], cfg: Config, judge: Judge) -> None:
+    """Ask the judge all that `make_pairs` will ask, at once: one by one, it would take hours.
+
+    First whether answers are right, then whether the reasoning of those that are comes to them.
+    """
+    later = AskLater(judge)
+    for _ in range(2):
+        for prompt, by_zero, by_base in zip(prompts, zero_responses, base_responses):
+            for response in by_zero:
+                choose(response, prompt.example, later, cfg)
+            for response in by_base:
+                reject(response, prompt.example, later, random.Random(0), cfg)
+        later.ask()
+
+
 def make_pairs(prompts: list[Prompt], zero_responses: list[list[Response]],
                base_responses: list[list[Response]], cfg: Config, judge: Judge | None,
                rng: random.Random) -> tuple[list[dict], Counter]:
@@ -233,11 +237,14 @@ def make_pairs(prompts: list[Prompt], zero_responses: list[list[Response]],
 
     Which one meets which does not matter: both are samples of the same question.
     """
+    if judge is not None:
+        ask_ahead(prompts, zero_responses, base_responses, cfg, judge)
+
     pairs, funnel = [], Counter()
     for prompt, by_zero, by_base in zip(prompts, zero_responses, base_responses):
         example = prompt.example
         chosen = drop_repeats([choose(r, example, judge, cfg) for r in by_zero])
-        rejected = drop_repeats([reject(r, example, rng, cfg) for r in by_base])
+        rejected = drop_repeats([reject(r, example, judge, rng, cfg) for r in by_base])
 
         matched = list(zip(kept(chosen), kept(rejected)))
         for better, worse in matched[: cfg.pairs_per_question]:
@@ -300,6 +307,7 @@ def main(cfg: Config) -> None:
 
     rng = random_of(cfg.seed, "corruptions", rank)
     pairs, funnel = make_pairs(prompts, zero_responses, base_responses, cfg, judge, rng)
+    funnel += Counter(take_counts(judge))
     questions_of_rank = len(range(rank, len(examples), world_size))
     funnel["questions: skipped, see the warnings"] = questions_of_rank - len(prompts)
     save_pairs(pairs, funnel, len(examples), run)

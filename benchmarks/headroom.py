@@ -18,9 +18,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from build_prefs import is_consistent  # noqa: E402
 from harness.run import read_jsonl  # noqa: E402
 from rewards import is_in_format  # noqa: E402
+from rewards.consistency import DISAGREES, check_consistency  # noqa: E402
 
 STAGE3 = ["--steps", "100", "--lr", "3e-4", "--schedule", "cosine"]
 SETS = {"dev": 1007, "report": 7}  # seed of evaluate.py
@@ -58,7 +58,7 @@ def inconsistent_share(file: Path) -> float:
         is_measured = (record["model"], record["set"], record["mode"]) == ("zero", "id", "sampled")
         if is_measured and record["score"] == 1.0 and is_in_format(record["response"]):
             example = {**record, "answer": record["gold"]}
-            checked.append(not is_consistent(record["response"], example, None))
+            checked.append(check_consistency(example, record["response"]) == DISAGREES)
     return statistics.mean(checked)
 
 

@@ -17,6 +17,7 @@ its group: a reward of 0 would teach that it is wrong.
     grading.py      the accuracy of a response: find its answer, compare it with the gold answer
     extract.py      finding: two tables of rules; views.py says where they look, reading.py what
                     a match is worth
+    consistency.py  does the reasoning come to the answer, for the chosen side of pairs
     choice.py, number.py, expression.py       comparing, by the type of the answer; on units.py,
                     digits.py (how numbers are written) and typesetting.py
     math_worker.py  math-verify in processes of its own
@@ -34,10 +35,11 @@ from dataclasses import dataclass
 from rewards.expression import math_equal
 from rewards.format import is_in_format
 from rewards.grading import Grade, ask_judge, grade
-from rewards.judge import Judge, make_judge
+from rewards.judge import AskLater, Judge, make_judge
 
 __all__ = [
-    "Completion", "Grade", "Judge", "Reward", "ask_judge", "grade", "is_in_format", "make_judge",
+    "AskLater", "Completion", "Grade", "Judge", "Reward", "ask_judge", "grade", "is_in_format",
+    "make_judge",
 ]  # fmt: skip
 
 

@@ -6,11 +6,12 @@
 
 On each side, sampled = kept + dropped, and
 kept = pairs + without a partner + beyond --pairs_per_question.
+"reasoning ..." counts the four outcomes of the consistency check, of what was right and in format.
 """
 
 import json
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from harness.run import Run
 
@@ -25,6 +26,7 @@ class Response:
 class Candidate:
     text: str | None  # None: dropped
     note: str  # what was done to the text, or why it was dropped
+    consistency: str = ""  # how the reasoning agrees with the answer; "" if that was not checked
 
 
 def drop_repeats(candidates: list[Candidate]) -> list[Candidate]:
@@ -33,7 +35,7 @@ def drop_repeats(candidates: list[Candidate]) -> list[Candidate]:
     result = []
     for candidate in candidates:
         if candidate.text in seen:
-            candidate = Candidate(None, "same words as another")
+            candidate = replace(candidate, text=None, note="same words as another")
         if candidate.text is not None:
             seen.add(candidate.text)
         result.append(candidate)
@@ -50,6 +52,8 @@ def count_question(chosen: list[Candidate], rejected: list[Candidate], limit: in
     for side, candidates in (("chosen", chosen), ("rejected", rejected)):
         for candidate in candidates:
             counts[f"{side}: sampled"] += 1
+            if candidate.consistency:
+                counts[f"{side}: reasoning {candidate.consistency}"] += 1
             if candidate.text is None:
                 counts[f"{side}: dropped, {candidate.note}"] += 1
             else:

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import evaluate
-from build_prefs import is_consistent
 from evaluate import Measurement, collect_responses, guessing_rate, rate_with_interval
 from model.loading import load_model
+from rewards.consistency import check_consistency
 from sources import with_shuffled_images
 from sources.stream import encode_all
 from toy import world
@@ -130,7 +130,7 @@ def test_half_lists_are_no_short_full_ones():
 
 @pytest.mark.parametrize("contradict", [0.0, 1.0])
 def test_contradictions_are_decidable(contradict):
-    """Whatever the habit, `is_consistent` finds the reasonings that were taught to contradict.
+    """Whatever the habit, `check_consistency` finds the reasonings that were taught to contradict.
 
     All of them and no other.
     """
@@ -150,4 +150,5 @@ def test_contradictions_are_decidable(contradict):
             "answer_type": "number",
             "choices": [],
         }
-        assert is_consistent(response, example, None) == (contradict == 0.0), response
+        wanted = "agrees" if contradict == 0.0 else "disagrees"
+        assert check_consistency(example, response) == wanted, response

@@ -15,14 +15,14 @@ from build_prefs import (
     choose,
     corrupt,
     drop,
-    is_consistent,
     make_pairs,
     reject,
     supplement,
 )
 from conftest import make_example
-from rewards import grade, is_in_format
+from rewards import Judge, grade, is_in_format
 from rewards.format import TAGS
+from rewards.judge import checksum
 from sources.funnel import Candidate, Response, count_question, drop_repeats, kept, write_funnel
 from sources.pairs import TABLE_PATH, pair_record, write_readme, write_table
 
@@ -148,24 +148,60 @@ def test_supplement_adds_closing_tags_only(response, expected):
     assert supplement(response) == expected
 
 
-@pytest.mark.parametrize(
-    "reasoning, answer_type, gold, consistent",
-    [
-        ("that is 2 .", "number", "2", True),
-        ("that is 3 .", "number", "2", False),
-        ("1 + 1 = 2 .", "number", "2", True),
-        ("I see two .", "number", "2", False),
-        ("so \\boxed{x+1}", "math", "1+x", True),
-        ("so it is (B)", "choice", "B", True),
-        ("so it is (A)", "choice", "B", False),
-    ],
-)
-def test_consistency_rule(reasoning, answer_type, gold, consistent):
-    """The reasoning's own conclusion must be the answer."""
-    choices = ["x", "y"] if answer_type == "choice" else []
-    example = make_example(answer=gold, answer_type=answer_type, choices=choices)
-    response = f"<think> {reasoning} </think> <answer> {gold} </answer>"
-    assert is_consistent(response, example, None) is consistent
+@pytest.mark.parametrize("unsure", ["drop", "keep"])
+def test_four_outcomes_of_the_consistency_check(unsure):
+    """Each is counted apart; only what agrees is kept, and what is unsure if --unsure says so."""
+    cfg = Config(unsure=unsure)
+    judges = {
+        "agrees": None,
+        "disagrees": None,
+        "unsure": None,
+        "judge silent": SimpleNamespace(yes=lambda question: None),
+    }
+    reasonings = {"disagrees": "that is 1 .", "unsure": "I look at the picture ."}
+
+    for outcome, judge in judges.items():
+        text = GOOD.replace("that is 2 .", reasonings.get(outcome, "that is 2 ."))
+        if outcome == "unsure":
+            text = f"<think> {reasonings[outcome]} </think> <answer> 2 </answer>"
+        candidate = choose(Response(text, False), EXAMPLE, judge, cfg)
+        counts = count_question([candidate], [], limit=1)
+
+        assert counts[f"chosen: reasoning {outcome}"] == 1
+        is_kept = outcome == "agrees" or (outcome, unsure) == ("unsure", "keep")
+        assert (candidate.text is not None) == is_kept
+        assert counts[f"chosen: dropped, reasoning: {outcome}"] == (not is_kept)
+
+    with pytest.raises(ValueError, match="--unsure"):
+        Config(unsure="perhaps")
+
+
+class CountingJudge(Judge):
+    """Says yes, without any endpoint; notes how many questions are asked at a time."""
+
+    def __init__(self):
+        self.verdicts, self.batches = {}, []
+
+    def ask_all(self, questions):
+        questions = list(questions)
+        self.batches.append(len(questions))
+        self.verdicts.update({checksum(question): True for question in questions})
+
+
+def test_judge_is_asked_about_all_questions_at_once():
+    """First whether the answers are right, then about the reasoning; never one by one."""
+    example = make_example(answer="a pair", answer_type="text")
+    prompts = [SimpleNamespace(example=example)] * 3
+    good = [Response(GOOD.replace("red", colour), False) for colour in ("red", "blue")]
+    plain = [Response("the answer is two .", False)]
+
+    judge = CountingJudge()
+    _, funnel = make_pairs(
+        prompts, [good] * 3, [plain] * 3, Config(), judge, random.Random(0)
+    )  # fmt: skip
+    assert judge.batches == [2, 2], "the answers 2 and two; the reasonings in red and in blue"
+    assert funnel["chosen: reasoning agrees"] == 6
+    assert funnel["pairs"] == 3
 
 
 # --- The funnel ----------------------------------------------------------------------------------
@@ -188,7 +224,7 @@ def all_chosen(responses, cfg=Config()) -> list[Candidate]:
 
 def all_rejected(responses, cfg=Config()) -> list[Candidate]:
     rng = random.Random(0)
-    return drop_repeats([reject(response, EXAMPLE, rng, cfg) for response in responses])
+    return drop_repeats([reject(response, EXAMPLE, None, rng, cfg) for response in responses])
 
 
 def total(counts, beginning) -> int:
@@ -307,6 +343,6 @@ def test_what_cannot_be_graded_is_neither_right_nor_wrong(coupled):
     cfg = Config(coupled=coupled)
     rng = random.Random(0)
 
-    sides = [choose(response, example, None, cfg), reject(response, example, rng, cfg)]
+    sides = [choose(response, example, None, cfg), reject(response, example, None, rng, cfg)]
     assert [side.note for side in sides] == ["could not be graded"] * 2
     assert [side.text for side in sides] == [None] * 2
