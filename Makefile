@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 # The whole pipeline on the embedded world, one process a stage: `accelerate launch` is for more.
 specs: .venv/ready
 	@date +%s > .venv/started
-	$(BIN)/python grpo.py --run_dir $(RUNS)/zero --overwrite
+	$(BIN)/python grpo.py --run_dir $(RUNS)/zero --eval_every 5 --overwrite
 	$(BIN)/python build_prefs.py --zero $(RUNS)/zero/model --run_dir $(RUNS)/prefs --overwrite
 	@echo "The SFT start runs beside this, on the other core; what it prints is in $(RUNS)/sft.log."
 	@$(MAKE) --no-print-directory sft-to-final > $(RUNS)/sft.log 2>&1 & sft=$$!; \
@@ -20,7 +20,7 @@ specs: .venv/ready
 	@echo "make specs took $$(( $$(date +%s) - $$(cat .venv/started) )) s; the picture is $(RUNS)/report/report.png"
 
 # Two cold starts, and stage 3 from each with the same settings.
-STAGE3 := --steps 100 --lr 3e-4 --schedule cosine --seed 2
+STAGE3 := --steps 100 --lr 3e-4 --schedule cosine --seed 2 --eval_every 10
 
 hybrid-to-final:
 	$(BIN)/python dpo_sft.py --pairs $(RUNS)/prefs --run_dir $(RUNS)/warmup --overwrite

@@ -199,7 +199,7 @@ def sample_responses(policy: Policy, encoder: PromptEncoder, prompts: list[Promp
     """
     policy.to(accelerator.device)
     with accelerator.autocast():
-        groups, _ = sample_groups(
+        groups = sample_groups(
             policy, prompts, cfg.samples, max_new_tokens=cfg.max_new_tokens,
             temperature=cfg.temperature,
             generator=torch_generator(cfg.seed, side, accelerator.process_index, policy.device),

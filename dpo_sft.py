@@ -253,7 +253,7 @@ def reference_logps(policy: Policy, groups: list[Group], cfg: Config, accelerato
     batches = micro_batches(groups, cfg.max_tokens_per_micro_batch)
     for batch in tqdm(batches, desc="reference", disable=not show):
         with accelerator.autocast():
-            logp, _ = token_logps(policy, batch.groups)  # (b, t)
+            logp = token_logps(policy, batch.groups)  # (b, t)
         sums.append(logp.sum(-1).cpu())
     return torch.cat(sums)
 
@@ -294,7 +294,7 @@ def update(groups: list[Group], logp_ref: Tensor | None, filler: Group, policies
     num_pairs = sum_over_ranks({"pairs": len(groups)}, accelerator)["pairs"]  # of the whole step
 
     def loss_and_metrics(micro: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        logp, _ = token_logps(policies.trained, micro.groups)  # (2n, T)
+        logp = token_logps(policies.trained, micro.groups)  # (2n, T)
         mask = completion_mask(micro.groups).to(logp.device)  # (2n, T)
 
         ref = None

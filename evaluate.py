@@ -210,7 +210,7 @@ def collect_responses(policy: Policy, encoder: PromptEncoder, prompts: list[Prom
     difference between models; each set, mode and rank has numbers of its own.
     """
     purpose = f"{measurement.set_name} {measurement.mode}"
-    groups, nucleus_sizes = sample_groups(
+    groups = sample_groups(
         policy, prompts[: measurement.max_prompts], measurement.samples,
         max_new_tokens=cfg.max_new_tokens, temperature=measurement.temperature,
         generator=torch_generator(cfg.seed, purpose, rank, policy.device),
@@ -221,17 +221,19 @@ def collect_responses(policy: Policy, encoder: PromptEncoder, prompts: list[Prom
     ask_judge([(example, encoder.decode(ids)) for example, ids in completions], judge)
 
     records = []
-    for (example, ids), sizes in zip(completions, nucleus_sizes):
-        response = encoder.decode(ids)
-        records.append({
-            "model": model_name,
-            "set": measurement.set_name,
-            "mode": measurement.mode,
-            **response_record(example, response, grade(example, response, judge)),
-            "tokens": len(ids),
-            "truncated": is_truncated(ids, policy.eos_ids),
-            "nucleus_sum": sum(sizes),
-        })
+    for group in groups:
+        example = group.prompt.example
+        for ids, nucleus_sizes in zip(group.completions, group.stats):
+            response = encoder.decode(ids)
+            records.append({
+                "model": model_name,
+                "set": measurement.set_name,
+                "mode": measurement.mode,
+                **response_record(example, response, grade(example, response, judge)),
+                "tokens": len(ids),
+                "truncated": is_truncated(ids, policy.eos_ids),
+                "nucleus_sum": float(nucleus_sizes.sum()),
+            })
     return records
 
 

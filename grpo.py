@@ -56,16 +56,16 @@ from common import (
 )
 from harness import settings
 from harness.cli import flag, parse_cli, run_stage
-from harness.metrics import Means
+from harness.metrics import sampler_gap
 from harness.randomness import torch_generator
 from harness.ranks import make_accelerator, sum_over_ranks
 from harness.run import Run
 from model.loading import load_model
 from model.qwen import Policy
-from model.records import Group, completion_mask
-from model.sampling import refresh, sample_groups
+from model.records import Group, completion_mask, padded
+from model.sampling import refresh, sample_groups, token_entropy
 from rewards import make_judge, make_rewards
-from rewards.groups import RewardedGroup, parse_weights, reward_groups, sample_record
+from rewards.groups import RewardedGroup, parse_weights, reward_groups, rollout_means, sample_record
 from rewards.judge import take_counts
 from sources import build_stream
 from sources.stream import PromptStream
@@ -90,8 +90,11 @@ class Config(settings.Data, settings.Sampling, settings.Training, settings.Judge
     clip_low: float = flag(0.2, "ratio stops at 1 - this where the advantage is negative; DAPO")
     clip_high: float = flag(0.28, "ratio stops at 1 + this where the advantage is positive; DAPO")
     kl_beta: float = flag(0.0, "weight of the KL to the start model (k3), nats; paper: 0")
+    tis: float = flag(0.0, "cap of the weight against the sampler's own policy, 0: off; TIS: 2")
     updates_per_rollout: int = flag(2, "optimizer steps per rollout; paper, as MM-EUREKA counts: 8")
     # record
+    eval_every: int = flag(0, "rollouts between accuracies on held-out questions, 0: off; ours")
+    eval_items: int = flag(128, "held-out questions, answered greedily, not trained on; ours")
     sample_every: int = flag(10, "rollouts between records in samples.jsonl")
 
     def __post_init__(self):
@@ -108,7 +111,8 @@ class Config(settings.Data, settings.Sampling, settings.Training, settings.Judge
 COLUMNS = ["length", "trunc%", "zero_std%", "loss", "ratio", "clip%", "entropy", "grad_norm",
            "gen%", "step_s"]
 PANELS = {"length, tokens": ["length"], "ratio and clip": ["ratio", "clip%"],
-          "entropy, nats": ["entropy"]}
+          "entropy, nats": ["entropy"], "sampler against trainer, nats": ["gap", "gap_k3"],
+          "accuracy, greedy, held out": ["eval_accuracy"]}
 
 
 # --- 1. Sample a group for each prompt, and reward it ------------------------------------------
@@ -124,10 +128,10 @@ def collect_rollout(sampler: Policy, stream: PromptStream, count: int, reward, g
     kept: list[RewardedGroup] = []
 
     for _ in range(cfg.max_draws if cfg.dynamic_sampling else 1):
-        groups, _ = sample_groups(
+        groups = sample_groups(
             sampler, stream.take(count), cfg.group_size, max_new_tokens=cfg.max_new_tokens,
             temperature=cfg.temperature, generator=generator, sample_batch=cfg.sample_batch,
-            compile_decode=cfg.compile_decode)
+            logits_stat=token_entropy, compile_decode=cfg.compile_decode)
         rewarded = reward(groups)
         kept += [r for r in rewarded if r.is_informative() or not cfg.dynamic_sampling]
         if len(kept) >= count:
@@ -227,89 +231,106 @@ def kl_k3(logp: Tensor, logp_ref: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class UpdateBatch:
-    """What one optimizer step learns from, this rank's share."""
+    """What one optimizer step learns from, this rank's share: the groups with a gradient."""
 
     groups: list[Group]
     advantages: Tensor  # (B,)
     mask: Tensor  # (B, T) 1 where a token counts in the loss
+    logp_sampler: Tensor  # (B, T) what the sampler gave its tokens
     logp_old: Tensor | None  # (B, T); None before the first step, where it equals logp
+    normalizer: float  # M of the module docstring; groups without a gradient count too
+    filler: Group  # any group, for the passes of a rank that has fewer than the others
 
 
 def prepare_updates(rollout: list[RewardedGroup], policies: Policies,
                     cfg: Config) -> list[UpdateBatch]:
     """Cut a rollout into optimizer steps; compute what depends on the policy that sampled it."""
     size = len(rollout) // cfg.updates_per_rollout
-    batches = []
+    parts = [rollout[u * size : (u + 1) * size] for u in range(cfg.updates_per_rollout)]
+    return [prepare_update(part, u == 0, policies, cfg) for u, part in enumerate(parts)]
 
-    for u in range(cfg.updates_per_rollout):
-        # Sorted, so that similar lengths share a micro-batch. Each group keeps its own rewards: the
-        # order changes the speed and nothing else.
-        part = rollout[u * size : (u + 1) * size]
-        part = sorted(part, key=lambda r: max(len(c) for c in r.group.completions))
-        groups = [rewarded.group for rewarded in part]
 
-        rewards = torch.tensor([rewarded.totals for rewarded in part])  # (n, G)
-        advantages = group_advantages(rewards, divide_by_std=not cfg.dr_grpo)  # (n, G)
+def prepare_update(part: list[RewardedGroup], is_first: bool, policies: Policies,
+                   cfg: Config) -> UpdateBatch:
+    """The part of a rollout that one optimizer step learns from."""
+    rewards = torch.tensor([rewarded.totals for rewarded in part])  # (n, G)
+    advantages = group_advantages(rewards, divide_by_std=not cfg.dr_grpo)  # (n, G)
 
-        left_out = rewards.isnan().flatten()  # (B,) in group order
-        if cfg.mask_truncated:
-            left_out |= torch.tensor([rewarded.truncated for rewarded in part]).flatten()
-        mask = completion_mask(groups) * ~left_out[:, None]  # (B, T)
+    counts = ~rewards.isnan()  # (n, G) completions that are in the loss
+    if cfg.mask_truncated:
+        counts &= ~torch.tensor([rewarded.truncated for rewarded in part])
+    mask = completion_mask([rewarded.group for rewarded in part])  # (n * G, T)
+    mask = mask.unflatten(0, counts.shape) * counts[..., None]  # (n, G, T)
 
-        # In the first step logp_old is logp itself. For the later ones it is computed now, before
-        # any step, and with the function that computes logp: the sampler's own log-probabilities
-        # come from other kernels, or bf16 weights, and the first ratio would not be exactly 1
-        # (test_first_update_ratio_is_one). That difference is not corrected for; LOG.md has its
-        # size.
-        logp_old = None if u == 0 else recompute_logps(policies, groups, cfg)
-        batches.append(UpdateBatch(groups, advantages.flatten(), mask, logp_old))
-    return batches
+    # M counts the tokens of every group. The more groups have no gradient, the smaller is the step;
+    # dynamic sampling avoids that.
+    normalizer = counts.numel() * cfg.max_new_tokens if cfg.dr_grpo else float(mask.sum())
+
+    # The gradient of a group of equal rewards is exactly 0, unless the KL term pulls on it: such a
+    # group needs no pass (test_groups_without_gradient_change_nothing). The others are sorted, so
+    # that similar lengths share a micro-batch.
+    learns = ((advantages != 0) & counts).any(-1) | (cfg.kl_beta > 0)  # (n,)
+    kept = [n for n in range(len(part)) if learns[n]]
+    kept.sort(key=lambda n: max(len(c) for c in part[n].group.completions))
+    groups = [part[n].group for n in kept]
+
+    # In the first step logp_old is logp itself. For the later ones it is computed now, before any
+    # step, and by the function that computes logp: the sampler's own log-probabilities come from
+    # other kernels, or bf16 weights, and the first ratio would not be exactly 1
+    # (test_first_update_ratio_is_one). The metric `gap` is that difference.
+    return UpdateBatch(
+        groups,
+        advantages[kept].flatten(),
+        mask[kept].flatten(0, 1),
+        logp_sampler=padded([logp for group in groups for logp in group.logps]),
+        logp_old=None if is_first else recompute_logps(policies, groups, cfg),
+        normalizer=normalizer,
+        filler=part[0].group,
+    )
 
 
 @torch.no_grad()
 def recompute_logps(policies: Policies, groups: list[Group], cfg) -> Tensor:
     """logp (B, T) of all completions without gradient, in the micro-batches of the update."""
-    result = torch.zeros_like(completion_mask(groups))
+    logps = []
     for batch in micro_batches(groups, cfg.max_tokens_per_micro_batch):
-        logp, _ = token_logps(policies.trained, batch.groups, cfg.temperature)
-        result[batch.span, : logp.shape[1]] = logp.cpu()
-    return result
+        logp = token_logps(policies.trained, batch.groups, cfg.temperature).cpu()  # (b, t)
+        logps += list(logp)
+    return padded(logps)
 
 
 def update(batch: UpdateBatch, policies: Policies, accelerator, cfg: Config) -> dict[str, float]:
     """One optimizer step. Returns sums over this rank's tokens, to be divided later."""
-    # M of the docstring: the tokens of the step, over micro-batches and ranks. Groups of equal
-    # rewards count too, although they have no gradient: the more of them there are, the smaller is
-    # the gradient. Dynamic sampling avoids that.
-    tokens = float(batch.mask.sum())
-    counted = len(batch.mask) * cfg.max_new_tokens if cfg.dr_grpo else tokens
-    normalizer = max(1.0, sum_over_ranks({"tokens": counted}, accelerator)["tokens"])
+    normalizer = max(1.0, sum_over_ranks({"M": batch.normalizer}, accelerator)["M"])
 
     def loss_and_metrics(micro: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        logp, entropy = token_logps(policies.trained, micro.groups, cfg.temperature)  # (b, t)
-        device, length = logp.device, logp.shape[1]
-        mask = batch.mask[micro.span, :length].to(device)  # (b, t)
-        advantages = batch.advantages[micro.span].to(device)  # (b,)
+        logp = token_logps(policies.trained, micro.groups, cfg.temperature)  # (b, t)
+        mask = micro.lines_of(batch.mask, like=logp)  # (b, t)
+        logp_sampler = micro.lines_of(batch.logp_sampler, like=logp)  # (b, t)
+        advantages = batch.advantages[micro.span].to(logp.device)  # (b,)
 
         logp_old = logp.detach()  # first step: the ratio is 1, and its gradient that of logp
         if batch.logp_old is not None:
-            logp_old = batch.logp_old[micro.span, :length].to(device)
+            logp_old = micro.lines_of(batch.logp_old, like=logp)
         terms = policy_loss(logp, logp_old, advantages, mask, cfg.clip_low, cfg.clip_high)
 
+        if cfg.tis > 0:  # truncated importance sampling: undo the sampler's own distribution
+            weight = (logp_old - logp_sampler).exp().clamp(max=cfg.tis)  # (b, t)
+            terms["loss"] = terms["loss"] * weight
         if policies.reference is not None:
             with torch.no_grad(), accelerator.autocast():  # `prepare` did not wrap it
-                logp_ref, _ = token_logps(policies.reference, micro.groups, cfg.temperature)
+                logp_ref = token_logps(policies.reference, micro.groups, cfg.temperature)
             terms["kl_ref"] = kl_k3(logp, logp_ref)
             terms["loss"] = terms["loss"] + cfg.kl_beta * terms["kl_ref"]
 
-        terms["entropy"] = entropy
+        terms |= sampler_gap(logp_old, logp_sampler, cfg.clip_low, cfg.clip_high)
         sums = {name: (values * mask).sum() for name, values in terms.items()}
-        return sums["loss"], sums
+        return sums["loss"], {**sums, "tokens": mask.sum()}
 
     sums = training_step(
         policies, accelerator, micro_batches(batch.groups, cfg.max_tokens_per_micro_batch),
-        loss_and_metrics, normalizer=normalizer, filler=batch.groups[0], cfg=cfg)
-    return {**sums, "tokens": tokens}
+        loss_and_metrics, normalizer=normalizer, filler=batch.filler, cfg=cfg)
+    return {**sums, "normalizer": batch.normalizer}
 
 
 # --- 5. The loop -------------------------------------------------------------------------------
@@ -331,26 +352,17 @@ def train_on(rollout: list[RewardedGroup], policies: Policies, accelerator, cfg)
 def summarize(rollout: list[RewardedGroup], sums: Counter, counts: dict[str, int], accelerator,
               cfg: Config) -> dict[str, float]:
     """Metrics of a step, over all ranks; `counts` are numbers of this rank, to be added up."""
-    means = Means()
+    means = rollout_means(rollout)
     for name, count in counts.items():
         means.add_number(name, count)
-    for rewarded in rollout:
-        rewards = rewarded.known_totals()
-        means.add("reward", sum(rewards), len(rewards))
-        for name in rewarded.rewards[0]:
-            known = rewarded.known(name)
-            means.add(name, sum(known), len(known))
 
-        lengths = [len(completion) for completion in rewarded.group.completions]
-        means.add("length", sum(lengths), len(lengths))
-        means.add("trunc%", 100 * sum(rewarded.truncated), len(lengths))
-        means.add("zero_std%", 100 * (len(set(rewards)) < 2))
-        means.add_number("unscored", len(lengths) - len(rewards))
-
-    for name in ("loss", "ratio", "entropy", "kl_ref"):
+    # Over the tokens that were passed through the model: those of groups with a gradient.
+    means.add("loss", sums["loss"], sums["normalizer"])
+    for name in ("ratio", "kl_ref", "gap", "gap_k3"):
         if name in sums:  # without a reference there is no kl_ref
             means.add(name, sums[name], sums["tokens"])
     means.add("clip%", 100 * sums["clipped"], sums["tokens"])
+    means.add("gap_outside%", 100 * sums["gap_outside"], sums["tokens"])
 
     # These two are equal on all ranks; a skipped update has no norm.
     steps_taken = max(1, cfg.updates_per_rollout - sums["skipped_updates"])
@@ -378,7 +390,7 @@ def main(cfg: Config) -> None:
         gradient_checkpointing=cfg.gradient_checkpointing, max_pixels=cfg.max_pixels)
     policies = build_policies(policy, cfg, accelerator, samples=True, kl_beta=cfg.kl_beta,
                               resumed=run.has_state())
-    stream = build_stream(cfg, encoder, accelerator, run.warn)
+    stream, held_out = build_stream(cfg, encoder, accelerator, run.warn)
     judge = make_judge(cfg, run.warn)
     rewards = make_rewards(cfg, judge)
     weights = parse_weights(cfg.reward_weights, rewards)
@@ -393,30 +405,27 @@ def main(cfg: Config) -> None:
     run.say(f"{rollout_in_words}, {run.folder}")
 
     for step in range(run.start_step + 1, cfg.steps + 1):
-        began = time.perf_counter()
         rate = set_learning_rate(policies.optimizer, step - 1, cfg, cfg.steps)
         reward = partial(reward_groups, encoder=encoder, eos_ids=policy.eos_ids, rewards=rewards,
                          weights=weights, progress=step / cfg.steps, judge=judge)
-
         refresh(policies.sampler, policies.bare)
+        evaluation = held_out.accuracy(step, policies.sampler, reward, accelerator, cfg)
+
+        began = time.perf_counter()
         with accelerator.autocast():  # 1. sample and reward
             rollout = collect_rollout(policies.sampler, stream, cfg.prompts_per_step // ranks,
                                       reward, generator, cfg)
         sampled = time.perf_counter()
-        recorded = [rollout[0].group] if step == 1 or step % cfg.sample_every == 0 else []
-        logp_old = recompute_logps(policies, recorded, cfg) if recorded else None
         sums = train_on(rollout, policies, accelerator, cfg)  # 2. and 3.
         ended = time.perf_counter()
 
         counts = {"skipped_examples": stream.skipped, **take_counts(judge)}
         run.log(step, cfg.steps, {
-            **summarize(rollout, sums, counts, accelerator, cfg), "lr": rate,
+            **summarize(rollout, sums, counts, accelerator, cfg), **evaluation, "lr": rate,
             "gen%": 100 * (sampled - began) / (ended - began), "step_s": ended - began})
-        if recorded:  # scored before and after the update, by every rank, as any forward pass
-            logp = recompute_logps(policies, recorded, cfg)
-            if run.writes:
-                record = sample_record(rollout[0], encoder, judge, logp_old, logp)
-                run.sample({"step": step, **record}, rollout[0].group.prompt.example["images"])
+        if step == 1 or step % cfg.sample_every == 0:  # every rank scores a group: no rank waits
+            logp = recompute_logps(policies, [rollout[0].group], cfg)
+            run.sample(step, partial(sample_record, rollout[0], logp, encoder, judge))
         if step == cfg.steps or step % cfg.save_every == 0:
             extra = {"stream": stream.state(), "generator": generator.get_state()}
             run.save_checkpoint(step, policies, encoder, extra)

@@ -326,7 +326,7 @@ def our_loss_of(policy, encoder, inputs) -> float:
         groups.append(Group(Prompt({}, ids, positions, pixel_values[i], grid), [completion]))
 
     with torch.no_grad():
-        logp, _ = token_logps(policy, groups)
+        logp = token_logps(policy, groups)
     logp_old = inputs.get("old_per_token_logps")
     logp_old = logp if logp_old is None else logp_old[:, : logp.shape[1]]
 

@@ -42,7 +42,7 @@ TITLES = {
 def seconds(policy, groups: list[Group]) -> float:
     """Of one pass forward and backward."""
     began = time.perf_counter()
-    logp, _ = token_logps(policy, groups)
+    logp = token_logps(policy, groups)
     logp.sum().backward()
     policy.zero_grad()
     return time.perf_counter() - began

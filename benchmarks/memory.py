@@ -36,7 +36,7 @@ def run_case(way: str, tokens: int) -> None:
 
     def peak_mb(num_tokens: int) -> int:
         group = random_group(0, 20, num_tokens, 1)
-        logp, _ = common.token_logps(policy, [group])
+        logp = common.token_logps(policy, [group])
         logp.sum().backward()
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 

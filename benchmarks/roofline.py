@@ -134,7 +134,7 @@ def measure_update(policy, args, device: str, flops: float) -> dict:
         context = torch.autocast("cuda", torch.bfloat16) if device == "cuda" else nullcontext()
         with context:
             for batch in micro_batches(groups, 16384):
-                token_logps(policy, batch.groups)[0].sum().backward()
+                token_logps(policy, batch.groups).sum().backward()
         policy.zero_grad()
 
     if device == "cuda":

@@ -2,6 +2,9 @@
 
 from collections import Counter
 
+import torch
+from torch import Tensor
+
 from harness.ranks import gather_objects
 
 
@@ -45,3 +48,26 @@ class Means:
 
         means = {name: totals[name] / counts[name] for name in totals if counts[name] > 0}
         return {**means, **numbers}
+
+
+def sampler_gap(
+    logp_trainer: Tensor, logp_sampler: Tensor, clip_low: float, clip_high: float
+) -> dict[str, Tensor]:
+    """How far the policy that trains is from the one that sampled, at equal weights: (B, T) each.
+
+    logp_trainer, logp_sampler  (B, T) log-probability of the sampled tokens, nats
+    returns  `gap`          the distance of the two
+             `gap_k3`       estimate of KL(sampler || trainer), see `grpo.kl_k3`
+             `gap_outside`  1 where their ratio is outside of the clip band
+
+    All are 0 in exact arithmetic. Other kernels and a bf16 copy make a difference, to which GRPO's
+    ratio is blind: it compares the trainer with itself.
+    """
+    difference = logp_trainer - logp_sampler  # (B, T)
+    ratio = difference.exp()
+    outside = (ratio < 1 - clip_low) | (ratio > 1 + clip_high)
+    return {
+        "gap": difference.abs(),
+        "gap_k3": torch.expm1(difference) - difference,
+        "gap_outside": outside.float(),
+    }

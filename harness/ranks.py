@@ -36,8 +36,8 @@ def make_accelerator(config) -> Accelerator:
 
     # By default DDP broadcasts buffers before a forward. Ranks run different numbers of forwards
     # without gradient, so that broadcast could hang; our buffers never change
-    # (test_buffers_are_not_broadcast).
-    ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
+    # (test_buffers_are_not_broadcast). And by default it keeps a second copy of all gradients.
+    ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
     return Accelerator(
         mixed_precision=precision,
         log_with=config.log_with or None,

@@ -17,6 +17,7 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -132,20 +133,21 @@ class Run:
         cells = {name: f"{metrics[name]:.4g}" if name in metrics else "" for name in columns}
         print(table_line(str(step), cells, progress), flush=True)
 
-    def sample(self, record: dict, images: list) -> None:
+    def sample(self, step: int, make_record: Callable[[], dict]) -> None:
         """Append one record to samples.jsonl, and save its images as files beside it.
 
-        record   must hold `step` and `id`; they name the image files
-        images   PIL images or paths
+        make_record   returns the record, with its `id`, and PIL images or paths as `images`; only
+                      the main process calls it
         """
         if not self.writes:
             return
         (self.folder / "images").mkdir(exist_ok=True)
 
+        record = {"step": step, **make_record()}
         file_id = record["id"].replace("/", "_")
         names = []
-        for i, image in enumerate(images):
-            name = f"images/step{record['step']}_{file_id}_{i}.png"
+        for i, image in enumerate(record["images"]):
+            name = f"images/step{step}_{file_id}_{i}.png"
             # `load_image` opens paths, and converts modes that PNG does not have (CMYK).
             load_image(image, record["id"]).save(self.folder / name)
             names.append(name)
@@ -187,23 +189,49 @@ class Run:
 
         policies   the `common.Policies` of the run
         extra      this rank's random state and data position
+
+        Raises ValueError, on all ranks, if the disk has no room for it: before anything is written,
+        so the last checkpoint stays whole.
         """
+        extras = gather_objects(extra, self.accelerator)
+        too_full = gather_objects(self.disk_too_full(policies), self.accelerator)[0]
+        if too_full:
+            raise ValueError(too_full)
         if self.writes:
             save_model(policies.bare, encoder, self.model_folder(step))
-        self.save_state(step, policies.optimizer, extra)
+            self.save_state(step, policies.optimizer, extras)
+            self.drop_old_checkpoints()
 
-    def save_state(self, step: int, optimizer, extra: dict) -> None:
-        """Write what --resume needs: step, optimizer, and `extra` of every rank.
+    def disk_too_full(self, policies) -> str | None:
+        """What to say if weights and optimizer would not fit beside what is there, else None."""
+        weights = list(policies.bare.parameters())
+        needed = sum(w.nbytes for w in weights)
+        needed += sum(2 * w.nbytes for w in weights if w.requires_grad)  # AdamW's two moments
+        free = shutil.disk_usage(self.folder).free
+        if free >= needed:
+            return None
+        return (
+            f"--run_dir {self.folder}: a checkpoint needs {needed / 1e9:.1f} GB, the disk has "
+            f"{free / 1e9:.1f} GB left. The last checkpoint is whole: make room (see --keep_last "
+            "and --save_every) and go on with --resume"
+        )
+
+    def drop_old_checkpoints(self) -> None:
+        """Delete all but the newest --keep_last checkpoints."""
+        if self.config.keep_last:
+            for folder in sorted(self.folder.glob("step_*"))[: -self.config.keep_last]:
+                shutil.rmtree(folder)
+
+    def save_state(self, step: int, optimizer, extras: list[dict]) -> None:
+        """Write what --resume needs: step, optimizer, and the `extra` of every rank.
 
         It is written under another name first: a run that is killed while it writes keeps its old
         state.
         """
-        extras = gather_objects(extra, self.accelerator)
-        if self.writes:
-            partial = self.folder / "state.pt.partial"
-            state = {"step": step, "optimizer": optimizer.state_dict(), "ranks": extras}
-            torch.save(state, partial)
-            os.replace(partial, self.folder / "state.pt")
+        partial = self.folder / "state.pt.partial"
+        state = {"step": step, "optimizer": optimizer.state_dict(), "ranks": extras}
+        torch.save(state, partial)
+        os.replace(partial, self.folder / "state.pt")
 
     def load_state(self, optimizer) -> dict | None:
         """Restore the optimizer and `start_step`. Returns this rank's `extra`, as it was saved.

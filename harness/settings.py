@@ -101,6 +101,10 @@ class Optimizer(Settings):
         "steps (GRPO: rollouts) between checkpoints, for --resume and `evaluate.py --gf_runs`",
     )
 
+    keep_last: int = flag(
+        0, "checkpoints to keep, the newest ones; 0: all, as `--gf_runs` needs them; ours"
+    )
+
     def __post_init__(self):
         super().__post_init__()
         if self.schedule not in ("constant", "cosine"):

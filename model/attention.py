@@ -33,6 +33,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -219,7 +220,7 @@ def attend(
     q            (1, query heads, tokens, d)
     k, v         (1, key heads, tokens, d)
     layout       the layout of the pass. With a mask, or None, in its place this is HF's own
-                 attention: so HF's own forward still works, and so does a decoding step
+                 attention, so that HF's own forward still works, or that of a decoding step
     returns      (1, tokens, query heads, d), and None for the attention weights, as HF wants it
 
     Trap: with more keys than queries, SDPA's `is_causal` starts at the upper left: the first token
@@ -227,6 +228,8 @@ def attend(
     (test_attend_equals_a_loop).
     """
     if not isinstance(layout, Layout):
+        if q.shape[2] == 1:
+            return attend_from_one_token(q, k, v, layout, kwargs["scaling"]), None
         return sdpa_attention_forward(module, q, k, v, layout, **kwargs)
 
     # Under autocast, RoPE returns q and k in fp32. Cast them back before gathering: half the bytes.
@@ -242,6 +245,29 @@ def attend(
 
     in_slots = torch.cat(outputs)  # (slots, query heads, d), padding included
     return in_slots.index_select(0, layout.slot_of_token)[None], None
+
+
+def attend_from_one_token(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float
+) -> Tensor:
+    """A decoding step: the newest token of each of n sequences attends to the cache.
+
+    q        (n, query heads, 1, d)
+    k, v     (n, key heads, K, d)
+    mask     (n, 1, 1, K) bool
+    returns  (n, 1, query heads, d)
+
+    The query heads that share a key head are laid out as if they were queries of it, one after the
+    other. Nothing is causal among them, since all belong to the same token.
+
+    Trap: the usual way repeats keys and values to all query heads first. For Qwen2.5-VL-3B that is
+    eight times the cache, written and read again in each layer for every token
+    (test_a_decoding_step_never_repeats_the_cache).
+    """
+    num, _, _, d = q.shape
+    queries = q.reshape(num, k.shape[1], -1, d)  # (n, key heads, query heads of each, d)
+    out = F.scaled_dot_product_attention(queries, k, v, attn_mask=mask, scale=scaling)
+    return out.reshape(num, 1, -1, d)
 
 
 def gather_tokens(x: Tensor, indices: Tensor) -> Tensor:

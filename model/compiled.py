@@ -31,8 +31,9 @@ class StaticDecodeCache(DecodeCache):
         self.slots = torch.arange(self.width, device=indices.device)
         self.write_position = torch.tensor([self.length], device=indices.device)
 
-    def full_width(self, needed: int) -> int:
-        multiples = -(-needed // WIDTH_MULTIPLE)  # rounded up
+    def first_width(self) -> int:
+        """All of it: another width would have to be compiled anew."""
+        multiples = -(-self.max_width // WIDTH_MULTIPLE)  # rounded up
         return multiples * WIDTH_MULTIPLE
 
     def widen(self, x: Tensor, indices: Tensor) -> Tensor:

@@ -6,6 +6,8 @@
 `sampling.py` drives them.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -13,6 +15,8 @@ from torch.nn.functional import pad
 from model.attention import Layout
 from model.qwen import Policy
 from model.records import Prompt
+
+GROWTH = 512  # slots by which a cache grows when it is full
 
 
 class PromptCache:
@@ -24,10 +28,13 @@ class PromptCache:
         self.values: list[Tensor] = []
 
     def update(self, k: Tensor, v: Tensor, *_) -> tuple[Tensor, Tensor]:
-        """HF's layers call it, first to last; returns what the layer attends to."""
-        self.keys.append(k)
+        """HF's layers call it, first to last; returns what the layer attends to.
+
+        Under autocast RoPE returns keys in fp32, twice the bytes of values: they are cast back.
+        """
+        self.keys.append(k.to(v.dtype))
         self.values.append(v)
-        return k, v
+        return self.keys[-1], v
 
 
 class DecodeCache:
@@ -40,6 +47,10 @@ class DecodeCache:
         position    0  1  2 |      | 3  4  5  ...
 
     So a slot is not a position: `extend` receives positions separately, and the mask hides padding.
+
+    There is room for the first GROWTH tokens of each completion, then for GROWTH more, and so on:
+    room for `max_new_tokens` from the start would mostly stay empty. Whatever replaces all tensors
+    does so layer by layer, so that one layer at most exists twice.
     """
 
     drops_sequences = True
@@ -52,15 +63,16 @@ class DecodeCache:
         in_prompt  (B, S) bool, False where that is padding
         """
         self.length = indices.shape[1]  # slots in use, the same for all sequences
-        self.width = self.full_width(self.length + max_new_tokens)
+        self.max_width = self.length + max_new_tokens
+        self.width = self.first_width()
         free = self.width - self.length
 
         self.visible = pad(in_prompt, (0, free), value=True)  # (B, width) False only for padding
         self.keys = [self.widen(k, indices) for k in prompts.keys]
         self.values = [self.widen(v, indices) for v in prompts.values]
 
-    def full_width(self, needed: int) -> int:
-        return needed
+    def first_width(self) -> int:
+        return min(self.length + GROWTH, self.max_width)
 
     def widen(self, x: Tensor, indices: Tensor) -> Tensor:
         """(1, heads, tokens, d) of the prompts -> (B, heads, width, d), free slots 0."""
@@ -80,14 +92,24 @@ class DecodeCache:
         return self.visible[:, : self.length + 1]
 
     def advance(self) -> None:
-        """The new token is in, in all layers."""
+        """The new token is in, in all layers; make room for the next one."""
         self.length += 1
+        if self.length == self.width < self.max_width:
+            more = min(GROWTH, self.max_width - self.width)
+            self.width += more
+            self.visible = pad(self.visible, (0, more), value=True)
+            self.replace_layers(lambda x: pad(x, (0, 0, 0, more)))  # (B, heads, width, d)
 
     def select(self, kept: Tensor) -> None:
         """Keep these sequences, kept (active,), and drop the others."""
         self.visible = self.visible[kept]
-        self.keys = [k.index_select(0, kept) for k in self.keys]
-        self.values = [v.index_select(0, kept) for v in self.values]
+        self.replace_layers(lambda x: x.index_select(0, kept))
+
+    def replace_layers(self, function: Callable[[Tensor], Tensor]) -> None:
+        """Replace the tensors one by one: each old one is freed before the next new one is made."""
+        for tensors in (self.keys, self.values):
+            for layer in range(len(tensors)):
+                tensors[layer] = function(tensors[layer])
 
 
 def prefill(policy: Policy, prompts: list[Prompt]) -> tuple[Tensor, PromptCache]:

@@ -23,14 +23,18 @@ def load_model(
     freeze_vision: bool = False,
     gradient_checkpointing: bool = False,
     max_pixels: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
 ) -> tuple[Policy, PromptEncoder]:
-    """Load a Qwen2.5-VL folder or hub name: fp32 weights, tokenizer and image processor.
+    """Load a Qwen2.5-VL folder or hub name: weights, tokenizer and image processor.
 
     name                    a folder, or a hub name (OWNER/NAME)
     flag                    the command-line flag to name in error messages
     freeze_vision           do not train the vision tower
     gradient_checkpointing  see `Policy`
     max_pixels              images are scaled down to this many pixels; None: as the folder says
+    dtype                   fp32 to train; `sampling_dtype` for a model that only answers
+    device                  where the weights are read to
     Raises ValueError if it is missing, half written or of another architecture.
 
     Trap: from_pretrained fills weights that are missing with random ones and only warns
@@ -42,7 +46,7 @@ def load_model(
         # The joint processor class wants a video reader (torchvision); still images do not need
         # one.
         image_processor = AutoImageProcessor.from_pretrained(name, backend="pil")
-        vlm, lacking = load_weights(name)
+        vlm, lacking = load_weights(name, dtype, device)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ValueError(f"{flag} {name}: cannot be loaded: {error}") from error
     if lacking:
@@ -55,7 +59,7 @@ def load_model(
 
     eos_ids = eos_token_ids(vlm, tokenizer)
     suppressed = suppressed_ids(vlm, tokenizer, eos_ids)
-    policy = Policy(vlm, eos_ids, suppressed, gradient_checkpointing)
+    policy = Policy(vlm, eos_ids, suppressed.to(device), gradient_checkpointing)
     encoder = PromptEncoder(
         tokenizer, image_processor, vlm.config.image_token_id, image_processor.merge_size
     )

@@ -62,8 +62,20 @@ class Policy(nn.Module):
 
         DDP and autocast wrap `forward` and nothing else, so code that needs gradients must run
         inside of it. `common.token_logps` therefore calls policy(score_groups, ...).
+
+        Trap: autocast keeps the bf16 copy of each weight until the end of the pass. A pass uses a
+        weight once, so these copies are a waste, 6 GB for Qwen2.5-VL-3B; but for the head, which is
+        used in chunks: their gradients would be added up in that copy, in bf16. Without the cache
+        each becomes fp32 first (test_head_gradient_is_summed_in_fp32).
         """
-        return function(self, *args)
+        device = self.device.type
+        with torch.autocast(
+            device,
+            torch.get_autocast_dtype(device),
+            enabled=torch.is_autocast_enabled(device),
+            cache_enabled=False,
+        ):
+            return function(self, *args)
 
     def plain_logits(self, prompt: Prompt, completion: Tensor) -> Tensor:
         """(S + t, V) HF's own forward of one prompt and one completion (t,), alone and unmodified.
@@ -265,10 +277,20 @@ def next_positions(prompts: list[Prompt], count: int) -> Tensor:
 # --- 3. Weights --------------------------------------------------------------------------------
 
 
-def load_weights(name: str) -> tuple[Qwen2_5_VLForConditionalGeneration, list[str]]:
-    """HF's model of a folder or hub name in fp32, and the names of weights that the files lack."""
+def load_weights(
+    name: str, dtype: torch.dtype, device: torch.device | str
+) -> tuple[Qwen2_5_VLForConditionalGeneration, list[str]]:
+    """HF's model of a folder or hub name, and the names of weights that the files lack.
+
+    Each weight is read once, straight into its dtype and onto its device. The rotary frequencies
+    are no weights, and stay fp32.
+    """
     vlm, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-        name, dtype=torch.float32, attn_implementation="sdpa", output_loading_info=True
+        name,
+        dtype=dtype,
+        device_map={"": torch.device(device)},
+        attn_implementation="sdpa",
+        output_loading_info=True,
     )
     lacking = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
     return vlm, lacking

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 
 class ExampleError(ValueError):
@@ -44,6 +45,14 @@ class Group:
     completions: list[Tensor]  # each (t,) ids as sampled; never decoded and tokenized again
 
 
+@dataclass(frozen=True)
+class SampledGroup(Group):
+    """A group with what the sampler knew of each token: a tensor (t,) for each completion."""
+
+    logps: list[Tensor]  # log-probability that the sampler gave the token it drew, nats
+    stats: list[Tensor]  # a number that `sample_groups` was asked for; 0 where it was not
+
+
 def completion_mask(groups: list[Group]) -> Tensor:
     """Which entries of a (B, T) tensor are tokens and which are padding.
 
@@ -56,6 +65,11 @@ def completion_mask(groups: list[Group]) -> Tensor:
     lengths = torch.tensor([len(c) for group in groups for c in group.completions])  # (B,)
     token = torch.arange(int(lengths.max()))  # (T,)
     return (token < lengths[:, None]).float()
+
+
+def padded(lines: list[Tensor]) -> Tensor:
+    """B tensors (t,) as one (B, T), 0 behind their ends; (0, 0) if there are none."""
+    return pad_sequence(lines, batch_first=True) if lines else torch.zeros(0, 0)
 
 
 def is_truncated(completion: Tensor, eos_ids: list[int]) -> bool:

@@ -17,17 +17,18 @@ takes as long as its longest completion. A server such as vLLM does better there
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from model.attention import padded_indices
 from model.compiled import StaticDecodeCache, compiled_extend
 from model.decoding import DecodeCache, extend, prefill
 from model.qwen import Policy, next_positions
-from model.records import Group, Prompt
+from model.records import Prompt, SampledGroup
 
 CHECK_EVERY = 4  # tokens between checks for ended sequences: each check makes a GPU wait
 DROP_SHARE = 0.25  # drop ended sequences if more than this share has ended: it copies the cache
@@ -53,7 +54,7 @@ def plain_sample(
     while len(completion) < max_new_tokens:
         logits = policy.plain_logits(prompt, completion)[-1:]  # (1, V), about the next token
         logits = logits.masked_fill(policy.suppressed, float("-inf")) / (temperature or 1.0)
-        token = sample_token(logits, temperature, generator)  # (1,)
+        token, _ = draw(logits, temperature, generator)  # (1,)
 
         completion = torch.cat([completion, token.cpu()])
         if int(token) in policy.eos_ids:
@@ -61,11 +62,24 @@ def plain_sample(
     return completion
 
 
-def sample_token(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
-    """(sequences, V) -> (sequences,) one token each; the likeliest at temperature 0."""
+def draw(
+    logits: Tensor, temperature: float, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor]:
+    """(sequences, V) -> one token each, and its log-probability in nats: (sequences,) both.
+
+    At temperature 0 the token is the likeliest one.
+    """
+    logps = logits.log_softmax(-1)  # (sequences, V)
     if temperature == 0:
-        return logits.argmax(-1)
-    return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
+        token = logps.argmax(-1)
+    else:
+        token = torch.multinomial(logps.exp(), 1, generator=generator)[:, 0]
+    return token, logps.gather(-1, token[:, None])[:, 0]
+
+
+def token_entropy(logits: Tensor) -> Tensor:
+    """(sequences, V) -> (sequences,) entropy of the distribution of the next token, nats."""
+    return torch.special.entr(logits.softmax(-1)).sum(-1)
 
 
 # --- 2. Sampling -------------------------------------------------------------------------------
@@ -84,45 +98,43 @@ def sample_groups(
     logits_stat: Callable[[Tensor], Tensor] | None = None,
     compile_decode: bool = False,
     progress: str | None = None,
-) -> tuple[list[Group], list[list[float]]]:
-    """Sample `group_size` completions of each prompt.
+) -> list[SampledGroup]:
+    """Sample `group_size` completions of each prompt; the groups are in the order of `prompts`.
 
     policy          the bare Policy, not a wrapped one: no collective runs while tokens are drawn,
                     so each rank may take as long as it needs
     temperature     0 takes the likeliest token
     sample_batch    at most so many sequences are decoded at a time: whole groups, or parts of one
                     that is larger, its prompt then encoded again for each part
-    logits_stat     a function of the logits, (sequences, V) -> (sequences,), called for each token
+    logits_stat     a function of the logits, (sequences, V) -> (sequences,), called for each token;
+                    its values are `SampledGroup.stats`
     compile_decode  a static cache and a compiled step (`compiled.py`)
     progress        title of a progress bar, None for no bar
-
-    Returns the groups, in the order of `prompts`, and for each completion the values of
-    `logits_stat` at its tokens (empty lists without it).
     """
-    groups: list[Group] = []
-    stats: list[list[float]] = []
+    groups: list[SampledGroup] = []
     at_a_time = max(1, sample_batch // group_size)  # groups
     parts = split_group(group_size, sample_batch)  # more than one only if `at_a_time` is 1
 
     starts = range(0, len(prompts), at_a_time)
     for start in tqdm(starts, desc=progress, leave=False, disable=progress is None):
         batch = prompts[start : start + at_a_time]
-        completions: list[Tensor] = []
+        drawn = Drawn([], [], [])
         for part in parts:
             # Completions n*G to n*G + G-1 share prompt n. Trap: with `repeat` instead of
             # `repeat_interleave` the prompts would alternate, and rewards would go to completions
             # of other prompts (test_groups_are_contiguous).
             prompt_of = torch.arange(len(batch)).repeat_interleave(part)  # (B,)
-            decoded, decoded_stats = decode_batch(
+            drawn += decode_batch(
                 policy, batch, prompt_of, max_new_tokens, temperature, generator, logits_stat,
                 compile_decode,
             )  # fmt: skip
-            completions += decoded
-            stats += decoded_stats
 
         for n, prompt in enumerate(batch):
-            groups.append(Group(prompt, completions[n * group_size : (n + 1) * group_size]))
-    return groups, stats
+            mine = slice(n * group_size, (n + 1) * group_size)
+            groups.append(
+                SampledGroup(prompt, drawn.tokens[mine], drawn.logps[mine], drawn.stats[mine])
+            )
+    return groups
 
 
 def split_group(group_size: int, limit: int) -> list[int]:
@@ -135,6 +147,20 @@ def split_group(group_size: int, limit: int) -> list[int]:
     return [min(limit, group_size - start) for start in range(0, group_size, limit)]
 
 
+@dataclass
+class Drawn:
+    """What was drawn for B sequences: tokens, their log-probabilities, their stats, (t,) each."""
+
+    tokens: list[Tensor]
+    logps: list[Tensor]
+    stats: list[Tensor]
+
+    def __add__(self, other: "Drawn") -> "Drawn":
+        return Drawn(
+            self.tokens + other.tokens, self.logps + other.logps, self.stats + other.stats
+        )
+
+
 def decode_batch(
     policy: Policy,
     prompts: list[Prompt],
@@ -144,8 +170,8 @@ def decode_batch(
     generator: torch.Generator | None,
     logits_stat: Callable[[Tensor], Tensor] | None,
     compile_decode: bool,
-) -> tuple[list[Tensor], list[list[float]]]:
-    """Sample one completion for each entry of prompt_of (B,): each (t,), and its `logits_stat`."""
+) -> Drawn:
+    """Sample one completion for each entry of prompt_of (B,)."""
     device = policy.device
     hidden, cache, step = start_decoding(
         policy, prompts, prompt_of, max_new_tokens, compile_decode
@@ -155,6 +181,7 @@ def decode_batch(
 
     # What is drawn, one line for each of the B sequences.
     tokens = torch.zeros_like(positions)  # (B, max_new_tokens)
+    logps = torch.zeros(positions.shape, device=device)  # (B, max_new_tokens)
     stats = torch.zeros(positions.shape, device=device)  # (B, max_new_tokens)
     lengths = torch.full_like(prompt_of, max_new_tokens, device=device)  # (B,)
 
@@ -165,8 +192,9 @@ def decode_batch(
     for t in range(max_new_tokens):
         # 1. Draw a token for each active sequence.
         logits = policy.logits(hidden, temperature or 1.0)  # (active, V)
-        token = sample_token(logits, temperature, generator)  # (active,)
+        token, logp = draw(logits, temperature, generator)  # (active,) each
         tokens[active, t] = token
+        logps[active, t] = logp.to(logps.dtype)
         if logits_stat is not None:
             stats[active, t] = logits_stat(logits).to(stats.dtype)
 
@@ -191,7 +219,7 @@ def decode_batch(
         hidden = step(token, positions[:, t], cache.mask(), cache)  # (active, D)
         cache.advance()
 
-    return cut_to_length(tokens, stats, lengths, with_stats=logits_stat is not None)
+    return Drawn(*[cut_to_length(lines, lengths) for lines in (tokens, logps, stats)])
 
 
 def start_decoding(
@@ -216,19 +244,18 @@ def start_decoding(
     return last_hidden[prompt_of.to(device)], cache, step
 
 
-def cut_to_length(
-    tokens: Tensor, stats: Tensor, lengths: Tensor, with_stats: bool
-) -> tuple[list[Tensor], list[list[float]]]:
-    """Cut each line of tokens and stats (B, max_new_tokens) after its EOS; lengths (B,)."""
-    tokens, stats = tokens.cpu(), stats.cpu()
-    completions, values = [], []
-    for b, length in enumerate(lengths.tolist()):
-        completions.append(tokens[b, :length].clone())
-        values.append(stats[b, :length].tolist() if with_stats else [])
-    return completions, values
+def cut_to_length(lines: Tensor, lengths: Tensor) -> list[Tensor]:
+    """lines (B, max_new_tokens), lengths (B,) -> B tensors (t,), each cut after its EOS."""
+    lines = lines.cpu()
+    return [lines[b, :length].clone() for b, length in enumerate(lengths.tolist())]
 
 
 # --- 3. A bf16 copy that samples ---------------------------------------------------------------
+
+
+def sampling_dtype(accelerator) -> torch.dtype:
+    """The dtype of weights that only answer: bf16 where the run computes in it, else fp32."""
+    return torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
 
 
 def sampling_copy(policy: Policy) -> Policy:
@@ -239,15 +266,17 @@ def sampling_copy(policy: Policy) -> Policy:
     Trap: only the weights become bf16. `.bfloat16()` would round the rotary frequencies too, and
     positions far apart would drift (test_bf16_copy_keeps_its_positions).
     """
-    sampler = copy.deepcopy(policy)
-    for weight in sampler.parameters():
-        weight.data = weight.data.bfloat16()
+    # `deepcopy` takes what it finds in its memo as already copied: each weight's bf16 version, so
+    # that no fp32 copy ever exists, and nothing for the vision tower. The sampler asks the policy's
+    # tower, whose features training uses too, so an image is still encoded once.
+    memo = {}
+    for weight in policy.parameters():
+        memo[id(weight)] = nn.Parameter(weight.detach().bfloat16(), requires_grad=False)
+    memo[id(policy.vlm.model.visual)] = nn.Module()
 
-    # The copy needs no vision tower of its own. It asks the policy's, whose features training uses
-    # too, so an image is still encoded once.
+    sampler = copy.deepcopy(policy, memo)
     sampler.image_features = policy.image_features
     sampler.vlm.model.visual = None
-
     sampler.__dict__.pop("compiled_extend", None)  # a copied one would use the policy's weights
     return sampler
 

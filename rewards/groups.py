@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from harness.metrics import Means
 from model.prompts import PromptEncoder
-from model.records import Group, is_truncated
+from model.records import SampledGroup, is_truncated
 from rewards import Completion, Judge, Reward, ask_judge, grade
 
 
@@ -14,7 +15,7 @@ from rewards import Completion, Judge, Reward, ask_judge, grade
 class RewardedGroup:
     """A sampled group. Each list has one entry for each of its G completions."""
 
-    group: Group
+    group: SampledGroup  # its stats are entropies, nats
     responses: list[str]  # the text of each completion
     truncated: list[bool]  # it ran into the limit of tokens
     rewards: list[dict[str, float | None]]  # by name; None: could not be scored
@@ -38,7 +39,7 @@ class RewardedGroup:
 
 
 def reward_groups(
-    groups: list[Group],
+    groups: list[SampledGroup],
     encoder: PromptEncoder,
     eos_ids: list[int],
     rewards: dict[str, Reward],
@@ -55,7 +56,7 @@ def reward_groups(
 
 
 def reward_group(
-    group: Group,
+    group: SampledGroup,
     encoder: PromptEncoder,
     eos_ids: list[int],
     rewards: dict[str, Reward],
@@ -109,38 +110,55 @@ def parse_weights(text: str, rewards: dict[str, Reward] | None = None) -> dict[s
     return weights
 
 
+def rollout_means(rollout: list[RewardedGroup]) -> Means:
+    """Metrics of a rollout that do not depend on the update, as sums and counts of this rank."""
+    means = Means()
+    for rewarded in rollout:
+        totals = rewarded.known_totals()
+        means.add("reward", sum(totals), len(totals))
+        for name in rewarded.rewards[0]:
+            known = rewarded.known(name)
+            means.add(name, sum(known), len(known))
+
+        lengths = [len(completion) for completion in rewarded.group.completions]
+        means.add("length", sum(lengths), len(lengths))
+        means.add("trunc%", 100 * sum(rewarded.truncated), len(lengths))
+        means.add("zero_std%", 100 * (len(set(totals)) < 2))
+        means.add_number("unscored", len(lengths) - len(totals))
+
+        entropies = rewarded.group.stats  # (t,) each
+        means.add("entropy", sum(float(e.sum()) for e in entropies), sum(lengths))
+    return means
+
+
 def sample_record(
-    rewarded: RewardedGroup,
-    encoder: PromptEncoder,
-    judge: Judge | None,
-    logp_old: Tensor,
-    logp: Tensor,
+    rewarded: RewardedGroup, logp: Tensor, encoder: PromptEncoder, judge: Judge | None
 ) -> dict:
     """What samples.jsonl holds of a group: all that a page about it needs, so that none of it is
     computed again there.
 
-    logp_old, logp  (G, T) log-probabilities of its tokens before and after the update
+    logp  (G, T) log-probabilities of its tokens after the update; those from before it, `logp_old`
+          of the record, are the sampler's
 
     Graded once more, since a reward is only a number, without its reason.
     """
-    prompt, example = rewarded.group.prompt, rewarded.group.prompt.example
-    completions = rewarded.group.completions
+    group, example = rewarded.group, rewarded.group.prompt.example
     return {
+        "images": example["images"],
         **{key: example[key] for key in ("id", "question", "instruction", "format", "kind")},
-        "prompt": encoder.tokenizer.decode(prompt.ids.tolist()),
+        "prompt": encoder.tokenizer.decode(group.prompt.ids.tolist()),
         "gold": example["answer"],
         "completions": rewarded.responses,
         "truncated": rewarded.truncated,
         "rewards": rewarded.rewards,
         "totals": rewarded.totals,
         "reasons": [grade(example, text, judge).reason for text in rewarded.responses],
-        "tokens": [encoder.tokenizer.batch_decode(ids[:, None]) for ids in completions],
-        "logp_old": token_numbers(logp_old, completions),
-        "logp": token_numbers(logp, completions),
+        "tokens": [encoder.tokenizer.batch_decode(ids[:, None]) for ids in group.completions],
+        "logp_old": token_numbers(group.logps),
+        "logp": token_numbers([line[: len(ids)] for line, ids in zip(logp, group.completions)]),
     }
 
 
-def token_numbers(values: Tensor, completions: list[Tensor]) -> list[list[float]]:
-    """The values (G, T) of each completion's own tokens, to four digits behind the point."""
-    lines = [line[: len(ids)].tolist() for line, ids in zip(values, completions)]
-    return [[round(value, 4) for value in line] for line in lines]
+def token_numbers(values: list[Tensor]) -> list[list[float]]:
+    """A number for each token of each completion, (t,) each, to four digits behind the point."""
+    return [[round(value, 4) for value in line.tolist()] for line in values]

@@ -2,6 +2,7 @@
 
     tables.py      folders, files and hub data sets, opened by the `datasets` library
     toy.py         the embedded world: its examples, its evaluation sets, its formats
+    held_out.py    examples that a run does not train on, to measure its accuracy on
     stream.py      examples to prompts: an endless shuffled stream, or a list
     pairs.py       writes the preference pairs of stage 2a
     funnel.py      counts what became of the responses that stage 2a sampled
@@ -25,7 +26,8 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 
 from model.prompts import PromptEncoder
-from sources.stream import PromptStream, read_all
+from sources.held_out import HeldOut, split_held_out
+from sources.stream import PromptStream, read_all, read_usable
 from sources.tables import table_examples
 from sources.toy import evaluation_sets, toy_examples
 
@@ -141,17 +143,33 @@ def with_shuffled_images(
     return [{**examples[i], "images": examples[other_of[i]]["images"]} for i in sorted(other_of)]
 
 
-def build_stream(cfg, encoder: PromptEncoder, accelerator, warn) -> PromptStream:
-    """The stream of this rank's prompts, from the settings of `grpo.py`."""
+def build_stream(
+    cfg, encoder: PromptEncoder, accelerator, warn
+) -> tuple[PromptStream, HeldOut]:
+    """This rank's stream of prompts to train on, and its held-out ones.
+
+    cfg: the settings of `grpo.py`. Without --eval_every nothing is held out.
+    """
     examples = load_examples(
         cfg.data, count=cfg.max_examples, seed=cfg.seed, instruction=cfg.instruction
     )
-    return PromptStream(
+    held_out = []
+    if cfg.eval_every:
+        examples, held_out = split_held_out(examples, cfg)
+
+    rank, world_size = accelerator.process_index, accelerator.num_processes
+    stream = PromptStream(
         examples,
         encoder,
         seed=cfg.seed,
         max_prompt_tokens=cfg.max_prompt_tokens,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
+        rank=rank,
+        world_size=world_size,
         warn=warn,
     )
+    prompts = read_usable(
+        lambda i: encoder.encode(held_out[i], cfg.max_prompt_tokens),
+        range(rank, len(held_out), world_size),
+        warn,
+    )
+    return stream, HeldOut(prompts)

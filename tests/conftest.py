@@ -3,6 +3,7 @@
 import os
 import struct
 import zlib
+from weakref import WeakSet, finalize
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ["OMP_NUM_THREADS"] = "1"  # also of the commands that tests start
@@ -10,12 +11,14 @@ os.environ["OMP_NUM_THREADS"] = "1"  # also of the commands that tests start
 import pytest
 import torch
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as hf
 
 import grpo
 from common import Policies
 from model.loading import save_model
-from model.records import Group
+from model.records import SampledGroup, padded
 from toy import world
 from toy.train_base import build
 
@@ -116,7 +119,7 @@ def make_example(
 
 def make_groups(
     encoder, seed: int = 0, sizes=(3, 1, 2), images=(1, 0, 2), longest: int = 7
-) -> list[Group]:
+) -> list[SampledGroup]:
     """Groups of unequal sizes, prompts, images and completion lengths; ids are ordinary words."""
     g = torch.Generator().manual_seed(seed)
     eos = torch.tensor([encoder.tokenizer.eos_token_id])
@@ -132,7 +135,7 @@ def make_groups(
             length = int(torch.randint(1, longest, (1,), generator=g))
             words = torch.randint(10, vocabulary - 1, (length,), generator=g)
             completions.append(torch.cat([words, eos]))
-        groups.append(Group(prompt, completions))
+        groups.append(sampled(prompt, completions))
 
     return groups
 
@@ -145,6 +148,19 @@ def png_of_size(width: int, height: int) -> bytes:
         chunks += struct.pack(">I", len(body)) + name + body
         chunks += struct.pack(">I", zlib.crc32(name + body))
     return chunks
+
+
+def sampled(prompt, completions: list) -> SampledGroup:
+    """A group as if it had been sampled, every token with probability 1 and stat 0."""
+    zeros = [torch.zeros(len(completion)) for completion in completions]
+    return SampledGroup(prompt, completions, logps=zeros, stats=zeros)
+
+
+def update_batch(groups, advantages, mask) -> grpo.UpdateBatch:
+    """What the first step of a rollout learns from, if all of its groups have a gradient."""
+    logps = padded([logp for group in groups for logp in group.logps])
+    normalizer = float(mask.sum())
+    return grpo.UpdateBatch(groups, advantages, mask, logps, None, normalizer, filler=groups[0])
 
 
 def blank(size=(84, 84), mode="RGB") -> Image.Image:
@@ -168,3 +184,36 @@ class KeepGradients(torch.optim.SGD):
     def step(self, closure=None):
         named = self.policy.named_parameters()
         self.grads = {name: p.grad.clone() for name, p in named if p.grad is not None}
+
+
+class LiveBytes(TorchDispatchMode):
+    """Bytes of the tensors that were made inside and still live, and the most there ever were.
+
+    An oracle for memory without a GPU: it watches storages, so a view costs nothing, and what
+    autograd keeps for the backward pass counts as long as it is kept.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.live = 0
+        self.peak = 0
+        self.known = WeakSet()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for x in tree_leaves(out):
+            if isinstance(x, torch.Tensor):
+                self.watch(x.untyped_storage())
+        return out
+
+    def watch(self, storage) -> None:
+        if storage in self.known:
+            return
+        size = storage.nbytes()
+        self.known.add(storage)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        finalize(storage, self.forget, size)
+
+    def forget(self, size: int) -> None:
+        self.live -= size

@@ -53,7 +53,7 @@ def test_token_logps_equal_hf_completion_by_completion(tiny):
     groups = make_groups(encoder)
 
     with torch.no_grad():
-        logp, _ = token_logps(policy, groups)
+        logp = token_logps(policy, groups)
         assert torch.allclose(logp, separate_logps(policy, groups), atol=2e-5)
 
 
@@ -65,7 +65,7 @@ def test_token_logps_equal_the_plain_version(tiny64, temperature):
     weights = torch.randn(completion_mask(groups).shape, dtype=torch.float64)
 
     results = []
-    for score in (plain_token_logps, lambda *args: token_logps(*args)[0]):
+    for score in (plain_token_logps, token_logps):
         policy.zero_grad()
         logp = score(policy, groups, temperature)
         (logp * weights).sum().backward()
@@ -97,7 +97,7 @@ def test_completions_of_one_token(tiny):
     """EOS at once, in all: no completion has an input, and the prompts' last tokens predict all."""
     policy, encoder = tiny
     groups = [Group(g.prompt, [c[-1:] for c in g.completions]) for g in make_groups(encoder)]
-    logp, _ = token_logps(policy, groups)
+    logp = token_logps(policy, groups)
 
     assert logp.shape == (6, 1)
     assert torch.allclose(logp, separate_logps(policy, groups), atol=2e-5)
@@ -121,7 +121,7 @@ def test_shared_prefix_has_the_gradients_of_separate_sequences(
 
     policy.zero_grad()
     policy.gradient_checkpointing = checkpointing
-    (token_logps(policy, groups)[0] * weights).sum().backward()
+    (token_logps(policy, groups) * weights).sum().backward()
     found = {n: p.grad for n, p in policy.named_parameters()}
 
     for name, grad in wanted.items():
@@ -136,7 +136,7 @@ def test_gradient_checkpointing_changes_nothing(tiny):
     results = []
     for checkpointing in (False, True):
         policy.gradient_checkpointing = checkpointing
-        logp, _ = token_logps(policy, groups)
+        logp = token_logps(policy, groups)
         policy.zero_grad()
         logp.sum().backward()
         results.append([logp.detach(), *[p.grad.clone() for p in policy.parameters()]])
@@ -146,19 +146,53 @@ def test_gradient_checkpointing_changes_nothing(tiny):
 
 @pytest.mark.parametrize("chunk", [1, 7, 10_000])
 def test_head_chunks_do_not_matter(tiny64, monkeypatch, chunk):
-    """One token at a time, seven, or all: the same log-probs, entropies and gradients."""
+    """One token at a time, seven, or all: the same log-probs and gradients."""
     policy, encoder = tiny64
     groups = make_groups(encoder)
 
     results = []
     for size in (3, chunk):
-        monkeypatch.setattr(common, "MAX_LOGITS", size * len(policy.suppressed))
+        limit = size * len(policy.suppressed)
+        monkeypatch.setattr(common, "max_logits", lambda _, limit=limit: limit)
         policy.zero_grad()
-        logp, entropy = token_logps(policy, groups)
+        logp = token_logps(policy, groups)
         logp.sum().backward()
-        results.append([logp.detach(), entropy, policy.vlm.lm_head.weight.grad.clone()])
+        results.append([logp.detach(), policy.vlm.lm_head.weight.grad.clone()])
 
     assert all(torch.allclose(a, b, atol=1e-10) for a, b in zip(*results))
+
+
+def test_head_gradient_is_summed_in_fp32(tiny, monkeypatch):
+    """Under autocast, in 300 chunks: the head's gradient is as near to fp32's as in one chunk.
+
+    With autocast's cache on, the gradients of the chunks are added up in bf16.
+    """
+    policy, _ = tiny
+    head, V = policy.vlm.lm_head.weight, len(policy.suppressed)
+    g = torch.Generator().manual_seed(0)
+    hidden = torch.randn(600, head.shape[1], generator=g)
+    targets = torch.randint(10, V - 1, (600,), generator=g)
+
+    def gradient(size: int, autocast: bool, through_forward: bool = True) -> torch.Tensor:
+        monkeypatch.setattr(common, "max_logits", lambda _: size * V)
+        policy.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            if through_forward:  # as `token_logps` does
+                logps = policy(common.chunked_logps, hidden, targets, 1.0)
+            else:
+                logps = common.chunked_logps(policy, hidden, targets, 1.0)
+            logps.sum().backward()
+        return head.grad.clone()
+
+    exact = gradient(600, autocast=False)
+
+    def error(grad: torch.Tensor) -> float:
+        return float((grad - exact).norm() / exact.norm())
+
+    in_one = error(gradient(600, autocast=True))
+    assert error(gradient(2, autocast=True)) < 1.2 * in_one
+    wrong = gradient(2, autocast=True, through_forward=False)
+    assert error(wrong) > 2 * in_one, "with autocast's cache the error must be seen"
 
 
 def test_sum_of_logps_is_hf_loss(tiny):
@@ -178,7 +212,7 @@ def test_sum_of_logps_is_hf_loss(tiny):
             image_grid_thw=group.prompt.image_grid_thw,
             mm_token_type_ids=(ids == encoder.image_token_id).int(),
         )
-        logp, _ = token_logps(policy, [group])
+        logp = token_logps(policy, [group])
 
     assert torch.allclose(-logp.mean(), out.loss, atol=1e-5)
 
@@ -213,7 +247,7 @@ def test_perfect_predictor_has_logp_zero(tiny, monkeypatch):
     make_certain(policy, path, monkeypatch)
 
     with torch.no_grad():
-        logp, _ = token_logps(policy, [group])
+        logp = token_logps(policy, [group])
         assert logp.abs().max() < 1e-6
 
         hidden = policy.vlm.model.language_model.embed_tokens(completion)
@@ -241,13 +275,13 @@ def test_logps_do_not_depend_on_the_batch(tiny):
     groups = make_groups(encoder, sizes=(2, 2, 2), images=(1, 2, 0))
 
     with torch.no_grad():
-        together = token_logps(policy, groups)[0]
-        backwards = token_logps(policy, groups[::-1])[0]
+        together = token_logps(policy, groups)
+        backwards = token_logps(policy, groups[::-1])
         in_order = backwards.view(3, 2, -1).flip(0).reshape(together.shape)
         assert torch.allclose(together, in_order, atol=1e-5)
 
         for i, group in enumerate(groups):
-            alone = token_logps(policy, [group])[0]
+            alone = token_logps(policy, [group])
             assert torch.allclose(together[2 * i : 2 * i + 2, : alone.shape[1]], alone, atol=1e-5)
 
 
@@ -277,7 +311,7 @@ class MostLogits(TorchDispatchMode):
 
 
 def test_no_tensor_of_all_tokens_by_vocabulary(tiny, monkeypatch):
-    """Forward and backward, no tensor holds more than MAX_LOGITS logits.
+    """Forward and backward, no tensor holds more than `max_logits` logits.
 
     In one piece, there is a tensor of all tokens by the vocabulary.
     """
@@ -288,9 +322,9 @@ def test_no_tensor_of_all_tokens_by_vocabulary(tiny, monkeypatch):
 
     most = []
     for chunk in (16, 10_000):
-        monkeypatch.setattr(common, "MAX_LOGITS", chunk * len(head))
+        monkeypatch.setattr(common, "max_logits", lambda _, size=chunk * len(head): size)
         with MostLogits(head) as watch:
-            token_logps(policy, groups)[0].sum().backward()
+            token_logps(policy, groups).sum().backward()
         most.append(watch.tokens)
 
     assert most == [16, tokens]
@@ -310,7 +344,7 @@ def test_no_logits_wait_for_backward(tiny, monkeypatch):
 
     kept = []
     for chunk in (16, 10_000):
-        monkeypatch.setattr(common, "MAX_LOGITS", chunk * len(head))
+        monkeypatch.setattr(common, "max_logits", lambda _, size=chunk * len(head): size)
         saved = []
 
         def keep(x, saved=saved):
@@ -318,7 +352,7 @@ def test_no_logits_wait_for_backward(tiny, monkeypatch):
             return x
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-            logp, _ = token_logps(policy, groups)
+            logp = token_logps(policy, groups)
         kept.append(sum(len(x) for x in saved if is_logits(x)))
         logp.sum().backward()
 

@@ -64,7 +64,7 @@ def test_dpo_starts_at_log2(tiny):
     """Policy = reference: loss 0.6931, rewards and margin 0, gradient not 0."""
     policy, encoder = tiny
     pairs = make_pairs(encoder)
-    logp, _ = token_logps(policy, pairs)
+    logp = token_logps(policy, pairs)
     logp_ref = logp.detach().sum(-1).view(-1, 2)
     terms = hybrid_loss(logp, logp_ref, completion_mask(pairs), replace(CFG, loss="dpo"))
 
@@ -100,7 +100,7 @@ def test_sft_term_equals_hf_loss(tiny):
     pairs = make_pairs(encoder)
 
     with torch.no_grad():
-        logp, _ = token_logps(policy, pairs)
+        logp = token_logps(policy, pairs)
         logp, mask = logp[0::2], completion_mask(pairs)[0::2]  # chosen
         ours = sft_loss(logp, mask)
         for i, pair in enumerate(pairs):

@@ -12,8 +12,9 @@ from accelerate import Accelerator
 
 import grpo
 from common import token_logps
-from conftest import KeepGradients, make_example, make_groups, policies_of
+from conftest import KeepGradients, make_example, make_groups, policies_of, sampled, update_batch
 from grpo import Config, UpdateBatch, group_advantages, kl_k3, policy_loss
+from harness.metrics import sampler_gap
 from model.records import Group, Prompt, completion_mask
 from rewards import make_rewards, overlong_penalty
 from rewards.groups import RewardedGroup, parse_weights, reward_group
@@ -249,7 +250,7 @@ def step_batch(encoder, dtype=torch.float64) -> UpdateBatch:
     """Three groups of 3, 2 and 3 completions, with 1, 0 and 2 images."""
     groups = make_groups(encoder, sizes=(3, 2, 3), images=(1, 0, 2))
     advantages = torch.tensor([1.0, -0.5, -0.5, 0.7, -0.7, 0.0, 1.1, -1.1], dtype=dtype)
-    return UpdateBatch(groups, advantages, completion_mask(groups).to(dtype), None)
+    return update_batch(groups, advantages, completion_mask(groups).to(dtype))
 
 
 def one_step(policy, batch, cfg):
@@ -260,8 +261,8 @@ def one_step(policy, batch, cfg):
     return optimizer.grads, sums
 
 
-def same_gradients(a, b) -> bool:
-    return all(torch.allclose(a[name], b[name], atol=1e-10) for name in b)
+def same_gradients(a, b, atol=1e-10) -> bool:
+    return all(torch.allclose(a[name], b[name], rtol=0, atol=atol) for name in b)
 
 
 @pytest.mark.parametrize("budget", [1, 60, 120, 10_000])
@@ -289,7 +290,7 @@ def test_mean_of_micro_batch_means_differs(tiny64):
     start = 0
     for group in batch.groups:
         end = start + len(group.completions)
-        logp, _ = token_logps(policy, [group])
+        logp = token_logps(policy, [group])
         mask = batch.mask[start:end, : logp.shape[1]]
         terms = policy_loss(logp, logp.detach(), batch.advantages[start:end], mask, 0.2, 0.28)
         mean = (terms["loss"] * mask).sum() / mask.sum()
@@ -308,13 +309,13 @@ def test_gradient_equals_the_slow_way(tiny64):
     advantages, mask = batch.advantages[:, None], batch.mask
     noise = torch.randn(mask.shape, generator=torch.Generator().manual_seed(2)).double()
     with torch.no_grad():
-        logp_old = token_logps(policy, batch.groups)[0] + 0.3 * noise
+        logp_old = token_logps(policy, batch.groups) + 0.3 * noise
 
     cfg = replace(CFG, max_tokens_per_micro_batch=50)
     fast, sums = one_step(policy, replace(batch, logp_old=logp_old), cfg)
 
     policy.zero_grad()
-    logp, _ = token_logps(policy, batch.groups)
+    logp = token_logps(policy, batch.groups)
     ratio = (logp - logp_old).exp()
     objective = torch.min(ratio * advantages, ratio.clamp(0.8, 1.28) * advantages)
     (-(objective * mask).sum() / mask.sum()).backward()
@@ -352,18 +353,49 @@ def test_masked_completions_count_nowhere(tiny64):
     batch = step_batch(encoder)
     without_second = batch.mask.clone()
     without_second[3:5] = 0
-    masked, sums = one_step(policy, replace(batch, mask=without_second), CFG)
+    masked_batch = update_batch(batch.groups, batch.advantages, without_second)
+    masked, sums = one_step(policy, masked_batch, CFG)
 
     rest = [0, 1, 2, 5, 6, 7]
     groups = [batch.groups[0], batch.groups[2]]
-    left = UpdateBatch(groups, batch.advantages[rest], batch.mask[rest], None)
+    left = update_batch(groups, batch.advantages[rest], batch.mask[rest])
     alone, _ = one_step(policy, left, CFG)
 
     assert sums["tokens"] == without_second.sum()
     assert same_gradients(masked, alone)
 
-    nothing, _ = one_step(policy, replace(batch, mask=batch.mask * 0), CFG)
+    nothing, _ = one_step(policy, replace(batch, mask=batch.mask * 0, normalizer=0.0), CFG)
     assert all(grad.abs().max() == 0 for grad in nothing.values())
+
+
+def test_groups_without_gradient_change_nothing(tiny64):
+    """A group of equal rewards is not passed through the model, and its tokens still count.
+
+    fp64, 1e-12. Leaving its tokens out of the normaliser too, another algorithm, differs.
+    """
+    policy, encoder = tiny64
+    groups = make_groups(encoder, sizes=(3, 3, 3), images=(1, 0, 2))
+    accuracies = ([1.0, 0.0, 0.0], [1.0, 1.0, 1.0], [0.0, 1.0, 1.0])
+    rollout = [rewarded(group, [0.0] * 3, right) for group, right in zip(groups, accuracies)]
+
+    policies = policies_of(policy, KeepGradients(policy))
+    batch = grpo.prepare_update(rollout, True, policies, CFG)
+    batch = replace(batch, advantages=batch.advantages.double(), mask=batch.mask.double())
+    assert {id(group) for group in batch.groups} == {id(groups[0]), id(groups[2])}
+
+    advantages = group_advantages(torch.tensor([r.totals for r in rollout])).flatten()
+    whole = update_batch(groups, advantages.double(), completion_mask(groups).double())
+    assert batch.normalizer == whole.normalizer
+
+    fast, sums = one_step(policy, batch, CFG)
+    slow, all_sums = one_step(policy, whole, CFG)
+    assert same_gradients(slow, fast, atol=1e-12)
+    assert sums["loss"] == pytest.approx(all_sums["loss"], abs=1e-12)
+    assert sums["tokens"] < all_sums["tokens"]
+
+    other = replace(batch, normalizer=float(batch.mask.sum()))
+    wrong, _ = one_step(policy, other, CFG)
+    assert not same_gradients(slow, wrong, atol=1e-4)
 
 
 def test_unscored_completions_train_nothing(tiny):
@@ -382,6 +414,72 @@ def test_unscored_completions_train_nothing(tiny):
     assert totals["tokens"] == tokens - len(groups[0].completions[2])
     assert totals["skipped_updates"] == 0
     assert totals["grad_norm"] > 0
+
+
+def test_without_any_gradient_adamw_still_steps(tiny):
+    """Where no group has a gradient, one filler pass gives zeros, and momentum moves the weights.
+
+    Without any pass the gradients are None, and AdamW leaves every weight alone.
+    """
+    policy, encoder = tiny
+    groups = make_groups(encoder, sizes=(3, 3), images=(1, 0))
+    all_right = [rewarded(group, [0.0] * 3, [1.0] * 3) for group in groups]
+    mixed = [rewarded(group, [0.0] * 3, [1.0, 0.0, 0.0]) for group in groups]
+
+    policies = policies_of(policy, torch.optim.AdamW(policy.parameters(), lr=1e-3))
+    cfg = replace(CFG, updates_per_rollout=1)
+    grpo.train_on(mixed, policies, Accelerator(cpu=True), cfg)
+    before = [p.clone() for p in policy.parameters()]
+    sums = grpo.train_on(all_right, policies, Accelerator(cpu=True), cfg)
+
+    assert sums["grad_norm"] == 0
+    assert sums["skipped_updates"] == 0
+    assert any(not torch.equal(a, b) for a, b in zip(before, policy.parameters()))
+
+    before = [p.clone() for p in policy.parameters()]
+    policies.optimizer.zero_grad()
+    policies.optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(before, policy.parameters())), "the classic"
+
+
+def test_gap_between_sampler_and_trainer(tiny):
+    """By hand, and blind ratios: the gap is there although every ratio is 1."""
+    logp_trainer = torch.tensor([[-1.0, -2.0, -0.5]])
+    logp_sampler = torch.tensor([[-1.0, -1.7, -0.8]])  # ratios 1, 0.74 and 1.35
+    gap = sampler_gap(logp_trainer, logp_sampler, 0.2, 0.28)
+    assert torch.allclose(gap["gap"], torch.tensor([[0.0, 0.3, 0.3]]))
+    assert gap["gap_outside"].tolist() == [[0.0, 1.0, 1.0]]
+    ratio = torch.tensor([[0.0, -0.3, 0.3]]).exp()
+    assert torch.allclose(gap["gap_k3"], ratio - 1 - ratio.log(), atol=1e-6)
+
+    policy, encoder = tiny
+    batch = step_batch(encoder, torch.float32)  # as if sampled with probability 1
+    _, sums = one_step(policy, batch, CFG)
+    assert sums["ratio"] == sums["tokens"]
+    assert sums["gap"] / sums["tokens"] > 1
+
+
+def test_tis_weighs_each_token(tiny64):
+    """exp(trainer - sampler), capped and without gradient, times the token's loss."""
+    policy, encoder = tiny64
+    batch = step_batch(encoder)
+    with torch.no_grad():
+        logp = token_logps(policy, batch.groups)
+    noise = torch.randn(logp.shape, generator=torch.Generator().manual_seed(3)).double()
+    batch = replace(batch, logp_sampler=(logp + noise) * batch.mask)
+    fast, _ = one_step(policy, batch, replace(CFG, tis=2.0))
+
+    policy.zero_grad()
+    weight = (-noise).exp().clamp(max=2.0)
+    assert (weight == 2.0).any() and (weight < 2.0).any()
+    logp = token_logps(policy, batch.groups)
+    ratio = (logp - logp.detach()).exp()
+    (-(ratio * batch.advantages[:, None] * weight * batch.mask).sum() / batch.mask.sum()).backward()
+    slow = {n: p.grad for n, p in policy.named_parameters() if p.grad is not None}
+    assert same_gradients(slow, fast)
+
+    off, _ = one_step(policy, batch, CFG)
+    assert not same_gradients(off, fast, atol=1e-4)
 
 
 def test_no_step_on_nan(tiny):
@@ -426,22 +524,24 @@ def test_kl_pulls_back_to_the_reference(tiny):
 def summary_of(cfg=CFG):
     """Two groups whose every count is another number, summed up; their tokens stand for nothing."""
     completions = [[torch.arange(n) for n in lengths] for lengths in ((3, 5, 9), (2, 2, 4))]
+    groups = [sampled(None, of_group) for of_group in completions]
+    groups[1].stats[2][1] = 5.0  # an entropy
     nan = float("nan")
     rollout = [
         RewardedGroup(
-            Group(None, completions[0]), [""] * 3, [False, True, True],
+            groups[0], [""] * 3, [False, True, True],
             [{"format": 1.0, "accuracy": 1.0}, {"format": 1.0, "accuracy": None},
              {"format": 0.0, "accuracy": 0.0}],
             [1.5, nan, 0.0],
         ),
         RewardedGroup(
-            Group(None, completions[1]), [""] * 3, [False, False, False],
+            groups[1], [""] * 3, [False, False, False],
             [{"format": 1.0, "accuracy": 0.0}] * 3, [0.5, 0.5, 0.5],
         ),
     ]  # fmt: skip
     totals = Counter(
-        tokens=20, loss=-4.0, ratio=22.0, clipped=3.0, entropy=5.0, kl_ref=1.0,
-        grad_norm=7.0, skipped_updates=1.0,
+        tokens=20, normalizer=40, loss=-4.0, ratio=22.0, clipped=3.0, kl_ref=1.0,
+        gap=0.4, gap_k3=0.2, gap_outside=2.0, grad_norm=7.0, skipped_updates=1.0,
     )  # fmt: skip
     cfg = replace(cfg, updates_per_rollout=2)
     return grpo.summarize(rollout, totals, {"skipped_examples": 4}, Accelerator(cpu=True), cfg)
@@ -458,10 +558,13 @@ def summary_of(cfg=CFG):
         ("zero_std%", 50.0),  # the second of two groups
         ("unscored", 1),
         ("skipped_examples", 4),
-        ("loss", -4 / 20),  # means over tokens
-        ("ratio", 22 / 20),
+        ("entropy", 5 / 25),  # over all tokens
+        ("loss", -4 / 40),  # by what the gradient was divided by
+        ("ratio", 22 / 20),  # over the tokens of groups with a gradient, as those below
         ("clip%", 100 * 3 / 20),
-        ("entropy", 5 / 20),
+        ("gap", 0.4 / 20),
+        ("gap_k3", 0.2 / 20),
+        ("gap_outside%", 100 * 2 / 20),
         ("kl_ref", 1 / 20),  # there only with a reference
         ("grad_norm", 7 / 1),  # mean over the two updates but the skipped one
         ("skipped_updates", 1.0),

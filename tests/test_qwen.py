@@ -17,14 +17,14 @@ def test_images_follow_their_prompts(tiny):
     order = [3, 1, 0, 2]
 
     with torch.no_grad():
-        straight = token_logps(policy, groups)[0]
-        permuted = token_logps(policy, [groups[i] for i in order])[0]
+        straight = token_logps(policy, groups)
+        permuted = token_logps(policy, [groups[i] for i in order])
         assert torch.allclose(straight[order], permuted, atol=1e-5)
 
         other = make_groups(encoder, seed=5, sizes=(1,), images=(1,))[0].prompt.pixel_values
         swapped = Prompt(**{**vars(groups[0].prompt), "pixel_values": other})
-        wrong = token_logps(policy, [Group(swapped, groups[0].completions)])[0]
-        right = token_logps(policy, groups[:1])[0]
+        wrong = token_logps(policy, [Group(swapped, groups[0].completions)])
+        right = token_logps(policy, groups[:1])
         assert not torch.allclose(wrong, right, atol=1e-3)
 
 
@@ -32,7 +32,7 @@ def test_text_only_prompts_still_reach_the_vision_tower(tiny):
     """A gradient of zero, not no gradient: DDP waits for every trained weight."""
     policy, encoder = tiny
     groups = make_groups(encoder, sizes=(2,), images=(0,))
-    token_logps(policy, groups)[0].sum().backward()
+    token_logps(policy, groups).sum().backward()
 
     grads = [p.grad for p in policy.vlm.model.visual.parameters()]
     assert all(g is not None and g.abs().max() == 0 for g in grads)
@@ -55,10 +55,10 @@ def test_frozen_tower_encodes_an_image_once(tiny, monkeypatch):
 
     monkeypatch.setattr(policy, "encode_images", counted)
 
-    fresh = token_logps(policy, groups)[0]
+    fresh = token_logps(policy, groups)
     policy.vlm.model.visual.requires_grad_(False)
-    first = token_logps(policy, groups)[0]
-    again = token_logps(policy, groups[::-1])[0]
+    first = token_logps(policy, groups)
+    again = token_logps(policy, groups[::-1])
 
     assert passes == [2, 2]
     assert torch.equal(fresh, first)

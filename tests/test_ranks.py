@@ -11,7 +11,7 @@ from accelerate import Accelerator
 import dpo_sft
 import grpo
 from common import Policies
-from conftest import fresh_policy, keep_fp64, make_groups, policies_of, small_grpo
+from conftest import fresh_policy, keep_fp64, make_groups, policies_of, small_grpo, update_batch
 from harness.ranks import make_accelerator, sum_over_ranks
 from harness.run import read_jsonl
 from model.records import completion_mask
@@ -67,7 +67,7 @@ def wrapped(policy, accelerator) -> Policies:
 
 def grpo_gradients(policies, accelerator, groups, advantages, cfg):
     """Gradients and sums of one GRPO update."""
-    batch = grpo.UpdateBatch(groups, advantages, completion_mask(groups).double(), None)
+    batch = update_batch(groups, advantages, completion_mask(groups).double())
     sums = grpo.update(batch, policies, accelerator, cfg)
     return policies.optimizer.grads, sums
 

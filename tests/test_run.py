@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import pytest
@@ -222,6 +223,32 @@ def test_checkpoints_are_those_that_save_every_says(start, tmp_path, stage):
         expected.append((step, folder / f"step_{step:05d}"))
     assert checkpoints(folder, "--gf_runs") == expected
     assert torch.load(folder / "state.pt", weights_only=True)["step"] == 5
+
+
+def test_keep_last_keeps_the_newest(start, tmp_path):
+    """With --keep_last 2 the older folders go, each only after a newer one is whole."""
+    folder = tmp_path / "run"
+    grpo.main(grpo_config(start, folder, steps=4, save_every=1, keep_last=2))
+    assert [path.name for path in sorted(folder.glob("step_*"))] == ["step_00003", "step_00004"]
+    grpo.main(grpo_config(start, folder, steps=5, save_every=1, keep_last=2, resume=True))
+    assert [path.name for path in sorted(folder.glob("step_*"))] == ["step_00004", "step_00005"]
+
+
+def test_a_checkpoint_that_does_not_fit_leaves_the_last_one_whole(start, tmp_path, monkeypatch):
+    """The disk is looked at first: a sentence with both sizes, and nothing of the new one."""
+    folder = tmp_path / "run"
+    grpo.main(grpo_config(start, folder, steps=1, save_every=1))
+    before = (folder / "state.pt").read_bytes()
+
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=2e6))
+    with pytest.raises(ValueError, match=r"needs 0.0 GB, the disk has 0.0 GB left.*--keep_last"):
+        grpo.main(grpo_config(start, folder, steps=2, save_every=1, resume=True))
+    assert (folder / "state.pt").read_bytes() == before
+    assert [path.name for path in folder.glob("step_*")] == ["step_00001"]
+
+    monkeypatch.undo()
+    grpo.main(grpo_config(start, folder, steps=2, save_every=1, resume=True))
+    assert (folder / "step_00002").is_dir()
 
 
 def test_odd_line_breaks_survive(tmp_path):

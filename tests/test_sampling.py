@@ -4,13 +4,14 @@ import copy
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from common import token_logps
-from conftest import make_example, make_groups
-from model import compiled, sampling
-from model.decoding import prefill
+from conftest import LiveBytes, make_example, make_groups
+from model import compiled, decoding, sampling
+from model.decoding import DecodeCache, prefill
 from model.records import Group, is_truncated
-from model.sampling import plain_sample, refresh, sample_groups, sampling_copy
+from model.sampling import plain_sample, refresh, sample_groups, sampling_copy, token_entropy
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -19,7 +20,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 def greedy(policy, prompts, max_new_tokens, **more) -> list[Group]:
     """One greedy completion of each prompt."""
-    groups, _ = sample_groups(
+    groups = sample_groups(
         policy, prompts, 1, max_new_tokens=max_new_tokens, temperature=0.0, **more
     )
     return groups
@@ -78,9 +79,9 @@ def test_generate_leaves_nothing_behind(tiny):
     groups = make_groups(encoder)
 
     with torch.no_grad():
-        before = token_logps(policy, groups)[0]
+        before = token_logps(policy, groups)
         greedy_by_hf(policy, encoder.encode(make_example(2)), 3)
-        assert torch.equal(before, token_logps(policy, groups)[0])
+        assert torch.equal(before, token_logps(policy, groups))
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 1.6])
@@ -94,30 +95,28 @@ def test_sampled_equals_scored(tiny, temperature):
     eos_ids = policy.eos_ids
     policy.eos_ids = [10**6]  # nothing ends: all sequences stay active
 
-    steps = []
-
-    def keep_logps(logits):
-        steps.append(logits.log_softmax(-1))
-        return logits.amax(-1)
-
-    groups, _ = sample_groups(
+    groups = sample_groups(
         policy,
         prompts,
         2,
         max_new_tokens=5,
         temperature=temperature,
-        logits_stat=keep_logps,
+        logits_stat=token_entropy,
         generator=seeded(),
     )
     policy.eos_ids = eos_ids
 
-    ids = torch.stack([c for g in groups for c in g.completions])  # (B, T)
-    sampled = torch.stack(steps, 1).gather(-1, ids[..., None])[..., 0]  # (B, T)
+    drawn = torch.stack([logp for g in groups for logp in g.logps])  # (B, T)
+    entropies = torch.stack([stat for g in groups for stat in g.stats])  # (B, T)
     with torch.no_grad():
-        same, _ = token_logps(policy, groups, temperature)
-        other, _ = token_logps(policy, groups, temperature * 1.2)
-    assert torch.allclose(sampled, same, atol=1e-4)
-    assert not torch.allclose(sampled, other, atol=1e-2)
+        same = token_logps(policy, groups, temperature)
+        other = token_logps(policy, groups, temperature * 1.2)
+        logits = policy.plain_logits(prompts[0], groups[0].completions[0])[-6:-1] / temperature
+    assert torch.allclose(drawn, same, atol=1e-4)
+    assert not torch.allclose(drawn, other, atol=1e-2)
+
+    dist = torch.distributions.Categorical(logits=logits[:, ~policy.suppressed])
+    assert torch.allclose(entropies[0], dist.entropy(), atol=1e-4)
 
 
 def test_samples_follow_the_distribution(tiny):
@@ -126,7 +125,7 @@ def test_samples_follow_the_distribution(tiny):
     prompt = encoder.encode(make_example(1))
     policy.vlm.lm_head.weight.data *= 0.3
 
-    groups, _ = sample_groups(
+    groups = sample_groups(
         policy,
         [prompt],
         4000,
@@ -152,11 +151,11 @@ def test_image_tokens_are_never_sampled_nor_scored(tiny):
     image_ids = torch.tensor([encoder.image_token_id, policy.vlm.config.video_token_id])
 
     def run():
-        groups, _ = sample_groups(
+        groups = sample_groups(
             policy, prompts, 4, max_new_tokens=6, temperature=1.0, generator=seeded(3)
         )
         with torch.no_grad():
-            return groups[0].completions, token_logps(policy, groups)[0]
+            return groups[0].completions, token_logps(policy, groups)
 
     before, logp_before = run()
 
@@ -180,7 +179,7 @@ def test_groups_are_contiguous(tiny):
     alone = [greedy(policy, [prompt], 4)[0].completions[0] for prompt in prompts]
 
     for sample_batch in (2, 6, 100):
-        groups, _ = sample_groups(
+        groups = sample_groups(
             policy, prompts, 2, max_new_tokens=4, temperature=0.0, sample_batch=sample_batch
         )
         assert [g.prompt is p for g, p in zip(groups, prompts)] == [True] * 5
@@ -198,14 +197,14 @@ def test_never_more_sequences_at_a_time_than_sample_batch(tiny, monkeypatch, sam
     prompts = [encoder.encode(make_example(n % 3, seed=n)) for n in range(3)]
 
     decoded = []  # sequences at each step
-    sample_token = sampling.sample_token
+    draw = sampling.draw
 
     def watched(logits, *args):
         decoded.append(len(logits))
-        return sample_token(logits, *args)
+        return draw(logits, *args)
 
-    monkeypatch.setattr(sampling, "sample_token", watched)
-    groups, stats = sample_groups(
+    monkeypatch.setattr(sampling, "draw", watched)
+    groups = sample_groups(
         policy,
         prompts,
         5,
@@ -217,7 +216,8 @@ def test_never_more_sequences_at_a_time_than_sample_batch(tiny, monkeypatch, sam
     assert max(decoded) <= sample_batch
     assert [g.prompt is p for g, p in zip(groups, prompts)] == [True] * 3
     assert [len(g.completions) for g in groups] == [5] * 3
-    assert [len(values) for values in stats] == [len(c) for g in groups for c in g.completions]
+    for group in groups:
+        assert [len(stat) for stat in group.stats] == [len(c) for c in group.completions]
 
     for group, alone in zip(groups, greedy(policy, prompts, 4)):
         assert all(torch.equal(c, alone.completions[0]) for c in group.completions)
@@ -228,7 +228,7 @@ def test_groups_that_fit_are_decoded_whole(tiny, sample_batch, at_a_time):
     """The same random numbers, so the same completions, as whole groups batch by batch."""
     policy, encoder = tiny
     prompts = [encoder.encode(make_example(n % 3, seed=n)) for n in range(3)]
-    groups, _ = sample_groups(
+    groups = sample_groups(
         policy,
         prompts,
         5,
@@ -244,10 +244,10 @@ def test_groups_that_fit_are_decoded_whole(tiny, sample_batch, at_a_time):
         batch = prompts[start : start + at_a_time]
         with torch.no_grad():
             prompt_of = torch.arange(len(batch)).repeat_interleave(5)
-            completions, _ = sampling.decode_batch(
+            drawn = sampling.decode_batch(
                 policy, batch, prompt_of, 4, 1.0, generator, None, compile_decode=False
             )
-        whole += completions
+        whole += drawn.tokens
     assert all(torch.equal(a, b) for a, b in zip(sampled, whole, strict=True))
 
 
@@ -264,7 +264,7 @@ def test_every_eos_id_ends_a_completion(tiny):
         bias[eos] = 1e4
         policy.vlm.lm_head.forward = lambda hidden, bias=bias: head(hidden) + bias
 
-        groups, _ = sample_groups(policy, prompts, 3, max_new_tokens=8, temperature=1.0)
+        groups = sample_groups(policy, prompts, 3, max_new_tokens=8, temperature=1.0)
         assert [c.tolist() for c in groups[0].completions] == [[eos]] * 3
         assert not is_truncated(groups[0].completions[0], policy.eos_ids)
 
@@ -278,7 +278,7 @@ def test_completion_without_eos_is_truncated(tiny):
     policy.vlm.lm_head.forward = lambda hidden: head(hidden).index_fill(-1, eos_ids, -1e4)
 
     prompts = [encoder.encode(make_example(1))]
-    groups, _ = sample_groups(policy, prompts, 2, max_new_tokens=5, temperature=1.0)
+    groups = sample_groups(policy, prompts, 2, max_new_tokens=5, temperature=1.0)
     for completion in groups[0].completions:
         assert len(completion) == 5
         assert is_truncated(completion, policy.eos_ids)
@@ -306,7 +306,7 @@ def test_sampling_is_seeded_and_modes_are_left_alone(tiny):
 
     runs = []
     for _ in range(2):
-        groups, _ = sample_groups(
+        groups = sample_groups(
             policy, [prompt], 4, max_new_tokens=6, temperature=1.0, generator=seeded(5)
         )
         runs.append([c.tolist() for c in groups[0].completions])
@@ -330,7 +330,7 @@ def test_sampling_equals_the_plain_version(tiny, temperature):
     for num_images, seed in ((1, 1), (0, 2), (2, 3)):
         prompt = encoder.encode(make_example(num_images, seed=seed))
         plain = plain_sample(policy, prompt, 12, temperature, seeded(seed))
-        (group,), _ = sample_groups(
+        (group,) = sample_groups(
             policy,
             [prompt],
             1,
@@ -358,7 +358,7 @@ def test_static_decoding_changes_no_token(tiny, monkeypatch):
     prompts = [encoder.encode(make_example(n % 3, seed=n)) for n in range(4)]
 
     def completions(temperature, compile_decode):
-        groups, _ = sample_groups(
+        groups = sample_groups(
             policy,
             prompts,
             2,
@@ -377,6 +377,71 @@ def test_static_decoding_changes_no_token(tiny, monkeypatch):
         assert plain[0] == static[0]
 
     assert counters["stats"]["unique_graphs"] == 1
+
+
+@pytest.mark.parametrize("compile_decode", [False, True])
+def test_a_decoding_step_never_repeats_the_cache(tiny, monkeypatch, compile_decode):
+    """Attention gets the cache as it is, with its two key heads; repeated, they would be four."""
+    policy, encoder = tiny
+    monkeypatch.setattr(compiled, "COMPILE", {"backend": "eager", "dynamic": False})
+    torch._dynamo.reset()
+    config = policy.vlm.config.text_config
+    assert config.num_attention_heads == 2 * config.num_key_value_heads
+
+    heads = set()
+    plain_attention = torch.nn.functional.scaled_dot_product_attention
+
+    class WatchAttention(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            if function is plain_attention and args[0].shape[0] == 6:  # sequences: a decoding step
+                heads.add(args[1].shape[1])
+            return function(*args, **(kwargs or {}))
+
+    prompts = [encoder.encode(make_example(1))]
+    with WatchAttention():
+        sample_groups(
+            policy,
+            prompts,
+            6,
+            max_new_tokens=3,
+            temperature=1.0,
+            compile_decode=compile_decode,
+        )
+    assert heads == {config.num_key_value_heads}
+
+
+@pytest.mark.parametrize("growth", [1, 3, 512])
+def test_a_growing_cache_changes_no_token(tiny, monkeypatch, growth):
+    """Room for one more token at a time, three, or all from the start."""
+    policy, encoder = tiny
+    prompts = [encoder.encode(make_example(n, seed=n)) for n in (1, 0, 2)]
+    plain = greedy(policy, prompts, 12)
+
+    monkeypatch.setattr(decoding, "GROWTH", growth)
+    for group, other in zip(plain, greedy(policy, prompts, 12)):
+        assert torch.equal(group.completions[0], other.completions[0])
+
+
+def test_a_cache_changes_layer_by_layer():
+    """Dropping sequences: at most one tensor of one layer exists twice, not the whole cache."""
+    layers, shape = 8, (4, 2, 100, 16)
+    cache = DecodeCache.__new__(DecodeCache)
+    cache.visible = torch.ones(4, 100, dtype=torch.bool)
+    kept = torch.tensor([0, 1, 2])
+
+    with LiveBytes() as watch:
+        cache.keys = [torch.zeros(shape) for _ in range(layers)]
+        cache.values = [torch.zeros(shape) for _ in range(layers)]
+        full = watch.live
+        cache.select(kept)
+    one_tensor = full / (2 * layers)
+    assert watch.peak < full + 1.5 * one_tensor
+    assert watch.live < 0.8 * full
+
+    with LiveBytes() as watch:
+        old = [torch.zeros(shape) for _ in range(2 * layers)]
+        new = [x.index_select(0, kept) for x in old]  # the classic: all new ones, then free the old
+    assert watch.peak > 1.5 * full and len(new) == len(old)
 
 
 # --- The bf16 copy that samples ------------------------------------------------------------------
@@ -438,7 +503,7 @@ def test_bf16_copy_sees_what_is_trained_on(tiny):
     sampler = sampling_copy(policy)
     prompts = [encoder.encode(make_example(1, seed=n)) for n in range(3)]
 
-    groups, _ = sample_groups(sampler, prompts, 2, max_new_tokens=4, temperature=1.0)
+    groups = sample_groups(sampler, prompts, 2, max_new_tokens=4, temperature=1.0)
     sampled_from = {p: policy.feature_cache[p] for p in prompts}
     assert {features.dtype for features in sampled_from.values()} == {torch.float32}
     assert len(sampler.feature_cache) == 0

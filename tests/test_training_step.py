@@ -22,7 +22,7 @@ def negative_logp(policies):
     """A loss for `training_step`: minus the log-probabilities of a micro-batch, summed."""
 
     def loss_and_metrics(micro):
-        logp, _ = token_logps(policies.trained, micro.groups)
+        logp = token_logps(policies.trained, micro.groups)
         loss = -logp.sum()
         return loss, {"nll": loss, "completions": torch.tensor(float(len(logp)))}
 
@@ -145,7 +145,7 @@ def test_a_run_of_skipped_steps_stops_with_a_sentence(tiny):
     before = [p.clone() for p in policy.parameters()]
 
     def bad(micro):
-        logp, _ = token_logps(policies.trained, micro.groups)
+        logp = token_logps(policies.trained, micro.groups)
         return logp.sum() * float("nan"), {}
 
     for loss in (bad, bad, None, bad, bad):

@@ -276,7 +276,7 @@ def train(
             group["lr"] = phase.lr * warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * done)))
 
         groups = [corpus_group(rng, encoder, phase) for _ in range(batch)]
-        logp, _ = token_logps(policy, groups)  # (B, T)
+        logp = token_logps(policy, groups)  # (B, T)
         loss = -logp.sum() / completion_mask(groups).sum()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
