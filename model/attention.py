@@ -30,7 +30,7 @@ Dimensions beside those of `records.py`
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -95,6 +95,20 @@ class Block:
     keys: Tensor  # (n, K) the same; the prompt of a completion comes first
     mask: Tensor | None  # (n, 1, Q, K) bool, True where a query sees a key; None: causal (prompts)
     is_token: Tensor  # (n, Q) bool, False where `queries` is padding; on the CPU
+    additive_masks: dict[torch.dtype, Tensor] = field(default_factory=dict)
+
+    def additive_mask(self, dtype: torch.dtype) -> Tensor | None:
+        """The mask as what is added to the scores, 0 or -inf: made once for all layers.
+
+        SDPA would make one of its own from a bool mask, in each layer, and keep it for the backward
+        pass (test_all_layers_share_one_mask).
+        """
+        if self.mask is None:
+            return None
+        if dtype not in self.additive_masks:
+            hidden = torch.zeros(self.mask.shape, dtype=dtype, device=self.mask.device)
+            self.additive_masks[dtype] = hidden.masked_fill_(~self.mask, float("-inf"))
+        return self.additive_masks[dtype]
 
 
 @dataclass(frozen=True)
@@ -240,7 +254,8 @@ def attend(
         block_q = gather_tokens(q, block.queries)  # (n, query heads, Q, d)
         block_k = gather_tokens(k, block.keys)  # (n, key heads, K, d)
         block_v = gather_tokens(v, block.keys)  # (n, key heads, K, d)
-        out, _ = sdpa_attention_forward(module, block_q, block_k, block_v, block.mask, **kwargs)
+        mask = block.additive_mask(v.dtype)  # (n, 1, Q, K)
+        out, _ = sdpa_attention_forward(module, block_q, block_k, block_v, mask, **kwargs)
         outputs.append(out.flatten(0, 1))  # (n * Q, query heads, d)
 
     in_slots = torch.cat(outputs)  # (slots, query heads, d), padding included

@@ -210,3 +210,23 @@ def test_layers_see_no_padding(tiny):
 
     padded = prompts + len(inputs) * max(inputs)
     assert padded > 2 * passed[0][1], "padded to the longest, it would be twice as much"
+
+
+def test_all_layers_share_one_mask(tiny):
+    """What is kept for the backward pass holds one mask a block, not one for each layer."""
+    policy, encoder = tiny
+    groups = make_groups(encoder, sizes=(4,), images=(1,), longest=20)
+    assert policy.vlm.config.text_config.num_hidden_layers > 1
+
+    longest = max(len(c) for c in groups[0].completions) - 1
+    masks = set()
+
+    def keep(x):
+        if x.ndim == 4 and x.shape[1:3] == (1, longest):
+            masks.add(x.untyped_storage().data_ptr())
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        logp = token_logps(policy, groups)
+    assert logp.requires_grad
+    assert len(masks) == 1
