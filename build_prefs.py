@@ -21,6 +21,7 @@ Where the paper is silent:
 
     accelerate launch build_prefs.py --zero runs/zero/model       ~30 seconds on one core
     accelerate launch build_prefs.py --source base ...            ablation: chosen by base as well
+    accelerate launch build_prefs.py --source http://HOST:8000/v1#MODEL ...     chosen by a teacher
 
 Writes a folder that `datasets.load_dataset(folder)` opens, images included, with the columns of
     TRL             prompt, chosen, rejected (lists of messages), images
@@ -31,7 +32,9 @@ and in it funnel.json, which counts what became of every response (`sources/funn
 import random
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from accelerate import Accelerator
 
@@ -47,8 +50,9 @@ from model.records import Prompt, is_truncated
 from model.sampling import sample_groups
 from rewards import AskLater, Judge, grade, is_in_format, make_judge
 from rewards.consistency import AGREES, UNSURE, check_consistency
-from rewards.judge import take_counts
+from rewards.judge import BATCH, take_counts
 from sources import load_examples
+from sources.elsewhere import is_elsewhere, responses_from
 from sources.funnel import Candidate, Response, count_question, drop_repeats, kept, write_funnel
 from sources.pairs import TABLE_PATH, pair_record, write_readme, write_table
 from sources.stream import encode_all
@@ -59,7 +63,11 @@ class Config(settings.Data, settings.Sampling, settings.Judge, settings.OneShot)
     # models
     base: str = flag("toy/base", "base model, folder or hub name; paper: Qwen2.5-VL-7B-Instruct")
     zero: str = flag("runs/zero/model", "model folder of stage 1")
-    source: str = flag("zero", "who writes chosen: zero (paper), base, or a folder or hub name")
+    source: str = flag("zero", "who writes chosen: zero (paper), base, a folder or hub name, "
+                       "FILE.jsonl of id and response, or http://HOST/v1#MODEL; paper's teachers")
+    rejected_source: str = flag("base", "who writes rejected: the same choice; paper: base")
+    responses_call_s: float = flag(600.0, "limit of one call to such an endpoint, seconds; ours")
+    responses_cache: str = flag("runs/responses", "folder of what such endpoints wrote; ours")
     # questions and sampling
     data: str = flag("toy", "`toy`, a folder, a file or a hub name; paper: not stated")
     max_examples: int = flag(1536, "questions; ours, paper: enough for ~9k pairs", alias="rows")
@@ -83,6 +91,12 @@ class Config(settings.Data, settings.Sampling, settings.Judge, settings.OneShot)
 
 AS_SAMPLED = "as sampled"  # the note of a candidate whose text was left as it was
 
+
+def is_whole(response: Response) -> bool:
+    """False for a response that ran into its limit, or that an endpoint did not give."""
+    return response.text is not None and not response.truncated
+
+
 # --- 1. Chosen: right, in the full format, consistent --------------------------------------------
 
 
@@ -103,8 +117,8 @@ def supplement(response: str) -> str | None:
 
 def choose(response: Response, example: dict, judge: Judge | None, cfg: Config) -> Candidate:
     """A response as the chosen side of a pair, or why it cannot be that side."""
-    if response.truncated:
-        return Candidate(None, "truncated")
+    if not is_whole(response):
+        return Candidate(None, "no reply" if response.text is None else "truncated")
     score = grade(example, response.text, judge).score
     if score is None:
         return Candidate(None, "could not be graded")
@@ -174,8 +188,8 @@ def corrupt(response: str, rng: random.Random) -> tuple[str, str]:
 def reject(response: Response, example: dict, judge: Judge | None, rng: random.Random,
            cfg: Config) -> Candidate:
     """A response as the rejected side of a pair, or why it cannot serve as that side."""
-    if response.truncated:
-        return Candidate(None, "truncated")
+    if not is_whole(response):
+        return Candidate(None, "no reply" if response.text is None else "truncated")
 
     score = grade(example, response.text, judge).score
     if score is None:
@@ -192,7 +206,7 @@ def reject(response: Response, example: dict, judge: Judge | None, rng: random.R
 
 
 def sample_responses(policy: Policy, encoder: PromptEncoder, prompts: list[Prompt], cfg: Config,
-                     accelerator: Accelerator, *, side: str, title: str) -> list[list[Response]]:
+                     accelerator: Accelerator, side: str, title: str) -> list[list[Response]]:
     """--samples responses of a model to each prompt, for one side of the pairs.
 
     `title` is shown beside a progress bar.
@@ -227,7 +241,7 @@ def ask_ahead(prompts: list[Prompt], zero_responses: list[list[Response]],
                 choose(response, prompt.example, later, cfg)
             for response in by_base:
                 reject(response, prompt.example, later, random.Random(0), cfg)
-        later.ask()
+        later.ask(BATCH)
 
 
 def make_pairs(prompts: list[Prompt], zero_responses: list[list[Response]],
@@ -256,12 +270,28 @@ def make_pairs(prompts: list[Prompt], zero_responses: list[list[Response]],
 # --- 4. Main -----------------------------------------------------------------------------------
 
 
-def load_chosen_model(cfg: Config) -> Policy:
-    """The model that writes the chosen responses, by --source."""
-    folder = {"zero": cfg.zero, "base": cfg.base}.get(cfg.source, cfg.source)
-    named_by = "--zero" if cfg.source == "zero" else "--source"
-    policy, _ = load_model(folder, flag=named_by, freeze_vision=True)
-    return policy
+Writer = Callable[[list[Prompt]], list[list[Response]]]  # the responses to each prompt
+
+
+def open_writer(side: str, base_model: Policy, encoder: PromptEncoder, cfg: Config,
+                run: Run) -> Writer:
+    """Who writes the responses of a side, by --source or --rejected_source.
+
+    Raises ValueError naming the flag if it cannot be opened, before anything is sampled.
+    """
+    flag_name = {"chosen": "--source", "rejected": "--rejected_source"}[side]
+    source = {"chosen": cfg.source, "rejected": cfg.rejected_source}[side]
+    if is_elsewhere(source):
+        responses_to = responses_from(source, flag_name, cfg, run.warn, show=run.writes)
+        return lambda prompts: responses_to([prompt.example for prompt in prompts])
+
+    policy = base_model
+    if source != "base":
+        folder = cfg.zero if source == "zero" else source
+        flag_name = "--zero" if source == "zero" else flag_name
+        policy, _ = load_model(folder, flag=flag_name, freeze_vision=True)
+    return partial(sample_responses, policy, encoder, cfg=cfg, accelerator=run.accelerator,
+                   side=side, title=f"{source} answers")
 
 
 def save_pairs(pairs: list[dict], funnel: Counter, num_questions: int, run: Run) -> None:
@@ -290,7 +320,8 @@ def main(cfg: Config) -> None:
 
     base_model, encoder = load_model(cfg.base, flag="--base", freeze_vision=True,
                                      max_pixels=cfg.max_pixels)
-    chosen_model = load_chosen_model(cfg)
+    write_chosen = open_writer("chosen", base_model, encoder, cfg, run)
+    write_rejected = open_writer("rejected", base_model, encoder, cfg, run)
 
     examples = load_examples(cfg.data, count=cfg.max_examples, seed=cfg.seed,
                              instruction=cfg.instruction)
@@ -300,14 +331,13 @@ def main(cfg: Config) -> None:
     # Each side draws numbers of its own: with the same ones, similar models would write the same
     # responses, and with --source base all would be the same. In evaluate.py the same numbers are
     # right: there, only the models should make a difference.
-    zero_responses = sample_responses(chosen_model, encoder, prompts, cfg, accelerator,
-                                      side="chosen", title=f"{cfg.source} answers")
-    base_responses = sample_responses(base_model, encoder, prompts, cfg, accelerator,
-                                      side="rejected", title="base answers")
+    zero_responses, base_responses = write_chosen(prompts), write_rejected(prompts)
 
     rng = random_of(cfg.seed, "corruptions", rank)
     pairs, funnel = make_pairs(prompts, zero_responses, base_responses, cfg, judge, rng)
     funnel += Counter(take_counts(judge))
+    funnel[f"chosen: from {cfg.source}"] = sum(map(len, zero_responses))
+    funnel[f"rejected: from {cfg.rejected_source}"] = sum(map(len, base_responses))
     questions_of_rank = len(range(rank, len(examples), world_size))
     funnel["questions: skipped, see the warnings"] = questions_of_rank - len(prompts)
     save_pairs(pairs, funnel, len(examples), run)

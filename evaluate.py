@@ -48,7 +48,7 @@ from model.qwen import Policy
 from model.records import Prompt, is_truncated
 from model.sampling import sample_groups
 from rewards import Judge, ask_judge, grade, make_judge
-from rewards.judge import take_counts
+from rewards.judge import BATCH, take_counts
 from sources import load_evaluation_sets
 from sources.responses import append_records, read_records, regrade, response_record, write_report
 from sources.stream import EncodedSets
@@ -218,7 +218,7 @@ def collect_responses(policy: Policy, encoder: PromptEncoder, prompts: list[Prom
         logits_stat=nucleus_size if measurement.branching else None,
         progress=f"{model_name}: {purpose}" if show else None)
     completions = [(group.prompt.example, ids) for group in groups for ids in group.completions]
-    ask_judge([(example, encoder.decode(ids)) for example, ids in completions], judge)
+    ask_judge([(example, encoder.decode(ids)) for example, ids in completions], judge, BATCH)
 
     records = []
     for group in groups:

@@ -68,6 +68,9 @@ def checksum(question: str) -> bytes:
     return hashlib.sha256(question.encode(errors="surrogatepass")).digest()
 
 
+BATCH = 128  # questions that share a time limit where there is no rollout
+
+
 class AskLater:
     """In the place of a judge: notes what it is asked, until all of it is asked at once."""
 
@@ -83,10 +86,16 @@ class AskLater:
             self.noted[question] = None
         return verdict
 
-    def ask(self) -> None:
-        """Ask what is noted. What has no verdict after that is not noted again."""
-        self.judge.ask_all(self.noted)
-        self.asked |= {checksum(question) for question in self.noted}
+    def ask(self, size: int | None = None) -> None:
+        """Ask what is noted. What has no verdict after that is not noted again.
+
+        size    so many questions at a time, each with the time limit of a rollout; None: all
+        """
+        questions = list(self.noted)
+        size = size or max(1, len(questions))
+        for start in range(0, len(questions), size):
+            self.judge.ask_all(questions[start : start + size])
+        self.asked |= {checksum(question) for question in questions}
         self.noted.clear()
 
 

@@ -18,7 +18,7 @@ from harness.run import Run
 
 @dataclass(frozen=True)
 class Response:
-    text: str
+    text: str | None  # None: an endpoint gave no reply
     truncated: bool  # it ran into the limit of tokens
 
 

@@ -18,6 +18,7 @@ from harness.ranks import gather_objects
 from harness.run import Run, append_jsonl, read_jsonl
 from harness.tables import format_table
 from rewards import Grade, Judge, ask_judge, grade
+from rewards.judge import BATCH
 from sources.toy import is_in_asked_format
 
 SILENT_JUDGE = SimpleNamespace(yes=lambda question: None)  # is there, and never answers
@@ -64,7 +65,7 @@ def regrade(records: list[dict], judge: Judge | None) -> int:
     do.
     """
     examples = [{**record, "answer": record["gold"]} for record in records]
-    ask_judge([(example, example["response"]) for example in examples], judge)
+    ask_judge([(example, example["response"]) for example in examples], judge, BATCH)
 
     kept = 0
     for record, example in zip(records, examples):

@@ -62,6 +62,7 @@ def completion(text: str | None, finish_reason: str = "stop") -> bytes:
 class Server(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
+    request_queue_size = 128  # the default of 5 refuses some of 16 that connect at once
 
     def handle_error(self, request, client_address):
         """A client that has given up is no news."""
