@@ -7,6 +7,8 @@
 
 The report comes from the file of records only. `--rescore FILE` prints its table again, the
 responses graded anew: by repaired rules, or against a gold answer that was edited in the file.
+`--benchmark NAME` asks a public benchmark and grades by its authors' rule, never by the training
+reward (see scoring/); `--score FILE --benchmark NAME` does so with responses made elsewhere.
 
     format      share of responses in exactly the format that was asked for
     accuracy    share of right answers; sampled at temperature 1 as in training, and greedy
@@ -16,16 +18,18 @@ responses graded anew: by repaired rules, or against a gold answer that was edit
     pass@k      chance that one of k samples is right, unbiased: 1 - C(n-c, k) / C(n, k)
     branching   tokens in the 0.95 nucleus at a sampled step, on average (arXiv 2508.07534)
     GF          generalisation factor over a run's checkpoints (SPECS section 3.1):
-                (1 + b^2) G_ID G_OOD / (b^2 G_ID + G_OOD), b = 2, G = format now - format at start
+                (1 + b^2) G_ID G_OOD / (b^2 G_ID + G_OOD), b = 2, G = rate now - rate at start;
+                the rate is format in the world, accuracy on the sets of --gf_id and --gf_ood
 
 Where this departs from the paper, or fills in what it leaves open:
   1. GF is 0 where a gain is not positive (the formula is undefined there). Each OOD format is shown
      beside their mean: a good mean can hide one lost format, for example one that resembles the
      rejected responses.
-  2. Intervals are Wilson's, 95 %, over questions.
+  2. Intervals are Wilson's, 95 %, over questions; those of pass@k are bootstrapped over questions.
 
     accelerate launch evaluate.py --models base=toy/base,zero=runs/zero/model
     accelerate launch evaluate.py --gf_runs hybrid=runs/warmup,sft=runs/sft
+    accelerate launch evaluate.py --benchmark mathvision --benchmark_dir data/mathvision
 """
 
 import math
@@ -33,55 +37,56 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from harness import settings
 from harness.cli import flag, parse_cli, run_stage, split_names
 from harness.randomness import torch_generator
-from harness.ranks import make_accelerator
-from harness.run import Run, checkpoints
+from harness.ranks import gather_objects, make_accelerator
+from harness.run import Run, check_models, check_runs, checkpoints
 from harness.tables import format_table
-from model.loading import check_folder, load_model
+from model.loading import load_model
 from model.prompts import PromptEncoder
 from model.qwen import Policy
 from model.records import Prompt, is_truncated
 from model.sampling import sample_groups
-from rewards import Judge, ask_judge, grade, make_judge
-from rewards.judge import BATCH, take_counts
-from sources import load_evaluation_sets
-from sources.responses import append_records, read_records, regrade, response_record, write_report
+from rewards import Judge, make_judge
+from rewards.judge import take_counts
+from scoring import ask_judge, category_rates, find, grade_example, load_gf_sets, load_sets
+from scoring.responses import append_records, read_records, regrade, response_record, write_report
+from scoring.score_file import score_file, write_scores
 from sources.stream import EncodedSets
-from sources.toy import evaluation_sets
 
 
 @dataclass(frozen=True)
-class Config(settings.Inputs, settings.Sampling, settings.Judge, settings.OneShot):
+class Config(settings.Inputs, settings.Benchmark, settings.Generalization, settings.Sampling,
+             settings.Judge, settings.OneShot):
     # models and questions
     models: str = flag("base=toy/base", "NAME=FOLDER, ... of the models to compare")
     data: str = flag("toy", "`toy` with its OOD sets, or a folder, file or hub name (see sources/)")
     split: str = flag("test", "split of --data (toy: always held out, a file: all of it)")
-    items: int = flag(510, "questions per set, the first ones of a file; ours")
-    instruction: str | None = flag(None, "format instruction per question, None for the built-in")
+    items: int | None = flag(None, "questions per set, the first ones; None for all (toy: 510)")
+    instruction: str | None = flag(None, "format instruction per question, None for the built-in, "
+                                   "`official` for the words of a benchmark's authors")
     seed: int = flag(7, "of questions and sampling; ours")
     # sampling
     temperature: float = flag(1.0, "of sampled accuracy, pass@k and branching; paper: not stated")
     pass_items: int = flag(120, "questions for pass@k, 0: leave it out")
+    greedy_only: bool = flag(False, "only greedy responses to `id`, as benchmarks are reported")
     pass_samples: int = flag(16, "samples per question for pass@k (n); paper: not stated, k to 64")
-    # generalisation factor, report
-    gf_runs: str = flag("", "NAME=RUN_FOLDER, ... of the runs to measure GF over; empty: none")
-    gf_items: int = flag(255, "questions per set and checkpoint; paper: not stated")
-    gf_beta: float = flag(2.0, "weight of OOD against ID in GF; paper")
     rescore: str = flag("", "a completions.jsonl: grade it again, print its table and stop")
 
     def __post_init__(self):
         super().__post_init__()
-        if self.gf_runs and self.data != "toy":
-            raise ValueError(f"--gf_runs: GF needs the OOD formats of --data toy, not {self.data}")
-        if self.instruction is not None and self.data == "toy":
+        if self.gf_runs and self.data != "toy" and not self.gf_id:
+            raise ValueError(f"--gf_runs: for --data {self.data} say --gf_id and --gf_ood as well")
+        if self.benchmark:
+            find(self.benchmark)
+        if self.instruction is not None and self.data == "toy" and not self.benchmark:
             raise ValueError("--instruction: each set of --data toy comes with its own")
         split_names(self.models, "--models")
-        split_names(self.gf_runs, "--gf_runs")
 
 
 # --- 1. Metrics: pure functions -------------------------------------------------------------------
@@ -127,6 +132,21 @@ def wilson(successes: float, count: int, z: float = 1.96) -> tuple[float, float]
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
+def bootstrap(values: list[float], draws: int = 1000, seed: int = 0) -> tuple[float, float]:
+    """95 % interval (low, high) of the mean of `values`, one per question.
+
+    The questions are drawn again with replacement, by a fixed seed: a report computed again is the
+    same. Trap: over all samples of all questions it would be too narrow
+    (test_pass_at_k_has_an_interval_over_questions).
+    """
+    sample = torch.tensor(values, dtype=torch.float64)
+    indices = torch.randint(len(values), (draws, len(values)),
+                            generator=torch.Generator().manual_seed(seed))
+    means = sample[indices].mean(1)  # (draws,)
+    low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return low, high
+
+
 def rate_with_interval(records: list[dict], key: str) -> dict:
     """Mean and interval of a 0/1 field; records that could not be scored (None) are left out."""
     values = [float(record[key]) for record in records if record[key] is not None]
@@ -170,6 +190,8 @@ def list_measurements(cfg: Config, sets: list[str], rank: int, world_size: int
     Only `id` is also decoded greedily, which doubles its cost, and sampled for pass@k, which
     multiplies it by --pass_samples.
     """
+    if cfg.greedy_only:
+        return [Measurement("id", "greedy", temperature=0.0)]
     others = [name for name in sets if name != "id"]
     measurements = [
         Measurement("id", "sampled", cfg.temperature, branching=True),
@@ -218,7 +240,7 @@ def collect_responses(policy: Policy, encoder: PromptEncoder, prompts: list[Prom
         logits_stat=nucleus_size if measurement.branching else None,
         progress=f"{model_name}: {purpose}" if show else None)
     completions = [(group.prompt.example, ids) for group in groups for ids in group.completions]
-    ask_judge([(example, encoder.decode(ids)) for example, ids in completions], judge, BATCH)
+    ask_judge([(example, encoder.decode(ids)) for example, ids in completions], judge)
 
     records = []
     for group in groups:
@@ -229,7 +251,7 @@ def collect_responses(policy: Policy, encoder: PromptEncoder, prompts: list[Prom
                 "model": model_name,
                 "set": measurement.set_name,
                 "mode": measurement.mode,
-                **response_record(example, response, grade(example, response, judge)),
+                **response_record(example, response, grade_example(example, response, judge)),
                 "tokens": len(ids),
                 "truncated": is_truncated(ids, policy.eos_ids),
                 "nucleus_sum": float(nucleus_sizes.sum()),
@@ -251,7 +273,7 @@ def summarize(records: list[dict]) -> dict:
         if mode != "pass":
             report[f"{set_name} {mode}"] = {
                 "format": rate_with_interval(responses, "in_format"),
-                "accuracy": rate_with_interval(responses, "score"),
+                "accuracy": accuracy(responses),
                 "length": sum(r["tokens"] for r in responses) / len(responses),
                 "truncated": sum(r["truncated"] for r in responses) / len(responses),
             }
@@ -262,12 +284,18 @@ def summarize(records: list[dict]) -> dict:
         report["branching"] = nucleus_sum / sum(r["tokens"] for r in sampled)
     if sampled:
         report["guessing"] = guessing_rate(sampled)
+    if categories := category_rates(by_measurement["id", "greedy"] or sampled, accuracy):
+        report["categories"] = categories
     if by_measurement["id", "pass"]:
         report["pass@k"] = mean_pass_at_k(by_measurement["id", "pass"])
     return report
 
 
-def mean_pass_at_k(records: list[dict]) -> dict[str, float]:
+def accuracy(records: list[dict]) -> dict:
+    return rate_with_interval(records, "score")
+
+
+def mean_pass_at_k(records: list[dict]) -> dict[str, dict]:
     """pass@k for every k up to 64: the mean over the questions with at least k scored samples."""
     correct_of = defaultdict(list)  # id of a question -> for each scored sample: is it right?
     for record in records:
@@ -279,7 +307,8 @@ def mean_pass_at_k(records: list[dict]) -> dict[str, float]:
         enough = [correct for correct in correct_of.values() if len(correct) >= k]
         if enough:
             chances = [pass_at_k(len(correct), sum(correct), k) for correct in enough]
-            rates[str(k)] = sum(chances) / len(enough)
+            low, high = bootstrap(chances)
+            rates[str(k)] = {"mean": sum(chances) / len(enough), "low": low, "high": high}
     return rates
 
 
@@ -296,23 +325,38 @@ def rescore(cfg: Config) -> None:
     print(format_table({name: summarize(records) for name, records in by_model.items()}))
 
 
+def score(cfg: Config) -> None:
+    """Score the responses of --score FILE by --benchmark, and print the table."""
+    records = score_file(find(cfg.benchmark), cfg, make_judge(cfg))
+    report = {"overall": {"all": accuracy(records)}, **category_rates(records, accuracy)}
+    write_scores(records, report, cfg)
+
+
 # --- 4. Generalisation over a run -----------------------------------------------------------------
 
 
-def measure_gf(run_folder: Path, encoded: EncodedSets, cfg: Config, device) -> list[dict]:
-    """One entry per checkpoint, the start model first: format on each set, mean over OOD, GF."""
+def measure_gf(run_folder: Path, encoded: EncodedSets, judge: Judge | None, cfg: Config, run: Run
+               ) -> list[dict]:
+    """One entry per checkpoint, the start model first: rate on each set, mean over OOD, GF.
+
+    Each rank asks its share of every set; the rates are over the shares of all.
+    """
+    rank, key = run.accelerator.process_index, "score" if cfg.gf_id else "in_format"
     curve = []
     title = f"GF of {run_folder.name}"
-    for step, folder in tqdm(checkpoints(run_folder, "--gf_runs"), desc=title, leave=False):
+    for step, folder in tqdm(checkpoints(run_folder, "--gf_runs"), desc=title, leave=False,
+                             disable=not run.writes):
         policy, encoder = load_model(str(folder), flag="--gf_runs", freeze_vision=True,
                                      max_pixels=cfg.max_pixels)
-        policy.to(device)
+        policy.to(run.accelerator.device)
 
         rates = {}
         for name, prompts in encoded.for_encoder(encoder).items():
             measurement = Measurement(name, "sampled", cfg.temperature)
-            records = collect_responses(policy, encoder, prompts, cfg, None, measurement)
-            rates[name] = rate_with_interval(records, "in_format")["mean"]
+            records = collect_responses(policy, encoder, prompts, cfg, judge, measurement,
+                                        rank=rank)
+            shares = gather_objects([{key: record[key]} for record in records], run.accelerator)
+            rates[name] = rate_with_interval([r for share in shares for r in share], key)["mean"]
 
         ood_rates = [rate for name, rate in rates.items() if name != "id"]
         entry = {"step": step, **rates, "ood": sum(ood_rates) / max(1, len(ood_rates))}
@@ -323,46 +367,39 @@ def measure_gf(run_folder: Path, encoded: EncodedSets, cfg: Config, device) -> l
     return curve
 
 
-def measure_gf_runs(cfg: Config, run: Run) -> dict[str, list[dict]]:
-    """The curve of each run in --gf_runs. It is little work, so one process does it."""
+def measure_gf_runs(cfg: Config, judge: Judge | None, run: Run) -> dict[str, list[dict]]:
+    """The curve of each run in --gf_runs."""
+    rank, world_size = run.accelerator.process_index, run.accelerator.num_processes
     folders = split_names(cfg.gf_runs, "--gf_runs")
-    sets = evaluation_sets(cfg.gf_items, cfg.seed, formats_only=True) if folders else {}
-    encoded = EncodedSets(sets, cfg.max_prompt_tokens, run.warn)
+    sets = load_gf_sets(cfg, run.warn) if folders else {}
+    shares = {name: examples[rank::world_size] for name, examples in sets.items()}
+    encoded = EncodedSets(shares, cfg.max_prompt_tokens, run.warn)
     curves = {}
     for name, folder in folders.items():
         with run.accelerator.autocast():
-            curves[name] = measure_gf(Path(folder), encoded, cfg, run.accelerator.device)
+            curves[name] = measure_gf(Path(folder), encoded, judge, cfg, run)
     return curves
 
 
 # --- 5. Main --------------------------------------------------------------------------------------
 
 
-def check_paths(cfg: Config) -> None:
-    """Raise ValueError naming the flag of a model or run that is missing, before any is measured.
-
-    A hub name passes: only loading can tell whether it exists.
-    """
-    for folder in split_names(cfg.models, "--models").values():
-        check_folder(folder, "--models")
-    for run_folder in split_names(cfg.gf_runs, "--gf_runs").values():
-        for _, folder in checkpoints(Path(run_folder), "--gf_runs"):
-            check_folder(str(folder), "--gf_runs")
-
-
 def main(cfg: Config) -> None:
     if cfg.rescore:
         rescore(cfg)
         return
-    check_paths(cfg)
+    if cfg.score:
+        score(cfg)
+        return
+    check_models(cfg.models, "--models")
+    check_runs(cfg.gf_runs, "--gf_runs")
 
     accelerator = make_accelerator(cfg)
     run = Run(cfg, "evaluate", accelerator, columns=[])
     rank, world_size = accelerator.process_index, accelerator.num_processes
     judge = make_judge(cfg, run.warn)
 
-    sets = load_evaluation_sets(cfg.data, split=cfg.split, count=cfg.items, seed=cfg.seed,
-                                instruction=cfg.instruction, warn=run.warn)
+    sets = load_sets(cfg, run.warn)
     sets_of_rank = {name: examples[rank::world_size] for name, examples in sets.items()}
     encoded = EncodedSets(sets_of_rank, cfg.max_prompt_tokens, run.warn)
 
@@ -373,9 +410,10 @@ def main(cfg: Config) -> None:
     if judge is not None:
         run.warn(f"the judge: {take_counts(judge)}")
 
+    curves = measure_gf_runs(cfg, judge, run)
     if run.writes:
         reports = {name: summarize(records) for name, records in read_records(file).items()}
-        write_report(reports, measure_gf_runs(cfg, run), run)
+        write_report(reports, curves, run)
     run.finish()
 
 

@@ -131,8 +131,10 @@ def draw_pass_at_k(axis, reports: dict[str, dict]) -> None:
     for name, report in reports.items():
         rates = report.get("pass@k", {})
         ks = [int(k) for k in rates]
-        percents = [100 * rate for rate in rates.values()]
-        axis.plot(ks, percents, marker="o", ms=3, label=name)
+        percents = [100 * rate["mean"] for rate in rates.values()]
+        lines = axis.plot(ks, percents, marker="o", ms=3, label=name)
+        lows, highs = ([100 * rate[end] for rate in rates.values()] for end in ("low", "high"))
+        axis.fill_between(ks, lows, highs, alpha=0.15, color=lines[0].get_color())
 
     axis.set(title="pass@k", xlabel="k", ylabel="%")
     axis.set_xscale("log", base=2)

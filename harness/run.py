@@ -23,10 +23,11 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
+from harness.cli import split_names
 from harness.plots import plot_curves
 from harness.ranks import gather_objects
 from model.images import load_image
-from model.loading import save_model
+from model.loading import check_folder, save_model
 from model.prompts import PromptEncoder
 
 
@@ -308,6 +309,22 @@ def checkpoints(run_folder: Path, flag: str) -> list[tuple[int, Path]]:
         step = int(folder.name.removeprefix("step_"))
         found.append((step, folder))
     return found
+
+
+def check_models(models: str, flag: str) -> None:
+    """Raise ValueError naming the flag of a model that is missing, before any is measured.
+
+    A hub name passes: only loading can tell whether it exists.
+    """
+    for folder in split_names(models, flag).values():
+        check_folder(folder, flag)
+
+
+def check_runs(runs: str, flag: str) -> None:
+    """The same for every checkpoint of each run."""
+    for run_folder in split_names(runs, flag).values():
+        for _, folder in checkpoints(Path(run_folder), flag):
+            check_folder(str(folder), flag)
 
 
 def table_line(step: str, cells: dict[str, str], progress: str) -> str:

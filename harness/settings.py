@@ -16,7 +16,7 @@ A `__post_init__` checks values and raises ValueError naming the flag. It first 
 
 from dataclasses import dataclass
 
-from harness.cli import flag
+from harness.cli import flag, split_names
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,54 @@ class Sampling(Settings):
     compile_decode: bool = flag(
         False, "static cache and a compiled decoding step: for a GPU and many tokens; ours"
     )
+
+
+@dataclass(frozen=True)
+class Benchmark(Settings):
+    """Public benchmarks (see scoring/)."""
+
+    benchmark: str = flag(
+        "",
+        "mathvista, mathverse, mathvision, mmmu, mmmu_pro, megabench or toy, in the place of "
+        "--data, graded by its authors' rule",
+    )
+    benchmark_dir: str = flag(
+        "", "local copy of its data set, a folder or a file; empty: the one on the hub"
+    )
+    score: str = flag("", "JSON lines of id and response: score them by --benchmark and stop")
+    gold: str = flag("", "golds for --score, rows of the benchmark's data set in a file")
+    extraction: str = flag(
+        "own", "of --score: `own`, or `official`, the extraction that the file holds"
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.score and not self.benchmark:
+            raise ValueError("--score: by which rule? --benchmark NAME says it")
+        if self.extraction not in ("own", "official"):
+            raise ValueError(f"--extraction {self.extraction}: wanted own or official")
+
+
+@dataclass(frozen=True)
+class Generalization(Settings):
+    """Generalisation factor."""
+
+    gf_runs: str = flag("", "NAME=RUN_FOLDER, ... of the runs to measure GF over; empty: none")
+    gf_id: str = flag(
+        "",
+        "in-distribution set, by accuracy: what --data takes, or BENCHMARK:FOLDER; empty: the "
+        "formats of the embedded world; paper: not stated",
+    )
+    gf_ood: str = flag("", "NAME=SET, ... the out-of-distribution sets that go with --gf_id")
+    gf_items: int = flag(255, "questions per set and checkpoint; paper: not stated")
+    gf_beta: float = flag(2.0, "weight of OOD against ID in GF; paper")
+
+    def __post_init__(self):
+        super().__post_init__()
+        split_names(self.gf_runs, "--gf_runs")
+        split_names(self.gf_ood, "--gf_ood")
+        if bool(self.gf_id) != bool(self.gf_ood):
+            raise ValueError("--gf_id and --gf_ood: GF needs both")
 
 
 @dataclass(frozen=True)

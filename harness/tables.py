@@ -7,9 +7,10 @@ A report is what `evaluate.summarize` makes of one model's records, a dictionary
                       "accuracy"    rate of right answers, with its interval
                       "length"      mean, tokens
                       "truncated"   share of responses that ran into the limit
-    "pass@k"      dictionary: k -> probability
+    "pass@k"      dictionary: k -> probability, with its interval over questions
     "branching"   tokens in the nucleus, mean over sampled steps
     "guessing"    accuracy of the best blind guess
+    "categories"  of a benchmark: heading -> category -> rate of right answers, with its interval
 
 Every key may be missing: an evaluation need not measure everything.
 """
@@ -74,6 +75,7 @@ def format_table(reports: dict[str, dict], curves: dict[str, list[dict]] | None 
         *pass_lines(reports),
         *guessing_lines(reports),
         *gf_lines(curves or {}),
+        *category_lines(reports),
     ]
     return "\n".join(lines)
 
@@ -111,7 +113,7 @@ def pass_lines(reports: dict[str, dict]) -> list[str]:
     for name, report in reports.items():
         if "pass@k" not in report:
             continue
-        rates = "  ".join(f"@{k} {100 * rate:.1f}" for k, rate in report["pass@k"].items())
+        rates = "  ".join(f"@{k} {cell(rate)}" for k, rate in report["pass@k"].items())
         line = f"  {name:<18}pass {rates}"
         if "branching" in report:
             line += f"    branching {report['branching']:.2f} tokens"
@@ -138,6 +140,16 @@ def gf_lines(curves: dict[str, list[dict]]) -> list[str]:
     return lines
 
 
+def category_lines(reports: dict[str, dict]) -> list[str]:
+    """The accuracy in each category of a benchmark, a table for each model and heading."""
+    lines = []
+    for name, report in reports.items():
+        for heading, rates in report.get("categories", {}).items():
+            lines += ["", f"{name}, by {heading}"]
+            lines += [rate_line(category, rate) for category, rate in rates.items()]
+    return lines
+
+
 # --- One line, one cell --------------------------------------------------------------------------
 
 
@@ -147,6 +159,13 @@ def header_line(title: str, columns: list[Column]) -> str:
 
 def model_line(name: str, report: dict, columns: list[Column]) -> str:
     return f"  {name:<18}" + "".join(f"{cell(column.rate(report)):>16}" for column in columns)
+
+
+def rate_line(name: str, rate: dict) -> str:
+    """A rate with its interval and its number of responses, on a line of its own."""
+    unscored = f", {rate['unscored']} unscored" if rate["unscored"] else ""
+    mean, low, high = (100 * rate[key] for key in ("mean", "low", "high"))
+    return f"  {name:<44}{mean:6.2f} [{low:.1f},{high:.1f}] of {rate['count']}{unscored}"
 
 
 def cell(rate: dict | None) -> str:

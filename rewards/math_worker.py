@@ -31,7 +31,8 @@ class MathWorker:
     answer in time is killed (test_math_that_hangs_is_bounded).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, script: str = __file__) -> None:
+        self.script = script
         self.process: subprocess.Popen | None = None
         self.ready = False
 
@@ -41,7 +42,7 @@ class MathWorker:
             return
         self.ready = False
         # -P keeps this folder off its import path, so that no package imports our number.py.
-        command = [sys.executable, "-P", __file__]
+        command = [sys.executable, "-P", self.script]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     def ask(self, gold: str, answer: str, timeout_s: float, ready_s: float) -> bool | None:
@@ -84,13 +85,21 @@ class MathWorker:
 
 
 class MathVerifier:
-    """A pool of workers, asked with (gold, answer) in this order: math-verify is not symmetric."""
+    """A pool of workers, asked with (gold, answer) in this order: math-verify is not symmetric.
+
+    script   what each process runs: this file, or another one with the same lines in and out
+    """
 
     def __init__(
-        self, timeout_s: float = TIMEOUT_S, ready_s: float = READY_S, workers: int | None = None
+        self,
+        timeout_s: float = TIMEOUT_S,
+        ready_s: float = READY_S,
+        workers: int | None = None,
+        script: str = __file__,
     ):
         self.timeout_s, self.ready_s = timeout_s, ready_s
-        self.workers = [MathWorker() for _ in range(workers or min(MOST_WORKERS, count_cores()))]
+        count = workers or min(MOST_WORKERS, count_cores())
+        self.workers = [MathWorker(script) for _ in range(count)]
         # The last one used is asked first: it is running, while others may never have started.
         self.free: queue.LifoQueue[MathWorker] = queue.LifoQueue()
         for worker in reversed(self.workers):

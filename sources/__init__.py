@@ -7,7 +7,6 @@
     elsewhere.py   responses of others for stage 2a: from a file, or from an endpoint
     pairs.py       writes the preference pairs of stage 2a
     funnel.py      counts what became of the responses that stage 2a sampled
-    responses.py   the graded responses of an evaluation, as a file and as a report
 
 An *example* is a dictionary, the same for every source:
 
@@ -31,6 +30,8 @@ from sources.held_out import HeldOut, split_held_out
 from sources.stream import PromptStream, read_all, read_usable
 from sources.tables import table_examples
 from sources.toy import evaluation_sets, toy_examples
+
+EVALUATED = 510  # questions in each set of `toy`, where nobody says how many
 
 
 def load_examples(
@@ -67,7 +68,7 @@ def load_evaluation_sets(
     source: str,
     *,
     split: str,
-    count: int,
+    count: int | None,
     seed: int,
     instruction: str | None,
     warn: Callable[[str], None],
@@ -79,7 +80,7 @@ def load_evaluation_sets(
     are reported through `warn`.
     """
     if source == "toy":
-        sets = evaluation_sets(count, seed)
+        sets = evaluation_sets(EVALUATED if count is None else count, seed)
     else:
         examples = load_examples(source, split=split, count=count, instruction=instruction)
         sets = {"id": with_unique_ids(read_all(examples, warn), warn)}

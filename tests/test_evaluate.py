@@ -11,6 +11,7 @@ import evaluate
 from conftest import make_example
 from evaluate import (
     Config,
+    bootstrap,
     generalization_factor,
     guessing_rate,
     list_measurements,
@@ -52,13 +53,33 @@ def test_pass_at_k_leaves_unscored_samples_out():
     records = [{"id": name, "score": score} for name in scores for score in scores[name]]
 
     a, b = [pass_at_k(3, 1, k) for k in (1, 2)], [pass_at_k(4, 2, k) for k in (1, 2)]
-    assert mean_pass_at_k(records) == {
+    assert {k: rate["mean"] for k, rate in mean_pass_at_k(records).items()} == {
         "1": pytest.approx((a[0] + b[0]) / 2),
         "2": pytest.approx((a[1] + b[1]) / 2),
         "4": 1.0,
     }
     assert pass_at_k(4, 1, 1) < a[0], "counted as wrong, it would lower the rate"
     assert mean_pass_at_k([{"id": "a", "score": None}]) == {}
+
+
+def test_pass_at_k_has_an_interval_over_questions():
+    """The bootstrap covers the truth in 95 of 100 worlds; samples of one question are not new ones.
+
+    Of each world 40 questions are seen, 8 samples each, of chances drawn evenly from 0 to 1: pass@1
+    is 0.5. Taken over samples instead, the interval is too narrow and misses it too often.
+    """
+    draw = torch.Generator().manual_seed(0)
+    covered = over_samples = 0
+    for _ in range(200):
+        chances = torch.rand(40, 1, generator=draw)
+        samples = torch.rand(40, 8, generator=draw) < chances  # (questions, samples)
+        low, high = bootstrap(samples.double().mean(1).tolist(), draws=300)
+        covered += low <= 0.5 <= high
+        low, high = bootstrap(samples.double().flatten().tolist(), draws=300)
+        over_samples += low <= 0.5 <= high
+    assert 0.90 <= covered / 200 <= 0.99
+    assert over_samples / 200 < 0.85, "the classic mistake"
+    assert bootstrap([0.5, 0.2]) == bootstrap([0.5, 0.2]), "a report can be computed again"
 
 
 def test_generalization_factor():

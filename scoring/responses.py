@@ -17,10 +17,11 @@ from harness.plots import plot_report
 from harness.ranks import gather_objects
 from harness.run import Run, append_jsonl, read_jsonl
 from harness.tables import format_table
-from rewards import Grade, Judge, ask_judge, grade
-from rewards.judge import BATCH
+from rewards import Grade, Judge
+from scoring import ask_judge, grade_example
 from sources.toy import is_in_asked_format
 
+OF_A_BENCHMARK = ("benchmark", "hint", "categories", "rule")  # see `scoring/benchmark.py`
 SILENT_JUDGE = SimpleNamespace(yes=lambda question: None)  # is there, and never answers
 
 
@@ -38,6 +39,7 @@ def response_record(example: dict, response: str, verdict: Grade) -> dict:
         "response": response,
         **asdict(verdict),
         "in_format": is_in_asked_format(example, response),
+        **{key: example[key] for key in OF_A_BENCHMARK if key in example},
     }
 
 
@@ -61,16 +63,19 @@ def read_records(file: str | Path) -> dict[str, list[dict]]:
 def regrade(records: list[dict], judge: Judge | None) -> int:
     """Grade every record again, in place, from what it holds.
 
-    A `text` answer keeps its stored score where it needs a judge and none answers. Returns how many
-    do.
+    An answer keeps its stored score where it needs a judge and none answers: a `text` answer, and
+    of a benchmark one that a judge has decided. Returns how many do.
     """
     examples = [{**record, "answer": record["gold"]} for record in records]
-    ask_judge([(example, example["response"]) for example in examples], judge, BATCH)
+    ask_judge([(example, example["response"]) for example in examples], judge)
 
     kept = 0
     for record, example in zip(records, examples):
-        verdict = grade(example, record["response"], judge or SILENT_JUDGE)
-        if verdict.score is None and record["answer_type"] == "text":
+        by_judge = "judge" in record["reason"] if record.get("benchmark") else True
+        silent = SILENT_JUDGE if by_judge else None
+        verdict = grade_example(example, record["response"], judge or silent)
+        needs_judge = record["answer_type"] == "text" or record.get("benchmark")
+        if verdict.score is None and needs_judge:
             kept += 1
             verdict = Grade(record["score"], record["reason"], record["extracted"])
         record.update(response_record(example, record["response"], verdict))
