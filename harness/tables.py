@@ -147,6 +147,7 @@ def category_lines(reports: dict[str, dict]) -> list[str]:
         for heading, rates in report.get("categories", {}).items():
             lines += ["", f"{name}, by {heading}"]
             lines += [rate_line(category, rate) for category, rate in rates.items()]
+            lines.append(macro_line(rates))
     return lines
 
 
@@ -166,6 +167,12 @@ def rate_line(name: str, rate: dict) -> str:
     unscored = f", {rate['unscored']} unscored" if rate["unscored"] else ""
     mean, low, high = (100 * rate[key] for key in ("mean", "low", "high"))
     return f"  {name:<44}{mean:6.2f} [{low:.1f},{high:.1f}] of {rate['count']}{unscored}"
+
+
+def macro_line(rates: dict[str, dict]) -> str:
+    """The mean over categories, each counted once: MEGA-Bench reports that of its tasks."""
+    means = [rate["mean"] for rate in rates.values() if rate["count"]]
+    return f"  {'(mean over these)':<44}{100 * sum(means) / max(1, len(means)):6.2f}"
 
 
 def cell(rate: dict | None) -> str:

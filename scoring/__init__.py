@@ -6,7 +6,7 @@
     mathvision.py
     mmmu.py
     mmmu_pro.py
-    megabench.py
+    megabench.py, megabench_metrics.py
     toy.py          the embedded world in the same form, for trying things out
     letters.py      what the two MMMU rules share: which option's letter a response names
     latex_value.py  the value of a LaTeX expression, in a process of its own
@@ -26,14 +26,14 @@ from collections.abc import Callable, Iterable
 from harness.cli import split_names
 from rewards import Grade, Judge, grade
 from rewards.judge import BATCH, AskLater
-from scoring import mathverse, mathvision, mathvista, mmmu, mmmu_pro, toy
+from scoring import mathverse, mathvision, mathvista, megabench, mmmu, mmmu_pro, toy
 from scoring.benchmark import Benchmark, grade_response, open_benchmark
 from sources import load_evaluation_sets, with_shuffled_images, with_unique_ids
 from sources.toy import evaluation_sets
 
 BENCHMARKS: dict[str, Benchmark] = {
     module.BENCHMARK.name: module.BENCHMARK
-    for module in (mathvista, mathverse, mathvision, mmmu, mmmu_pro, toy)
+    for module in (mathvista, mathverse, mathvision, mmmu, mmmu_pro, megabench, toy)
 }
 
 

@@ -15,7 +15,7 @@ from collections import Counter
 from pathlib import Path
 
 from harness.run import append_jsonl
-from harness.tables import rate_line
+from harness.tables import macro_line, rate_line
 from model.records import ExampleError
 from rewards import Judge
 from scoring.benchmark import Benchmark, grade_extraction, grade_response, open_benchmark
@@ -165,6 +165,8 @@ def write_scores(records: list[dict], report: dict[str, dict[str, dict]], cfg) -
     for heading, rates in report.items():
         print(f"\nby {heading}" if heading != "overall" else "")
         print("\n".join(rate_line(category, rate) for category, rate in rates.items()))
+        if len(rates) > 1:
+            print(macro_line(rates))
     print("\n".join(["", *how_lines(records), *agreement_lines(records)]))
 
     if cfg.run_dir:
