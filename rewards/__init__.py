@@ -1,4 +1,4 @@
-"""Reward functions, by name.
+r"""Reward functions, by name.
 
 A reward is one function of an example and a completion, and one entry in the dictionary of
 `make_rewards` below. A run sums them with the weights of --reward_weights:
@@ -12,16 +12,32 @@ A reward is one function of an example and a completion, and one entry in the di
 None means "could not be scored", as when a judge does not answer. Such a completion is left out of
 its group: a reward of 0 would teach that it is wrong.
 
-    groups.py       the rewards of a sampled group, and their weights
-    format.py       the format
-    grading.py      the accuracy of a response: find its answer, compare it with the gold answer
-    extract.py      finding: two tables of rules; views.py says where they look, reading.py what
-                    a match is worth
-    consistency.py  does the reasoning come to the answer, for the chosen side of pairs
-    choice.py, number.py, expression.py       comparing, by the type of the answer; on units.py,
-                    digits.py (how numbers are written) and typesetting.py
-    math_worker.py  math-verify in processes of its own
-    judge.py        a language model that answers yes or no; judge_prompts.py has what it is asked
+    groups.py        the rewards of a sampled group, and their weights
+    format.py        the format
+    grading.py       the accuracy of a response: find its answer, compare it with the gold answer
+    consistency.py   does the reasoning come to the answer, for the chosen side of pairs
+    judge.py         a language model that answers yes or no; judge_prompts.py: what it is asked
+
+Finding the answer, from the outside in:
+
+    extract.py       tries the rules in order
+    rules.py         the rules: tables of patterns, an example each
+    views.py         the parts of a response that they search; boxes.py: what is in \boxed{...}
+    reading.py       what a match is worth, by tables of steps: piece.py, read_values.py,
+                     read_options.py, leading.py
+
+Comparing it with the gold:
+
+    choice.py        options, on options.py (letter, text, value) and letters.py
+    number.py        plain numbers
+    expression.py    everything else of mathematics, on lists.py; the last word has math-verify,
+                     in processes of its own (math_worker.py)
+
+How things are written:
+
+    digits.py        numbers
+    units.py         units of measurement; unit_names.py: which there are
+    typesetting.py   LaTeX, Unicode, Markdown
 
 `python -m rewards FILE` grades responses from anywhere (`__main__.py`).
 

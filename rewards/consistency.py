@@ -22,6 +22,7 @@ of 6, and "I see four things" disagrees with 4 (test_values_that_are_no_conclusi
 
 import re
 
+from rewards.boxes import boxes
 from rewards.digits import WORD, words_to_digits
 from rewards.expression import is_value
 from rewards.extract import IN_PROSE, extract_answer, find_answer
@@ -30,7 +31,7 @@ from rewards.judge import Judge
 from rewards.judge_prompts import consistency_question
 from rewards.number import read_number
 from rewards.typesetting import plain
-from rewards.views import CONCLUDES, boxes, plain_text, sentences_of
+from rewards.views import CONCLUDES, plain_text, sentences_of
 
 AGREES, DISAGREES, UNSURE, SILENT = "agrees", "disagrees", "unsure", "judge silent"
 OUTCOMES = (AGREES, DISAGREES, UNSURE, SILENT)

@@ -4,15 +4,15 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from rewards.boxes import boxes
 from rewards.choice import gold_letter, named_in, read_option
 from rewards.expression import same_expression
 from rewards.extract import find_answer
 from rewards.judge import AskLater, Judge
 from rewards.judge_prompts import equivalence_question
-from rewards.number import read_gold_number, read_number, same_number
-from rewards.reading import is_sentence
+from rewards.number import read_answer_number, read_gold_number, same_number
+from rewards.piece import is_sentence
 from rewards.typesetting import plain
-from rewards.views import boxes
 
 OPEN_BOX = re.compile(r"\\+boxed\s*\{")
 OPERATION = re.compile(r"[-+*/^\\√π]")
@@ -104,7 +104,7 @@ def same_choice(answer: str, gold: str, choices: list[str]) -> Verdict:
 def same_value(answer: str, gold: str, question: str) -> Verdict:
     """Compare as numbers where both are plain numbers, else as expressions."""
     wanted = read_gold_number(gold, question)
-    number = read_number(answer, question, measured=wanted is not None and wanted.unit != "")
+    number = read_answer_number(answer, wanted, question)
     if wanted is not None and number is not None:
         return same_number(number, wanted)
     if wanted is not None and not OPERATION.search(answer):  # then it is no expression either

@@ -1,64 +1,26 @@
-r"""Typesetting off, so that two texts can be compared for what they say.
+r"""Typesetting taken off, so that two texts can be compared for what they say.
 
-    tidy         $12\,\text{cm}^{2}$   ->  12 cm ^{2}           spaces and wrappers
-    squeeze      x^{2} + 1             ->  x^2+1                for "the same expression"
-    spell_out    √12 ≤ π               ->  \sqrt{12} \le \pi    for math-verify, which reads LaTeX
-    plain        "A  red cube."        ->  a red cube           for words
-    comparable   "(Red Cube)"          ->  redcube              for the text of an option
+The same quantity, written in three ways, is the same after `squeeze`:
+
+    $12\,\text{cm}^{2}$.        12 cm^2        **12** cm ^{2}        ->        12cm^2
+
+Each function below takes off more than the last one, or something else:
+
+    tidy           wrappers, sizes and spaces of LaTeX; words stay apart
+    squeeze        and blanks: two expressions that are equal now are the same
+    as_latex       signs of Unicode become LaTeX, which is all that math-verify reads
+    plain          case and closing punctuation of words
+    strip_marks    Markdown, quotes and a box around an answer
+    comparable     all of it: the text of an option
+
+The tables of replacements come last, each row with an example that a test checks.
 """
 
 import re
+from dataclasses import dataclass
 from functools import lru_cache
 
-THIN = "\u2009\u202f\u00a0\u2007"  # thin and unbreakable spaces
-END = r"(?![A-Za-z])"  # the end of a LaTeX command
-COMMANDS = "left|right|[dt]?frac|boxed|text|mathrm|sqrt|pi|leq?|geq?|cup|infty"
-WRAPPERS = "text|textnormal|mathrm|mathbf|textbf|mathit|mbox|operatorname"
-SIZES = "left|right|displaystyle|bigl?|bigr?|Bigl?|Bigr?"
-
-TYPESETTING = [  # pattern, replacement, example
-    (rf"[{THIN}]", " ", "1 234"),
-    ("[\u2212\u2013\uff0d]", "-", "\u22124"),
-    (rf"\\\\(?=(?:{COMMANDS}){END})", r"\\", r"\\frac: escaped twice"),
-    (rf"\\(?:{WRAPPERS})\s*\{{([^{{}}]*)\}}", r" \1 ", r"\text{cm}"),
-    (r"(?<=\d)\s*(?:,\\!|\{,\s*\})\s*(?=\d{3})", ",", "1{,}234"),
-    (rf"\\(?:{SIZES}){END}\.?", "", r"\left("),
-    (rf"\\[dtc]frac{END}", r"\\frac", r"\dfrac"),
-    (r"(?<!\\)\\[,;:!> ]|\\quad|\\qquad|~", " ", r"12\,cm"),
-    (r"\^\s*\{?\s*\\circ\s*\}?|\\degree|\\circ\b|\u00ba", "°", r"90^\circ"),
-    (r"\\%|\uff05", "%", r"50\%"),
-    (r"\\\$", "$", r"\$5"),
-    (r"\*\*|`", "", "**B**"),
-    (rf"\\cdot{END}|\u00b7|\u22c5", r" \\cdot ", "2·3"),
-    (rf"\\times{END}|\u00d7", r" \\times ", "2×3"),
-]
-UNICODE = [  # pattern, LaTeX
-    (r"√\s*\{", r"\\sqrt{"),
-    (r"√\s*\(([^()]*)\)", r"\\sqrt{\1}"),
-    (r"√\s*(\d+(?:\.\d+)?|[A-Za-z])", r"\\sqrt{\1}"),
-    (r"\bsqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
-    (rf"π|(?<![A-Za-z\\])pi{END}", r"\\pi "),
-    ("∞", r"\\infty "),
-    ("≤", r"\\le "),
-    ("≥", r"\\ge "),
-    ("∪", r"\\cup "),
-    ("²", "^2"),
-    ("³", "^3"),
-    ("÷", "/"),
-    ("±", r"\\pm "),
-    (r"\\(le|ge)q\b", r"\\\1"),
-]
-DELIMITERS = [("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]")]
-GLUED = re.compile(r"(?<=\d)(and|or)(?=[-\d(]|[A-Za-z](?:\([a-z]\))?=)")  # "x=1orx=2"
-BOX = re.compile(r"\\boxed\s*\{([^{}]*)\}")
-
-
-def compiled(table: list[tuple]) -> list[tuple[re.Pattern, str]]:
-    return [(re.compile(pattern), replacement) for pattern, replacement, *_ in table]
-
-
-TYPESETTING_PATTERNS = compiled(TYPESETTING)
-UNICODE_PATTERNS = compiled(UNICODE)
+# --- Expressions ---------------------------------------------------------------------------------
 
 
 @lru_cache(maxsize=4096)
@@ -67,55 +29,173 @@ def tidy(text: str) -> str:
 
     >>> tidy(r"$12\,\text{cm}^{2}$")
     '12 cm ^{2}'
+    >>> tidy(r"\left( \dfrac12, 90^\circ \right)")
+    '( \\frac12, 90°)'
     """
-    for pattern, replacement in TYPESETTING_PATTERNS:
-        text = pattern.sub(replacement, text)
+    text = replace_all(text, TYPESETTING)
     text = re.sub(r"\s+", " ", text).strip()
+    return without_delimiters(text)
 
+
+def without_delimiters(text: str) -> str:
+    """`$12$` -> `12`, if the marks of mathematics stand around the whole text."""
     for opening, closing in DELIMITERS:
-        is_long_enough = len(text) >= len(opening) + len(closing)
+        is_long_enough = len(text) >= len(opening) + len(closing)  # "$" alone is no pair
         if text.startswith(opening) and text.endswith(closing) and is_long_enough:
             text = text[len(opening) : len(text) - len(closing)].strip()
     return text
 
 
 def squeeze(text: str) -> str:
-    """Without typesetting and spaces; x^{2} and x^2 are alike."""
-    text = re.sub(r"\{(\w)\}", r"\1", tidy(text).rstrip(".。"))
-    return re.sub(r"(?<![A-Za-z]) | (?![A-Za-z])", "", text)
+    """Without typesetting and blanks. A blank stays only between two letters.
+
+    >>> squeeze("x^{2} + 1"), squeeze("x^2+1"), squeeze("no solution.")
+    ('x^2+1', 'x^2+1', 'no solution')
+    """
+    text = tidy(text).rstrip(".。")
+    text = re.sub(r"\{(\w)\}", r"\1", text)  # x^{2} is x^2
+    return BLANK_BESIDE_A_SIGN.sub("", text)
 
 
-def spell_out(text: str) -> str:
-    """Mathematics in Unicode as LaTeX, all boxes as a list, no quotes and no closing stop."""
+def as_latex(text: str) -> str:
+    r"""Mathematics as math-verify reads it: LaTeX without marks, all boxes as a list.
+
+    >>> as_latex("√12 ≤ π")
+    '\\sqrt{12} \\le \\pi'
+    >>> as_latex(r"$\boxed{1}$ and $\boxed{2}$.")
+    '1, 2'
+    """
     boxes = BOX.findall(text)
     if boxes:
         text = ", ".join(boxes)
-    for pattern, replacement in UNICODE_PATTERNS:
-        text = pattern.sub(replacement, text)
-
+    text = replace_all(text, UNICODE)
     text = GLUED.sub(r" \1 ", text)
-    text = tidy(re.sub(r"\\?\"", "", text)).replace(r"\$", "")
+
+    text = re.sub(r"\\?\"", "", text)  # quotes, escaped or not
+    text = tidy(text).replace(r"\$", "")
     text = re.sub(r"[$\"“”]", "", text)
     return re.sub(r"\s+", " ", text).strip().rstrip(".。").strip()
 
 
+# --- Words ---------------------------------------------------------------------------------------
+
+
 def plain(text: str) -> str:
-    """Words as they are compared: without case, double spaces and closing punctuation."""
+    """Words as they are compared: without case, double blanks and punctuation around.
+
+    >>> plain(" A  red Cube. ")
+    'a red cube'
+    """
     return " ".join(str(text).lower().split()).strip(" .,;:!?\"'")
+
+
+def strip_marks(text: str) -> str:
+    r"""An answer without Markdown, LaTeX wrappers, quotes and closing punctuation.
+
+    >>> strip_marks(r"$\boxed{B}$."), strip_marks("**(B)**"), strip_marks("“dog”.")
+    ('B', '(B)', 'dog')
+    """
+    text = BOX.sub(r" \1 ", text)
+    text = re.sub(r"\\[()\[\]]", " ", text)  # \( and \[
+    text = tidy(MARKDOWN_OR_QUOTE.sub("", text))
+    if IN_BRACES.fullmatch(text):  # "{B}"
+        text = text.strip()[1:-1]
+    text = tidy(text.strip(" \n\t$*:：'").strip())
+    return text.strip(" .。,;，$'")
 
 
 @lru_cache(maxsize=4096)
 def comparable(text: str) -> str:
-    """An option's text as it is compared: no spaces, no typesetting, no punctuation around."""
+    """An option's text as it is compared: no blanks, no typesetting, no punctuation around.
+
+    >>> comparable("(Red Cube)"), comparable('"red cube".')
+    ('redcube', 'redcube')
+    """
     text = squeeze(re.sub(r"[*\"“”$]", "", str(text)))
     return text.replace(" ", "").lower().strip(".,;:!?'()")
 
 
-def strip_marks(text: str) -> str:
-    """An answer without Markdown, LaTeX wrappers and closing punctuation."""
-    text = BOX.sub(r" \1 ", text)
-    text = re.sub(r"\\[()\[\]]", " ", text)
-    text = tidy(re.sub(r"\*+|__|[\"“”‘’「」]|~~", "", text))
-    if re.fullmatch(r"\s*\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}\s*", text):  # "{B}"
-        text = text.strip()[1:-1]
-    return tidy(text.strip(" \n\t$*:：'").strip()).strip(" .。,;，$'")
+# --- Patterns ------------------------------------------------------------------------------------
+
+BOX = re.compile(r"\\boxed\s*\{([^{}]*)\}")  # without braces inside; `boxes.py` has the others
+DELIMITERS = [("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]")]
+BLANK_BESIDE_A_SIGN = re.compile(
+    r"""(?<![A-Za-z])[ ]    # no letter before it
+      | [ ](?![A-Za-z])     # no letter behind it
+    """,
+    re.VERBOSE,
+)
+GLUED = re.compile(  # "x=1orx=2", "3and4"
+    r"""(?<=\d) (and|or)
+        (?= [-\d(] | [A-Za-z](?:\([a-z]\))?= )    # "4", "(4", "x=", "f(x)="
+    """,
+    re.VERBOSE,
+)
+MARKDOWN_OR_QUOTE = re.compile(r"\*+|__|~~|[\"“”‘’「」]")
+IN_BRACES = re.compile(r"\s*\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}\s*")  # "{B}", "{\frac{1}{2}}"
+
+
+# --- Tables of replacements ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Replacement:
+    pattern: re.Pattern
+    replacement: str
+    before: str  # an example
+    after: str
+
+
+def replace_all(text: str, table: list[Replacement]) -> str:
+    """Every row of a table, in order."""
+    for row in table:
+        text = row.pattern.sub(row.replacement, text)
+    return text
+
+
+def row(pattern: str, replacement: str, before: str, after: str) -> Replacement:
+    return Replacement(re.compile(pattern), replacement, before, after)
+
+
+THIN = "\u2009\u202f\u00a0\u2007"  # thin and unbreakable spaces
+END = r"(?![A-Za-z])"  # the end of a LaTeX command
+COMMANDS = "left|right|[dt]?frac|boxed|text|mathrm|sqrt|pi|leq?|geq?|cup|infty"
+WRAPPERS = "text|textnormal|mathrm|mathbf|textbf|mathit|mbox|operatorname"
+SIZES = "left|right|displaystyle|bigl?|bigr?|Bigl?|Bigr?"
+
+TYPESETTING = [  # pattern, replacement, an example before and after
+    # letters that look like an ASCII one
+    row(rf"[{THIN}]", " ", "1\u2009234", "1 234"),
+    row("[\u2212\u2013\uff0d]", "-", "\u22124", "-4"),
+    # LaTeX: escaped twice, wrappers of words, thousands marks, sizes
+    row(rf"\\\\(?=(?:{COMMANDS}){END})", r"\\", r"\\frac", r"\frac"),
+    row(rf"\\(?:{WRAPPERS})\s*\{{([^{{}}]*)\}}", r" \1 ", r"\text{cm}", " cm "),
+    row(r"(?<=\d)\s*(?:,\\!|\{,\s*\})\s*(?=\d{3})", ",", "1{,}234", "1,234"),
+    row(rf"\\(?:{SIZES}){END}\.?", "", r"\left(", "("),
+    row(rf"\\[dtc]frac{END}", r"\\frac", r"\dfrac{1}{2}", r"\frac{1}{2}"),
+    row(r"(?<!\\)\\[,;:!> ]|\\quad|\\qquad|~", " ", r"12\,cm", "12 cm"),
+    # signs
+    row(r"\^\s*\{?\s*\\circ\s*\}?|\\degree|\\circ\b|\u00ba", "°", r"90^\circ", "90°"),
+    row(r"\\%|\uff05", "%", r"50\%", "50%"),
+    row(r"\\\$", "$", r"\$5", "$5"),
+    row(r"\*\*|`", "", "**B**", "B"),
+    row(rf"\\cdot{END}|\u00b7|\u22c5", r" \\cdot ", "2·3", r"2 \cdot 3"),
+    row(rf"\\times{END}|\u00d7", r" \\times ", "2×3", r"2 \times 3"),
+]
+
+UNICODE = [  # the same, from Unicode to LaTeX
+    row(r"√\s*\{", r"\\sqrt{", "√{3}", r"\sqrt{3}"),
+    row(r"√\s*\(([^()]*)\)", r"\\sqrt{\1}", "√(3x)", r"\sqrt{3x}"),
+    row(r"√\s*(\d+(?:\.\d+)?|[A-Za-z])", r"\\sqrt{\1}", "√3", r"\sqrt{3}"),
+    row(r"\bsqrt\s*\(([^()]*)\)", r"\\sqrt{\1}", "sqrt(3)", r"\sqrt{3}"),
+    row(rf"π|(?<![A-Za-z\\])pi{END}", r"\\pi ", "2pi", r"2\pi "),
+    row("∞", r"\\infty ", "∞", r"\infty "),
+    row("≤", r"\\le ", "≤3", r"\le 3"),
+    row("≥", r"\\ge ", "≥3", r"\ge 3"),
+    row("∪", r"\\cup ", "∪", r"\cup "),
+    row("²", "^2", "x²", "x^2"),
+    row("³", "^3", "x³", "x^3"),
+    row("÷", "/", "6÷2", "6/2"),
+    row("±", r"\\pm ", "±3", r"\pm 3"),
+    row(r"\\(le|ge)q\b", r"\\\1", r"\leq 3", r"\le 3"),
+]

@@ -1,83 +1,32 @@
 r"""Units of measurement: which words after a number are a unit, and when two of them are the same.
 
-A unit is a product of known names with powers, "cm^2", "m/s", "kg m s^{-1}", or a counted noun of
-the question ("12 apples" where it asks for apples). A letter of algebra, \pi, ! or a word of
-magnitude is not a unit: "4x", "4\pi", "4 million" are not 4.
+One unit through the file:
+
+    "meters per second^{2}"              what follows the number
+    {"m": 1, "s": -2}                    its factors, by their names in `unit_names.py`
+    "m s^-2"                             the same string for every spelling of it
+
+A unit is a product of known names with powers. Things that are counted are a unit too, one that
+says nothing: in "12 apples" the question must speak of apples.
+
+Everything else makes a number another number: 4x, 4\pi, 4! and 4 million are not 4.
 """
 
 import re
+from dataclasses import dataclass
 
-NAMES = {  # a unit -> its other spellings; a plural -s is understood
-    # length
-    "nm": "nanometer nanometre", "μm": "micrometer micrometre micron",
-    "mm": "millimeter millimetre", "cm": "centimeter centimetre 厘米", "dm": "decimeter decimetre",
-    "m": "meter metre 米", "km": "kilometer kilometre 千米 公里", "in": "inch inches",
-    "ft": "foot feet", "yd": "yard", "mi": "mile", "nmi": "nautical-mile 海里", "ly": "light-year",
-    # mass and volume
-    "mg": "milligram", "g": "gram", "kg": "kilogram", "t": "ton tonne", "lb": "lbs pound",
-    "oz": "ounce", "ml": "mL milliliter millilitre cc", "L": "l liter litre",
-    # time and speed
-    "ms": "millisecond", "s": "sec second 秒", "min": "minute 分钟", "h": "hr hour 小时", "day": "",
-    "week": "", "month": "", "year": "yr years-old", "Hz": "hz hertz", "kHz": "", "MHz": "",
-    "GHz": "", "mph": "",
-    # angle and temperature
-    "°": "degree deg 度", "rad": "radian", "°C": "celsius degrees-celsius",
-    "°F": "fahrenheit degrees-fahrenheit", "K": "kelvin",
-    # force, energy, electricity, matter
-    "N": "newton", "kN": "", "Pa": "pascal", "kPa": "", "MPa": "", "atm": "", "J": "joule",
-    "kJ": "kilojoule", "cal": "calorie", "kcal": "", "eV": "", "W": "watt", "kW": "kilowatt",
-    "kWh": "", "V": "volt", "mV": "", "A": "amp ampere", "mA": "", "Ω": "ohm", "C": "coulomb",
-    "mol": "mole",
-    # money
-    "$": "dollar usd USD", "¢": "cent", "€": "euro", "£": "gbp", "¥": "yuan yen rmb 元",
-}
-COUNTED = {  # what is counted, not measured: "3 people" is 3
-    "unit": "", "square unit": "sq-unit", "person": "people persons", "item": "", "object": "",
-    "piece": "", "student": "", "child": "children", "way": "", "point": "", "side": "",
-}
-MONEY = {"$", "¢", "€", "£", "¥"}
+from rewards.unit_names import COUNTED, MONEY, NAMES, NO_UNITS
+
 LONGEST = 60  # characters
-NO_UNITS = {  # words that change the number, or begin another one
-    "hundred", "thousand", "million", "billion", "trillion", "dozen", "half", "halves", "third",
-    "quarter", "times", "twice", "double", "percent", "pi", "squared", "cubed", "factorial",
-    "root", "log", "or", "and", "to", "plus", "minus", "over", "by", "not", "than", "most",
-    "least", "about", "is", "are", "of", "the", "a", "an", "in", "for", "if", "e", "i", "x", "y",
-    "z", "n", "k", "but", "so", "it", "what", "which", "how", "many",
-}
 
 
-def spellings() -> dict[str, str]:
-    """Every spelling of a unit -> its name."""
-    table = {}
-    for name, others in {**NAMES, **COUNTED}.items():
-        for spelling in [name, *others.split()]:
-            words = spelling.replace("-", " ")
-            table[words] = name
-            if len(words) > 2:
-                table[words + "s"] = name
-    return table
-
-
-SPELLINGS = spellings()
-POWERS = [  # other ways to write a power, as "cm^2"
-    (re.compile("²"), "^2"),
-    (re.compile("³"), "^3"),
-    (re.compile(r"平方(千米|厘米|米)"), r"\1^2"),
-    (re.compile(r"\b(?:square|sq\.?) (?!units?\b)([a-z]+)"), r"\1^2"),
-    (re.compile(r"\b(?:cubic|cu\.?) ([a-z]+)"), r"\1^3"),
-    (re.compile(r"\b([a-z]+) squared"), r"\1^2"),
-    (re.compile(r"\b([a-z]+) cubed"), r"\1^3"),
-]
-FACTOR = re.compile(  # "cm", "cm^2", "cm^{2}", "cm2", "°C", "$"
-    r"""(?P<name>[^\W\d_]+|°(?:[ ]?[CFcf]\b)?|[$¢€£¥])
-        (?:\s*\^\s*\{?\s*(?P<power>-?\d)\s*\}?|(?P<digit>\d)\b)?
-        [ *·.{}]*""",
-    re.VERBOSE,
-)
+# --- Reading a unit ------------------------------------------------------------------------------
 
 
 def read_unit(text: str, question: str = "") -> str | None:
-    """The unit as a canonical string, "" for none or for things counted; None if it is no unit.
+    """The unit as one string for all its spellings; "" for none or for things counted.
+
+    Returns None if the text is no unit.
 
     >>> read_unit("cm^2"), read_unit("square centimeters"), read_unit("km/h")
     ('cm^2', 'cm^2', 'h^-1 km')
@@ -87,8 +36,10 @@ def read_unit(text: str, question: str = "") -> str | None:
     (None, '')
     """
     text = text.strip(" .,;*·()").replace("µ", "μ")
-    if not text or len(text) > LONGEST:
-        return None if text else ""
+    if not text:
+        return ""
+    if len(text) > LONGEST:
+        return None
     if is_counted(text, question):
         return ""
 
@@ -97,12 +48,17 @@ def read_unit(text: str, question: str = "") -> str | None:
     powers = read_factors(text)
     if powers is None or is_magnitude_of_money(powers):
         return None
-    named = sorted((name, power) for name, power in powers.items() if name not in COUNTED)
-    return " ".join(name if power == 1 else f"{name}^{power}" for name, power in named)
+
+    measured = sorted((name, power) for name, power in powers.items() if name not in COUNTED)
+    return " ".join(name if power == 1 else f"{name}^{power}" for name, power in measured)
 
 
 def read_factors(text: str) -> dict[str, int] | None:
-    """`m s^{-1}` -> {"m": 1, "s": -1}; None if anything in it is not a known unit."""
+    """The power of each unit in a product; None if anything in it is not a known unit.
+
+    >>> read_factors("kg m/s^{2}"), read_factors("m per x")
+    ({'kg': 1, 'm': 1, 's': -2}, None)
+    """
     powers: dict[str, int] = {}
     sign = 1
     for part in re.split(r"(/|\bper\b)", text):
@@ -110,7 +66,7 @@ def read_factors(text: str) -> dict[str, int] | None:
         if part in ("/", "per"):
             sign = -1
             continue
-        factors = [(name_of(part), 1)] if name_of(part) else split_factors(part)
+        factors = split_factors(part)
         if factors is None:
             return None
         for name, power in factors:
@@ -118,32 +74,89 @@ def read_factors(text: str) -> dict[str, int] | None:
     return powers
 
 
-def is_magnitude_of_money(powers: dict[str, int]) -> bool:
-    """Is money multiplied? "12 $ m" is 12 million, no unit; "12 $/h" is one."""
-    others = [power for name, power in powers.items() if name not in MONEY]
-    return len(others) < len(powers) and max(others, default=0) > 0
-
-
 def split_factors(text: str) -> list[tuple[str, int]] | None:
-    """`kg m^2` -> [("kg", 1), ("m", 2)]; None if one of them is not known."""
-    factors, position = [], 0
+    """The units of a product without a slash, each with its power; None if one is not known.
+
+    >>> split_factors("kg m^2"), split_factors("nautical miles"), split_factors("kg x")
+    ([('kg', 1), ('m', 2)], [('nmi', 1)], None)
+    """
+    if name_of(text):  # a name of several words
+        return [(name_of(text), 1)]
+
+    factors = []
+    position = 0
     while position < len(text):
         factor = FACTOR.match(text, position)
-        name = name_of(factor["name"].replace(" ", "")) if factor else None
+        if factor is None:
+            return None
+        name = name_of(factor["name"].replace(" ", ""))
         if name is None:
             return None
-        factors.append((name, int(factor["power"] or factor["digit"] or 1)))
+        power = factor["power"] or factor["digit"] or 1
+        factors.append((name, int(power)))
         position = factor.end()
     return factors
 
 
+def is_magnitude_of_money(powers: dict[str, int]) -> bool:
+    """Is money multiplied by something? "12 $ m" is 12 million, while "12 $/h" is a unit."""
+    has_money = any(name in MONEY for name in powers)
+    return has_money and any(power > 0 for name, power in powers.items() if name not in MONEY)
+
+
+POWERS = [  # other ways to write a power, and "cm^2" for them
+    (re.compile("²"), "^2"),
+    (re.compile("³"), "^3"),
+    (re.compile(r"平方(千米|厘米|米)"), r"\1^2"),
+    (re.compile(r"\b(?:square|sq\.?) (?!units?\b)([a-z]+)"), r"\1^2"),
+    (re.compile(r"\b(?:cubic|cu\.?) ([a-z]+)"), r"\1^3"),
+    (re.compile(r"\b([a-z]+) squared"), r"\1^2"),
+    (re.compile(r"\b([a-z]+) cubed"), r"\1^3"),
+]
+FACTOR = re.compile(
+    r"""(?P<name>[^\W\d_]+ | °(?:[ ]?[CFcf]\b)? | [$¢€£¥])      # cm, °C, $
+        (?: \s*\^\s*\{?\s*(?P<power>-?\d)\s*\}?                 # cm^2, cm^{2}
+          | (?P<digit>\d)\b )?                                  # cm2
+        [ *·.{}]*
+    """,
+    re.VERBOSE,
+)
+
+
+# --- Names of units ------------------------------------------------------------------------------
+
+
+def all_spellings() -> dict[str, str]:
+    """Every spelling of a unit -> its name: "centimeters" -> "cm"."""
+    name_by_spelling = {}
+    for name, others in {**NAMES, **COUNTED}.items():
+        for spelling in [name, *others.split()]:
+            words = spelling.replace("-", " ")
+            name_by_spelling[words] = name
+            if len(words) > 2:
+                name_by_spelling[words + "s"] = name
+    return name_by_spelling
+
+
+SPELLINGS = all_spellings()
+
+
 def name_of(word: str) -> str | None:
-    """The canonical name of a unit. Case matters in a single letter: N is newton, n is none."""
-    return SPELLINGS.get(word) or (SPELLINGS.get(word.lower()) if len(word) > 1 else None)
+    """The name of a unit in `unit_names.py`. Case matters in a single letter.
+
+    >>> name_of("Meters"), name_of("N"), name_of("n")
+    ('m', 'N', None)
+    """
+    if word in SPELLINGS:
+        return SPELLINGS[word]
+    return SPELLINGS.get(word.lower()) if len(word) > 1 else None
+
+
+# --- What the question says about a word ---------------------------------------------------------
 
 
 def is_counted(text: str, question: str) -> bool:
-    """Is it what the question asks to count? At most four words, all of them in the question."""
+    """Is it what the question asks to count? One to four words, all of them in the question."""
     words = re.findall(r"[a-z]+", text.lower())
     if not 1 <= len(words) <= 4 or set(words) & NO_UNITS:
         return False
@@ -153,21 +166,80 @@ def is_counted(text: str, question: str) -> bool:
     return all(singular(word) in asked for word in words)
 
 
-def is_measured_in(letter: str, question: str) -> bool:
-    """Does the question measure in this one-letter unit ("20 m", "in meters")?"""
-    long_names = NAMES.get(letter, "").split()
-    measured = re.search(rf"\d\s*\\?(?:text|mathrm)?[{{~ ]*{re.escape(letter)}\b", question)
-    named = any(re.search(rf"\b{name}", question) for name in long_names if len(name) > 2)
-    return measured is not None or named
-
-
-def is_name_in(letter: str, question: str) -> bool:
-    """Does the question use this letter as the name of something?"""
-    return re.search(rf"(?<![A-Za-z\\]){re.escape(letter)}(?![A-Za-z])", question) is not None
-
-
 def singular(word: str) -> str:
     """A crude stem: enough to match "boxes" with "box" and "apples" with "apple"."""
     if word.endswith("es") and len(word) > 4:
         return word[:-2]
     return word.rstrip("s").rstrip("e") if len(word) > 3 else word
+
+
+def is_measured_in(letter: str, question: str) -> bool:
+    """Does the question measure in this unit of one letter?
+
+    >>> is_measured_in("m", "The wall is 20 m long."), is_measured_in("m", "How many meters?")
+    (True, True)
+    >>> is_measured_in("m", "What is m?")
+    False
+    """
+    behind_digits = rf"\d\s*\\?(?:text|mathrm)?[{{~ ]*{re.escape(letter)}\b"
+    if re.search(behind_digits, question):
+        return True
+    long_names = [name for name in NAMES.get(letter, "").split() if len(name) > 2]
+    return any(re.search(rf"\b{name}", question) for name in long_names)
+
+
+def is_name_in(letter: str, question: str) -> bool:
+    """Does the question use this letter as a name, as in "What is m?" or "a slope m"?"""
+    return re.search(rf"(?<![A-Za-z\\]){re.escape(letter)}(?![A-Za-z])", question) is not None
+
+
+# --- A unit behind an expression -----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Quantity:
+    body: str  # the expression without its unit
+    unit: str  # "" for none
+
+
+def split_unit(text: str, question: str = "", measured: bool = False) -> Quantity:
+    r"""An expression and the unit behind it.
+
+    A single letter may be a variable. It is a unit only if the question measures in it, or if
+    `measured` says that it does.
+
+    >>> split_unit(r"4\pi cm")
+    Quantity(body='4\\pi', unit='cm')
+    >>> split_unit("3 + 4m"), split_unit("3 + 4m", measured=True)
+    (Quantity(body='3 + 4m', unit=''), Quantity(body='3 + 4', unit='m'))
+    """
+    no_unit = Quantity(text, "")
+    words = LAST_WORDS.search(text)
+    if words is None:
+        return no_unit
+    body = text[: words.start()].rstrip()
+    if not body or body.endswith("\\"):  # "\cm" is a LaTeX command
+        return no_unit
+    if NO_OPERAND.search(body) and not body.endswith("\\pi"):
+        return no_unit
+
+    unit = read_unit(words[1].strip(), question)
+    if not unit:
+        return no_unit
+    first_word = re.match(r"[A-Za-z]*", words[1].strip())[0]
+    is_letter = len(first_word) == 1
+    if is_letter and not measured and not is_measured_in(first_word, question):
+        return no_unit
+    return Quantity(body, unit)
+
+
+LAST_WORDS = re.compile(  # what may be a unit, behind a digit, a bracket, ° or \pi
+    r"""(?<=[\d})\s°iπ])
+        ( (?: ° | [A-Za-z]{1,12} | [\u4e00-\u9fff]{1,4} )       # cm
+          (?: \s* (?: \^\s*\{?-?\d\}?                           # cm^2
+                    | [/ ·*]+\s*[A-Za-z]{1,8} ) )*              # m/s
+        )$
+    """,
+    re.VERBOSE,
+)
+NO_OPERAND = re.compile(r"[-+*/^=,<>(]$|\\[A-Za-z]+$")  # "3 +" in front of "m": m is a term

@@ -5,8 +5,10 @@ import pytest
 from rewards import grade
 from rewards.choice import read_option
 from rewards.digits import words_to_digits
-from rewards.expression import list_of, same_expression
+from rewards.expression import same_expression
+from rewards.lists import list_of
 from rewards.number import read_number
+from rewards.typesetting import TYPESETTING, UNICODE
 from rewards.units import read_unit
 
 ANIMALS = ["cat", "dog", "a bird", "fish"]
@@ -198,3 +200,9 @@ def test_two_numbers_in_words_are_not_one():
     """Two millions in a row are two numbers; a million and a thousand are one."""
     assert words_to_digits("two million three million") == "two million three million"
     assert words_to_digits("two million three thousand") == "2003000"
+
+
+@pytest.mark.parametrize("row", TYPESETTING + UNICODE, ids=lambda row: row.before)
+def test_examples_of_replacements(row):
+    """The tables of typesetting are their own documentation: each row does what it says."""
+    assert row.pattern.sub(row.replacement, row.before) == row.after

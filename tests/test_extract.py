@@ -4,8 +4,8 @@ import time
 
 import pytest
 
+from rewards.boxes import boxes, last_boxed
 from rewards.extract import IN_PROSE, IN_TAGS, extract_answer, find_answer
-from rewards.views import boxes, last_boxed
 
 ANIMALS = ["cat", "dog", "a bird", "fish"]
 CHOICE_ANSWERS = [rule.answer for rule in IN_PROSE if not any(c.isdigit() for c in rule.answer)]
@@ -14,7 +14,7 @@ CHOICE_ANSWERS = [rule.answer for rule in IN_PROSE if not any(c.isdigit() for c 
 @pytest.mark.parametrize("rule", IN_PROSE, ids=lambda rule: rule.name)
 def test_examples_of_prose_rules(rule):
     """The table is the documentation: each example is found by its own rule."""
-    is_denial = rule.read == "denial"
+    is_denial = rule.place == "denial"
     choices = ["yes", "no"] if is_denial else ANIMALS
     question = "Is it the largest?" if is_denial else ""
     answer_type = "choice" if rule.answer in CHOICE_ANSWERS else rule.types.split()[0]

@@ -1,0 +1,129 @@
+r"""The options of a question, and what it means for a text to be one of them.
+
+An option has a letter, a text, and sometimes a value:
+
+    A   "cat"              its text: "Cat", "(cat)", "a cat"
+    B   "$\frac{3}{4}$"    its value: "0.75", "3/4"
+
+A text names an `Option`, or it names none for a reason: several at once, a negation, a letter
+beside the text of another option. A lucky pick among them would be paid for, so none is picked.
+"""
+
+import re
+from dataclasses import dataclass
+
+from rewards.expression import has_letters, is_value, same_expression
+from rewards.number import read_number, same_number
+from rewards.typesetting import comparable, strip_marks
+
+LETTERS = "ABCDEFGHIJ"
+
+
+@dataclass(frozen=True)
+class Option:
+    letter: str | None
+    how: str  # how it was named, or why it is none
+
+
+NO_OPTION = Option(None, "no option")
+SEVERAL = Option(None, "several options")
+NEGATED = Option(None, "negation")
+ANOTHER_TEXT = Option(None, "letter and text of different options")
+ANOTHER_VALUE = Option(None, "letter and another value")
+
+
+# --- Letters -------------------------------------------------------------------------------------
+
+
+def letters_of(choices: list[str]) -> str:
+    """The letters that may be named; all of them if the options are not known."""
+    return LETTERS[: len(choices)] if choices else LETTERS
+
+
+def are_other_letters(choices: list[str]) -> bool:
+    """Are the options letters themselves, but not A, B, C ... in some order?
+
+    >>> are_other_letters(["K", "E", "N"]), are_other_letters(["C", "A", "B"])
+    (True, False)
+    """
+    texts = {strip_marks(str(choice)) for choice in choices}
+    return all(len(text) == 1 for text in texts) and not texts <= set(letters_of(choices))
+
+
+# --- Texts ---------------------------------------------------------------------------------------
+
+
+def is_text_of(text: str, index: int, choices: list[str]) -> bool:
+    """Is it the text of this option? An index without an option has no text."""
+    if not 0 <= index < len(choices) or not comparable(choices[index]):
+        return False
+    return comparable(text) == comparable(choices[index])
+
+
+def by_whole_text(text: str, choices: list[str]) -> Option:
+    """The answer is an option's text and nothing else; an article in front does not matter.
+
+    Two options may read alike: then the first counts, as it does in the gold.
+
+    >>> by_whole_text("a dog", ["cat", "dog"]).letter, by_whole_text("dogs", ["cat", "dog"]).letter
+    ('B', None)
+    """
+    without_article = re.sub(r"^(?:the|an?)\s+", "", text, flags=re.IGNORECASE)
+    for words in (text, without_article):
+        same = [i for i in range(len(choices)) if is_text_of(words, i, choices)]
+        if re.fullmatch(r"\W*[A-J]\W*", words):  # "(E)" is a letter, though an option is "(e)"
+            same = [i for i in same if re.search(r"[A-Z]", str(choices[i]))]
+        if same:
+            return Option(LETTERS[same[0]], "option's text")
+    return NO_OPTION
+
+
+# --- Values --------------------------------------------------------------------------------------
+
+
+def by_value(text: str, choices: list[str]) -> Option:
+    r"""The answer equals exactly one option, as a number or as an expression.
+
+    >>> by_value("0.75", ["2", r"\frac{3}{4}"]), by_value("2", ["2", "2.0"]).how
+    (Option(letter='B', how="option's value"), 'several options')
+    """
+    if len(text) > 100 or not is_value(text):
+        return NO_OPTION
+    same = same_numbers(text, choices) or same_expressions(text, choices)
+    if not same:
+        return NO_OPTION
+    texts = {comparable(choices[i]) for i in same}
+    if len(texts) > 1:
+        return SEVERAL
+    return Option(LETTERS[same[0]], "option's value")
+
+
+def same_numbers(text: str, choices: list[str]) -> list[int]:
+    """Indices of the options that are this number; exactly equal ones before rounded ones.
+
+    >>> same_numbers("3.14", ["3.14", "3.1"]), same_numbers("3.14", ["3.2", "3.1"])
+    ([0], [1])
+    """
+    number = read_number(text)
+    if number is None:
+        return []
+    numbers = [None if "=" in choice else read_number(choice) for choice in choices]
+    same = [i for i, other in enumerate(numbers) if other and same_number(number, other)[0]]
+    exact = [i for i in same if numbers[i].value == number.value]
+    return exact or same
+
+
+def same_expressions(text: str, choices: list[str]) -> list[int]:
+    """Indices of the options that are this expression."""
+    is_number = read_number(text) is not None
+    same = []
+    for i, choice in enumerate(choices):
+        if not is_value(choice) or read_number(choice) is not None:
+            continue
+        if ("=" in text) != ("=" in choice):  # 5 is not "x = 5" of another option
+            continue
+        if is_number and has_letters(choice):  # 4 is not 4x
+            continue
+        if same_expression(text, choice)[0] is True:
+            same.append(i)
+    return same
