@@ -69,9 +69,11 @@ def is_joint(between: str) -> bool:
 def find_boxes(text: str) -> list[Box]:
     r"""All boxes that close, in order of their closing braces; of nested boxes the inner one.
 
-    One pass over the braces keeps a stack of those that are open:
+    One pass over the braces keeps a stack of those that are open. In \boxed{\frac{1}{2}}
 
-        \boxed{ \frac{ 1 } ...        open: \boxed{     then \boxed{ {     then \boxed{
+        "\boxed{"      is put on the stack
+        "{" and "}"    put on and taken off, twice
+        "}"            takes "\boxed{" off: here ends a box
 
     Trap: a search for the closing brace from each box anew is quadratic where none closes
     (test_time_is_linear).

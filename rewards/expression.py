@@ -1,8 +1,8 @@
 r"""Are two expressions equal? What is of one kind is decided here, what is equal by math-verify.
 
-math-verify reads generously: of "x=1 or x=2" it may take 2, of "4 million" 4. So it is asked last,
-and only about two expressions of the same kind. One answer through the file, with the gold
-`10\sqrt{3}`:
+math-verify reads generously: it takes "2x = 6" for 6, "1:2" for 1/2, and "101_2", a number in base
+two, for 101. So it is asked last, and only about two expressions of the same kind. One answer
+through the file, with the gold `10\sqrt{3}`:
 
     \sqrt{300} cm          1. the same text as the gold?         no
                            2. both plain numbers?                no

@@ -3,8 +3,8 @@ r"""What a response gives as its answer.
 Two responses through the file:
 
     <think> ... </think> <answer> The area is 12 cm. </answer>
-        an answer block: the rules IN_TAGS read it as a sentence, and leave it
-        the rules for sentences are tried; "is N" finds 12 cm
+        an answer block: the rules IN_TAGS are tried, and pass, since it holds a sentence
+        the rules IN_SENTENCES are tried, and "is N" finds 12 cm
 
     I think of 3 and 4. So there are 12.
         no block: the rules IN_PROSE are tried, and "is N" finds 12

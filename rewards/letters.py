@@ -9,12 +9,13 @@ One answer through the file, where B is "dog":
 
 The rest decides whether the letter is meant:
 
-    nothing, or "dog"                B                 its own text
-    "or C", "and C", ", (C)"         several options
-    "cat"                            contradicts       the text of another option
-    "is wrong"                       negation
-    "because it barks"               B                 a remark
-    "big dog", behind a bare "a"     no option         it was an article
+    nothing                          B
+    "dog"                            B         its own text
+    "because it barks"               B         a remark
+    "or C", "and C", ", (C)"         none      several options
+    "cat"                            none      the text of another option
+    "is wrong"                       none      the letter is taken back
+    "big dog", behind a bare "a"     none      the letter was an article
 """
 
 import re

@@ -4,7 +4,7 @@ One list through the file:
 
     x \in \{1, (2, 3), \pm 4\}           an answer
     1, (2, 3), \pm 4                     what its set holds
-    ["1", "(2, 3)", "4", "-4"]           its values: a comma inside of brackets divides nothing
+    ["1", "(2,3)", "4", "-4"]            its values: a comma inside of brackets divides nothing
 
 A tuple, an interval and a number like 1,234 are one value.
 """

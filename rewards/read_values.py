@@ -84,7 +84,7 @@ def without_title(text: str) -> str:
 
 
 def negation_that_is_no_sentence(piece: Piece) -> Reading:
-    """ "not 12" gives no answer. "Not all of them: the answer is 12" may give one further on."""
+    """As `negation`, but a sentence may begin with a "not" and come to an answer further on."""
     return NEXT if is_sentence(piece.text) else negation(piece)
 
 
@@ -96,7 +96,7 @@ def a_number_in_front(piece: Piece) -> Reading:
 
 
 def refuse_words(piece: Piece) -> Reading:
-    """ "The answer is red" states that there is no number. Six words or more may go on to one."""
+    """The statement "red" says that there is no number. A long line may still come to one."""
     first_line = piece.text.split("\n")[0]
     return NEXT if is_sentence(first_line, least=6) else NOT_ONE_NUMBER
 

@@ -9,6 +9,20 @@ The row "statement" of NUMBER below says what is tried:
 
 The steps are functions of `read_values.py` and `read_options.py`. What they return is explained in
 `piece.py`: an answer, a refusal, or NEXT.
+
+Where a piece may be found:
+
+    box           in \boxed{...}
+    block         all of an answer block
+    whole         all of a short response
+    statement     behind "The answer is", to the end of its line
+    bold          between two ** of bold type
+    expression    the last formula of the conclusion
+    number        in the conclusion, from a number on
+    must be       in the conclusion, behind "it must be"
+    answer        in the conclusion, from the mark of an option on; or the first words
+    sentence      all of the conclusion, or of the first line
+    denial        in the first line, behind "is not"
 """
 
 import re

@@ -2,7 +2,7 @@ r"""Typesetting taken off, so that two texts can be compared for what they say.
 
 The same quantity, written in three ways, is the same after `squeeze`:
 
-    $12\,\text{cm}^{2}$.        12 cm^2        **12** cm ^{2}        ->        12cm^2
+    $12\,\text{cm}^{2}$        12 cm^2.        **12** cm ^{2}        ->        12cm^2
 
 Each function below takes off more than the last one, or something else:
 

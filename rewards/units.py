@@ -220,7 +220,7 @@ def split_unit(text: str, question: str = "", measured: bool = False) -> Quantit
     body = text[: words.start()].rstrip()
     if not body or body.endswith("\\"):  # "\cm" is a LaTeX command
         return no_unit
-    if NO_OPERAND.search(body) and not body.endswith("\\pi"):
+    if WANTS_A_TERM.search(body) and not body.endswith("\\pi"):
         return no_unit
 
     unit = read_unit(words[1].strip(), question)
@@ -242,4 +242,4 @@ LAST_WORDS = re.compile(  # what may be a unit, behind a digit, a bracket, ° or
     """,
     re.VERBOSE,
 )
-NO_OPERAND = re.compile(r"[-+*/^=,<>(]$|\\[A-Za-z]+$")  # "3 +" in front of "m": m is a term
+WANTS_A_TERM = re.compile(r"[-+*/^=,<>(]$|\\[A-Za-z]+$")  # "3 +", "\sin": the m behind is a term

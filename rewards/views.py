@@ -57,7 +57,7 @@ class Views:
 
     @cached_property
     def response(self) -> str:
-        return without_marks(self.marked)
+        return plain_text(self.marked)
 
     @cached_property
     def whole(self) -> str:
@@ -68,7 +68,7 @@ class Views:
     def first_line(self) -> str:
         """The first line that is not empty."""
         beginning = TAG.sub("\n", self.raw[:SEARCHED])
-        for line in without_marks(beginning).split("\n"):
+        for line in plain_text(beginning).split("\n"):
             if line.strip():
                 return line.strip()
         return ""
@@ -91,10 +91,10 @@ class Views:
         return concluding[-1]
 
 
-def without_marks(text: str) -> str:
+def plain_text(text: str) -> str:
     r"""Without the marks of bold type and without wrappers of words.
 
-    >>> without_marks(r"**12** \text{cm}").split()
+    >>> plain_text(r"**12** \text{cm}").split()
     ['12', 'cm']
     """
     return WRAPPER.sub(r" \1 ", text.replace("**", "").replace("__", ""))
@@ -116,7 +116,7 @@ def is_refusal(response: str) -> bool:
     >>> is_refusal("It may be 5. I cannot determine it."), is_refusal("The answer is 5.")
     (True, False)
     """
-    end = without_marks(response[-2 * SHORT :])
+    end = plain_text(response[-2 * SHORT :])
     sentences = sentences_of(end)
     if not sentences or STATES_ANSWER.search(sentences[-1]):
         return False
