@@ -3,11 +3,11 @@
 A compiled step can be replayed on a GPU as a CUDA graph, which saves the time to launch kernels.
 A graph only repeats itself: every step must use tensors of the same shape, at the same address.
 
-    step                     plain                          compiled
-    cache, 300 slots needed  (B, heads, 300, d)             (B, heads, 512, d), few widths exist
-    write of a new token     into the slice of its slot     at an index that is a tensor
-    attention                over the slots in use          over all slots, the free ones masked
-    an ended sequence        is dropped after some steps    stays until all have ended
+                             plain                       compiled
+    width of the cache       grows with completions      all of it at once, a multiple of 256
+    write of a new token     into the slice of its slot  at an index that is a tensor
+    attention                over the slots in use       over all slots, the free ones masked
+    an ended sequence        is dropped some steps later stays until all have ended
 
 Off by default (--compile_decode). On a CPU it is slower than the plain step; how fast it is on a
 GPU has not been measured.

@@ -37,12 +37,15 @@ class Rule:
 ALL = r"(?s)^(.*)$"
 BOX = r"\\boxed\s*(\{)"  # only where a box begins; `boxes.py` finds where it ends
 
-# What follows is looked ahead at, so that a later statement on the same line is found too.
+# The rest of the line is looked at but not used up: a later statement on it is found as well.
 REST = rf"(?=(.{{0,{LONGEST_MATCH}}}))"
+
+# --- Patterns that announce an answer
+NO_WORD_BETWEEN = r"is\b|are\b|choices\b|options\b|not\b|cannot\b|never\b|\w+n't\b"
 ANSWER_IS = (  # "answer to the question is ...", "Answer: ..."
     r"\banswers?\b"
-    r"(?:[ \t]+(?!is\b|are\b|choices\b|options\b|not\b|cannot\b|never\b|\w+n't\b)[\w\"'-]+){0,12}?"
-    rf"\s*(?:\b(?:is|are|was|be|becomes)\b|[:：=])[ \t]*:?\s*{REST}"
+    rf"(?:[ \t]+(?!{NO_WORD_BETWEEN})[\w\"'-]+){{0,12}}?"  # "to the question"
+    rf"\s*(?:\b(?:is|are|was|be|becomes)\b|[:：=])[ \t]*:?\s*{REST}"  # "is ..."
 )
 ANSWER_IS_IN_CHINESE = (  # "答案是A。"
     r"(?:答案|选项)(?:应该|应当|选项)?\s*"
@@ -51,8 +54,11 @@ ANSWER_IS_IN_CHINESE = (  # "答案是A。"
 OPTION_IS = (  # "the correct option is ...", "best choice: ..."
     r"\b(?:correct|right|best|closest|appropriate|suitable|likely)\s+"
     r"(?:option|choice|letter|statement|one|match)\b"
-    rf"(?:[ \t]+(?!is\b)[\w'-]+){{0,8}}?\s*(?:\bis\b|\bwould be\b|:)[ \t]*:?\s*{REST}"
+    r"(?:[ \t]+(?!is\b)[\w'-]+){0,8}?"  # "for the picture"
+    rf"\s*(?:\bis\b|\bwould be\b|:)[ \t]*:?\s*{REST}"  # "is ..."
 )
+
+# --- Patterns of options
 MUST_BE = r"\b(?:choose|select|pick|must be|should be|would be|corresponds? to|matches)\b\s*(.*)"
 OPTION_E = r"\b((?:option|choice)\s+\(?[A-J]\)?(?![\w']).*)"
 IN_BRACKETS = r"([(\[（][A-J][)\]）].*)"
@@ -65,6 +71,7 @@ DENIAL = (  # "It is not ...", "it doesn't ...", up to the end of the sentence
     rf"((?:(?!\bnot\b|n't\b|\bbut\b|\bor\b){NO_STOP})*)(?:[.!?]|$)"
 )
 
+# --- Patterns of values
 BOLD = r"\*\*([^*\n]{1,40})\*\*"
 LAST_FORMULA = r"(?:\$\$?([^$\n]+)\$\$?|\\[(\[](.+?)\\[)\]])(?!.*\d)"  # and no number behind it
 IS_NUMBER = (  # "is 3", "= about $3", "there are three"
@@ -72,8 +79,10 @@ IS_NUMBER = (  # "is 3", "= about $3", "there are three"
     r"(?=[ \t]*((?:approximately|about|only|[$€£]|[ \t])*"
     rf"(?:{WORD}|{NUMBER}|√|\\sqrt).{{0,200}}))"
 )
-A_NUMBER = (  # any number, but not of f(0), of "3 or 4", of a longer one
-    r"(?<![\w.,])(?<!, )(?<!not )(?<!\w\()(?<!\d and )(?<!\d or )(?<!\d to )(?<!\d-)"
+A_NUMBER = (  # any number, but for these
+    r"(?<![\w.,])"  # the end of a longer one
+    r"(?<!, )(?<!\d and )(?<!\d or )(?<!\d to )(?<!\d-)"  # the second of "3, 4", "3 or 4", "3-4"
+    r"(?<!not )(?<!\w\()"  # "not 3", the 0 of "f(0)"
     rf"(?=((?:[$€£]\s*)?{NUMBER}.{{0,40}}))"
 )
 

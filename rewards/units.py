@@ -43,8 +43,8 @@ def read_unit(text: str, question: str = "") -> str | None:
     if is_counted(text, question):
         return ""
 
-    for pattern, power in POWERS:
-        text = pattern.sub(power, text)
+    for pattern, replacement in WRITTEN_POWERS:
+        text = pattern.sub(replacement, text)
     powers = read_factors(text)
     if powers is None or is_magnitude_of_money(powers):
         return None
@@ -104,7 +104,7 @@ def is_magnitude_of_money(powers: dict[str, int]) -> bool:
     return has_money and any(power > 0 for name, power in powers.items() if name not in MONEY)
 
 
-POWERS = [  # other ways to write a power, and "cm^2" for them
+WRITTEN_POWERS = [  # other ways to write a power: "square cm" is "cm^2"
     (re.compile("²"), "^2"),
     (re.compile("³"), "^3"),
     (re.compile(r"平方(千米|厘米|米)"), r"\1^2"),
@@ -117,7 +117,7 @@ FACTOR = re.compile(
     r"""(?P<name>[^\W\d_]+ | °(?:[ ]?[CFcf]\b)? | [$¢€£¥])      # cm, °C, $
         (?: \s*\^\s*\{?\s*(?P<power>-?\d)\s*\}?                 # cm^2, cm^{2}
           | (?P<digit>\d)\b )?                                  # cm2
-        [ *·.{}]*
+        [ *·.{}]*                                               # up to the next factor
     """,
     re.VERBOSE,
 )
@@ -156,7 +156,11 @@ def name_of(word: str) -> str | None:
 
 
 def is_counted(text: str, question: str) -> bool:
-    """Is it what the question asks to count? One to four words, all of them in the question."""
+    """Is it what the question asks to count? One to four words, all of them in the question.
+
+    >>> is_counted("red apple", "How many red apples are left?"), is_counted("pears", "How many?")
+    (True, False)
+    """
     words = re.findall(r"[a-z]+", text.lower())
     if not 1 <= len(words) <= 4 or set(words) & NO_UNITS:
         return False
@@ -167,7 +171,11 @@ def is_counted(text: str, question: str) -> bool:
 
 
 def singular(word: str) -> str:
-    """A crude stem: enough to match "boxes" with "box" and "apples" with "apple"."""
+    """A crude stem, enough to match a plural with its singular.
+
+    >>> singular("boxes") == singular("box"), singular("apples") == singular("apple")
+    (True, True)
+    """
     if word.endswith("es") and len(word) > 4:
         return word[:-2]
     return word.rstrip("s").rstrip("e") if len(word) > 3 else word
