@@ -22,7 +22,8 @@ import datasets
 from model.prompts import THINK_INSTRUCTION
 from model.records import ExampleError
 from rewards import Grade, Judge
-from rewards.views import boxes, last_block
+from rewards.boxes import boxes
+from rewards.views import last_block
 from sources.tables import FILE_TYPES, open_table, read_record, resolve_path
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
