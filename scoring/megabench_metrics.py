@@ -15,7 +15,7 @@ import unicodedata
 from collections.abc import Callable
 
 from rewards.expression import math_equal
-from rewards.views import boxes
+from rewards.boxes import boxes
 from scoring.mathvista import edit_distance
 
 # --- Text ----------------------------------------------------------------------------------------
