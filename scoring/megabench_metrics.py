@@ -14,8 +14,8 @@ import re
 import unicodedata
 from collections.abc import Callable
 
-from rewards.expression import math_equal
 from rewards.boxes import boxes
+from rewards.expression import math_equal
 from scoring.mathvista import edit_distance
 
 # --- Text ----------------------------------------------------------------------------------------
