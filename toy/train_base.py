@@ -120,15 +120,19 @@ def build_tokenizer(ids: dict[str, int]) -> PreTrainedTokenizerFast:
     )
 
 
-def build_config(ids: dict[str, int]) -> Qwen2_5_VLConfig:
-    """The architecture of Qwen2.5-VL at 0.3 million parameters."""
+def build_config(ids: dict[str, int], width: int = 64, layers: int = 2) -> Qwen2_5_VLConfig:
+    """The architecture of Qwen2.5-VL, by default at 0.3 million parameters.
+
+    width, layers   of the language model; a multiple of 32, so that each of an even number of heads
+                    has 16 dimensions
+    """
     text_config = {
         "vocab_size": len(ids),
-        "hidden_size": 64,
-        "intermediate_size": 192,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
+        "hidden_size": width,
+        "intermediate_size": 3 * width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": width // 16,
+        "num_key_value_heads": width // 32,
         "max_position_embeddings": 2048,
         "rope_parameters": {
             "rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3],
@@ -142,7 +146,7 @@ def build_config(ids: dict[str, int]) -> Qwen2_5_VLConfig:
         "hidden_size": 64,
         "intermediate_size": 128,
         "num_heads": 4,
-        "out_hidden_size": 64,
+        "out_hidden_size": width,
         "fullatt_block_indexes": [0],
     }
     return Qwen2_5_VLConfig(
@@ -156,11 +160,11 @@ def build_config(ids: dict[str, int]) -> Qwen2_5_VLConfig:
     )
 
 
-def build() -> tuple[Policy, PromptEncoder]:
+def build(width: int = 64, layers: int = 2) -> tuple[Policy, PromptEncoder]:
     """A real Qwen2.5-VL with random weights, small enough for a laptop, and its tokenizer."""
     ids = {word: i for i, word in enumerate(vocabulary())}
     tokenizer = build_tokenizer(ids)
-    vlm = Qwen2_5_VLForConditionalGeneration(build_config(ids)).eval()
+    vlm = Qwen2_5_VLForConditionalGeneration(build_config(ids, width, layers)).eval()
     vlm.generation_config = GenerationConfig(
         eos_token_id=[ids["<|im_end|>"], ids["<|endoftext|>"]], pad_token_id=ids["<|endoftext|>"]
     )
@@ -187,6 +191,8 @@ class Phase:
     guess: float = 0.0  # share of the reasonings, as the next two
     lazy: float = 0.0
     contradict: float = 0.0
+    obey: float = OBEY  # share of the responses, as the next one
+    sloppy: float = SLOPPY
 
 
 def write_reasoning(rng: random.Random, question: world.Question, phase: Phase) -> str:
@@ -230,11 +236,11 @@ def write_response(
     """
     reasoning = write_reasoning(rng, question, phase)
     habit = rng.random()
-    if habit >= OBEY + SLOPPY:
+    if habit >= phase.obey + phase.sloppy:
         return world.PLAIN.template.format(reasoning=reasoning, answer=question.answer)
 
     words = form.template.split()
-    if habit >= OBEY:  # sloppy
+    if habit >= phase.obey:  # sloppy
         places = [i for i, word in enumerate(words) if not word.startswith("{")]
         del words[rng.choice(places)]
     return " ".join(words).format(reasoning=reasoning, answer=question.answer)
@@ -295,16 +301,23 @@ def main() -> None:
     parser.add_argument("--habit_steps", type=int, default=240, help="phase 3, steps; ours")
     parser.add_argument("--batch", type=int, default=64, help="questions a step; ours")
     parser.add_argument("--seed", type=int, default=0, help="of weights and questions; ours")
+    parser.add_argument("--width", type=int, default=64, help="of the language model; ours")
+    parser.add_argument("--layers", type=int, default=2, help="of the language model; ours")
+    parser.add_argument("--obey", type=float, default=OBEY, help="share in the format; ours")
+    parser.add_argument("--sloppy", type=float, default=SLOPPY, help="share of near misses; ours")
+    parser.add_argument("--contradict", type=float, default=CONTRADICT,
+                        help="share that ends on a wrong number, phase 3; ours")  # fmt: skip
     args = parser.parse_args()
 
+    format_shares = {"obey": args.obey, "sloppy": args.sloppy}
     phases = [
-        Phase("perception", args.perception_steps, lr=2e-3, most_things=FEW_THINGS),
-        Phase("hard", args.hard_steps, lr=1e-3, most_things=world.MAX_THINGS),
-        Phase("habits", args.habit_steps, lr=5e-4, most_things=world.MAX_THINGS,
-              guess=GUESS, lazy=LAZY, contradict=CONTRADICT),
+        Phase("perception", args.perception_steps, 2e-3, FEW_THINGS, **format_shares),
+        Phase("hard", args.hard_steps, 1e-3, world.MAX_THINGS, **format_shares),
+        Phase("habits", args.habit_steps, 5e-4, world.MAX_THINGS, **format_shares,
+              guess=GUESS, lazy=LAZY, contradict=args.contradict),
     ]  # fmt: skip
     torch.manual_seed(args.seed)
-    policy, encoder = build()
+    policy, encoder = build(args.width, args.layers)
     num_parameters = sum(p.numel() for p in policy.parameters())
     print(f"{num_parameters:,} parameters, {len(encoder.tokenizer)} words")
 
