@@ -55,7 +55,14 @@ from model.sampling import sample_groups
 from rewards import Judge, make_judge
 from rewards.judge import take_counts
 from scoring import ask_judge, category_rates, find, grade_example, load_gf_sets, load_sets
-from scoring.responses import append_records, read_records, regrade, response_record, write_report
+from scoring.responses import (
+    append_records,
+    read_records,
+    regrade,
+    response_record,
+    save_images,
+    write_report,
+)
 from scoring.score_file import score_file, write_scores
 from sources.stream import EncodedSets
 
@@ -405,6 +412,7 @@ def main(cfg: Config) -> None:
 
     file = run.folder / "completions.jsonl"
     append_records(file, [], run)  # the file is there even if --models is empty
+    save_images(sets.get("id", []), run)
     for name, folder in split_names(cfg.models, "--models").items():
         append_records(file, measure(name, folder, encoded, judge, cfg, run), run)
     if judge is not None:

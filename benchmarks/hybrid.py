@@ -114,11 +114,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12, help="steps of each loss, alternating")
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
     parser.add_argument("--out", default=str(HERE / "hybrid.json"), help="file of the results")
+    parser.add_argument("--sides", type=int, nargs="+", default=[84, 280], help="of images, pixels")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
 
     results = {"date": time.strftime("%Y-%m-%d")}
-    for side in (84, 280):
+    for side in args.sides:
         results[str(side)] = report(*measure(args.steps, side))
         print(side, json.dumps(results[str(side)]), flush=True)
     Path(args.out).write_text(json.dumps(results, indent=1) + "\n")

@@ -18,6 +18,7 @@ What has not ended is left out, so that a grid can be looked at while it runs.
 import json
 from pathlib import Path
 
+from experiments.grid import COST_SIDE
 from harness.run import read_jsonl
 
 LOSSES = ("chosen_reward", "rejected_reward", "margin", "accuracy")
@@ -105,11 +106,11 @@ def read_curves(folder: Path, prefix: str, metrics: tuple[str, ...]) -> dict[str
 
 
 def collect_cost(folder: Path) -> list[float]:
-    """Seconds a pair of DPO+SFT over those of SFT, at the smaller image size; one a round."""
+    """Seconds a pair of DPO+SFT over those of SFT, one a round."""
     ratios = []
     for file in sorted(folder.glob("*/hybrid.json")):
         if has_ended(file.parent):
-            ratios.append(round(json.loads(file.read_text())["84"]["per_pair"], DIGITS))
+            ratios.append(round(json.loads(file.read_text())[COST_SIDE]["per_pair"], DIGITS))
     return ratios
 
 

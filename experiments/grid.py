@@ -20,6 +20,7 @@ RATES = ROOT / "experiments" / "rates.json"  # written by choose_rates.py
 COLD = ("sft", "dpo", "hybrid")  # the cold starts that are compared; hybrid is DPO+SFT
 LAMBDAS = {"lambda_0": "0", "lambda_half": "0.5"}  # beside hybrid, whose lambda is 1
 SOURCES = ("source_base", "source_teacher")  # who writes chosen, beside zero
+COST_SIDE = "112"  # pixels of an image, those of the world
 REPORT_SEED = "7"  # of evaluate.py: nothing is chosen on these questions
 
 
@@ -40,11 +41,13 @@ class Scale:
     cost_rounds: int
     with_teacher: bool = False  # it is trained first, which takes half an hour of a core
     prompts_per_step: int = 16
+    cost_steps: int = 12
 
 
 PAPER = Scale("paper", 8, 5, 1536, 16, 100, 12, 25, 300, 100, 5, with_teacher=True)
 QUICK = Scale("quick", 2, 2, 512, 16, 40, 8, 20, 120, 60, 3)
-MINIATURE = Scale("miniature", 1, 1, 96, 2, 2, 4, 1, 12, 6, 1, prompts_per_step=4)
+MINIATURE = Scale("miniature", 1, 1, 96, 2, 2, 4, 1, 12, 6, 1, prompts_per_step=4,
+                  cost_steps=2)
 SCALES = {scale.name: scale for scale in (PAPER, QUICK, MINIATURE)}
 
 
@@ -215,12 +218,15 @@ def teacher_model(teacher: Task) -> str:
     return f"{teacher.folder}/model"
 
 
-def cost_tasks(out: Path, rounds: int) -> list[Task]:
+def cost_tasks(out: Path, rounds: int, steps: int) -> list[Task]:
     """What a step of DPO+SFT costs beside one of SFT, each time in a process of its own."""
     tasks = []
     for i in range(rounds):
         folder = out / "cost" / str(i)
-        command = (sys.executable, "benchmarks/hybrid.py", "--out", str(folder / "hybrid.json"))
+        command = (
+            sys.executable, "benchmarks/hybrid.py", "--out", str(folder / "hybrid.json"),
+            "--sides", COST_SIDE, "--steps", str(steps),
+        )  # fmt: skip
         tasks.append(Task(folder, command, alone=True))
     return tasks
 
@@ -228,7 +234,7 @@ def cost_tasks(out: Path, rounds: int) -> list[Task]:
 def paper_tasks(out: Path, scale: Scale, rates: dict[str, float]) -> list[Task]:
     """The six experiments. Seed after seed, so that what has ended so far can be looked at."""
     teacher = teacher_task(out) if scale.with_teacher else None
-    tasks = cost_tasks(out, scale.cost_rounds)
+    tasks = cost_tasks(out, scale.cost_rounds, scale.cost_steps)
     if teacher is not None:
         tasks.append(teacher)
     for seed in range(scale.seeds):

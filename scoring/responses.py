@@ -4,6 +4,7 @@
     append_records    such records of all ranks into completions.jsonl, one per line
     read_records      the file, by model
     regrade           the same records, graded again by today's rules
+    save_images       the images of the first questions, to look at beside their responses
     write_report      report.json, report.png and the table
 """
 
@@ -17,11 +18,13 @@ from harness.plots import plot_report
 from harness.ranks import gather_objects
 from harness.run import Run, append_jsonl, read_jsonl
 from harness.tables import format_table
+from model.images import load_image
 from rewards import Grade, Judge
 from scoring import ask_judge, grade_example
 from sources.toy import is_in_asked_format
 
 OF_A_BENCHMARK = ("benchmark", "hint", "categories", "rule")  # see `scoring/benchmark.py`
+NUM_WITH_IMAGES = 24  # questions
 SILENT_JUDGE = SimpleNamespace(yes=lambda question: None)  # is there, and never answers
 
 
@@ -58,6 +61,18 @@ def read_records(file: str | Path) -> dict[str, list[dict]]:
     for record in read_jsonl(Path(file)):
         by_model[record["model"]].append(record)
     return by_model
+
+
+def save_images(examples: list[dict], run: Run) -> None:
+    """Write images/ID_NUMBER.png, of the first NUM_WITH_IMAGES questions."""
+    if not run.writes:
+        return
+    folder = run.folder / "images"
+    folder.mkdir(exist_ok=True)
+    for example in examples[:NUM_WITH_IMAGES]:
+        name = example["id"].replace("/", "_")
+        for i, image in enumerate(example["images"]):
+            load_image(image, example["id"]).save(folder / f"{name}_{i}.png")
 
 
 def regrade(records: list[dict], judge: Judge | None) -> int:

@@ -1,0 +1,128 @@
+"""One self-contained HTML page about any run folders.
+
+    python -m report runs/specs                             all runs in it -> runs/specs/page.html
+    python -m report runs/zero runs/final --out page.html
+    python -m report runs/paper --experiments runs/paper/metrics.json
+
+It holds what the folders hold: curves, tables, a gallery of rollouts and pairs, one update in
+numbers, and the experiments beside the paper's numbers. It asks for nothing from outside.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader
+
+from harness.tables import (
+    MAIN_COLUMNS,
+    OOD_ACCURACY_COLUMNS,
+    OOD_FORMAT_COLUMNS,
+    cell,
+    measured,
+)
+from report import gallery
+from report.charts import gf_charts, training_charts
+from report.images import ImageStore
+from report.lecture import explain_update
+from report.runs import LoadedRun, load_runs
+from report.verdicts import experiment_sections
+
+HERE = Path(__file__).resolve().parent
+ROLLOUT_BYTES = 12_000_000  # of the gallery's texts and numbers; more groups are thinned out
+
+
+def build_page(folders: list[Path], experiments: Path | None = None) -> str:
+    """The page as HTML text. Raises ValueError naming a folder that holds no run."""
+    runs = load_runs(folders)
+    images = ImageStore()
+    evaluations = [evaluation_section(run) for run in runs if is_evaluated(run)]
+    guesses = [e["guessing"] for e in evaluations if e["guessing"] is not None]
+    metrics = json.loads(experiments.read_text()) if experiments else None
+
+    groups = gallery.rollouts(runs, ImageStore())
+    kept = gallery.fitting(groups, ROLLOUT_BYTES)
+    names_and_steps = {(group["run"], group["step"]) for group in kept}
+    groups = gallery.rollouts(thinned(runs, names_and_steps), images)  # only images that are shown
+
+    data = {
+        "groups": groups,
+        "pairs": gallery.pairs(runs, images),
+        "journeys": gallery.journeys(runs, images),
+        "images": images.urls,
+    }
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("page.html").render(
+        runs=runs,
+        experiments=experiment_sections(metrics) if metrics else [],
+        evaluations=evaluations,
+        charts=training_charts(runs, guesses[0] if guesses else None),
+        lecture=explain_update(runs),
+        data=data,
+        recorded=sum(len(run.samples) for run in runs if run.stage == "GRPO"),
+    )
+
+
+def thinned(runs: list[LoadedRun], kept: set) -> list[LoadedRun]:
+    """The runs with only those samples whose (run, step) is kept."""
+    result = []
+    for run in runs:
+        samples = [sample for sample in run.samples if (run.name, sample["step"]) in kept]
+        result.append(LoadedRun(**{**vars(run), "samples": samples}))
+    return result
+
+
+# --- Evaluations ---------------------------------------------------------------------------------
+
+
+def is_evaluated(run: LoadedRun) -> bool:
+    return run.stage == "evaluation" and (run.folder / "report.json").is_file()
+
+
+def evaluation_section(run: LoadedRun) -> dict:
+    """The tables and curves of one evaluation."""
+    report = json.loads((run.folder / "report.json").read_text())
+    models, tables = report["models"], []
+    for title, columns in (
+        ("as trained", MAIN_COLUMNS),
+        ("accuracy, OOD", OOD_ACCURACY_COLUMNS),
+        ("format obeyed, OOD", OOD_FORMAT_COLUMNS),
+    ):
+        columns = measured(columns, models)
+        if columns:
+            rows = {name: [cell(c.rate(model)) for c in columns] for name, model in models.items()}
+            tables.append({"title": title, "columns": [c.title for c in columns], "rows": rows})
+    guessing = [model["guessing"] for model in models.values() if "guessing" in model]
+    return {
+        "name": run.name,
+        "tables": tables,
+        "pass": {name: model["pass@k"] for name, model in models.items() if "pass@k" in model},
+        "guessing": guessing[0] if guessing else None,
+        "charts": gf_charts(report["gf"]),
+    }
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m report", description=__doc__, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("runs", nargs="+", type=Path, help="run folders, or folders of runs")
+    parser.add_argument("--out", type=Path, help="file; default: page.html in the first folder")
+    parser.add_argument("--experiments", type=Path, help="metrics.json of `python -m experiments`")
+    args = parser.parse_args(argv)
+
+    out = args.out or args.runs[0] / "page.html"
+    try:
+        page = build_page(args.runs, args.experiments)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    out.write_text(page, encoding="utf-8")
+    print(f"wrote {out}, {out.stat().st_size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()
