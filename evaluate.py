@@ -136,7 +136,8 @@ def wilson(successes: float, count: int, z: float = 1.96) -> tuple[float, float]
     denominator = 1 + z * z / count
     centre = (p + z * z / (2 * count)) / denominator
     half = z / denominator * math.sqrt(p * (1 - p) / count + z * z / (4 * count * count))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # At 0 and at 1 an end is the rate itself, but for rounding, which may put it on the wrong side.
+    return max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half))
 
 
 def bootstrap(values: list[float], draws: int = 1000, seed: int = 0) -> tuple[float, float]:

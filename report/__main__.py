@@ -26,28 +26,27 @@ from report import gallery
 from report.charts import gf_charts, training_charts
 from report.images import ImageStore
 from report.lecture import explain_update
-from report.runs import LoadedRun, load_runs
+from report.runs import LoadedRun, first_of_arms, load_runs
 from report.verdicts import experiment_sections
 
 HERE = Path(__file__).resolve().parent
-ROLLOUT_BYTES = 12_000_000  # of the gallery's texts and numbers; more groups are thinned out
+ROLLOUT_BYTES = 13_000_000  # of the gallery's groups; of more, every second, third, ... is shown
 
 
 def build_page(folders: list[Path], experiments: Path | None = None) -> str:
     """The page as HTML text. Raises ValueError naming a folder that holds no run."""
     runs = load_runs(folders)
     images = ImageStore()
-    evaluations = [evaluation_section(run) for run in runs if is_evaluated(run)]
+    evaluated = [run for run in first_of_arms(runs, "evaluation") if is_evaluated(run)]
+    evaluations = [evaluation_section(run) for run in evaluated]
     guesses = [e["guessing"] for e in evaluations if e["guessing"] is not None]
     metrics = json.loads(experiments.read_text()) if experiments else None
 
-    groups = gallery.rollouts(runs, ImageStore())
-    kept = gallery.fitting(groups, ROLLOUT_BYTES)
-    names_and_steps = {(group["run"], group["step"]) for group in kept}
-    groups = gallery.rollouts(thinned(runs, names_and_steps), images)  # only images that are shown
+    of_all = ImageStore()  # also of groups that do not fit
+    groups = gallery.fitting(gallery.rollouts(runs, of_all), of_all, ROLLOUT_BYTES)
 
     data = {
-        "groups": groups,
+        "groups": gallery.with_images_in(groups, of_all, images),
         "pairs": gallery.pairs(runs, images),
         "journeys": gallery.journeys(runs, images),
         "images": images.urls,
@@ -66,20 +65,11 @@ def build_page(folders: list[Path], experiments: Path | None = None) -> str:
     )
 
 
-def thinned(runs: list[LoadedRun], kept: set) -> list[LoadedRun]:
-    """The runs with only those samples whose (run, step) is kept."""
-    result = []
-    for run in runs:
-        samples = [sample for sample in run.samples if (run.name, sample["step"]) in kept]
-        result.append(LoadedRun(**{**vars(run), "samples": samples}))
-    return result
-
-
 # --- Evaluations ---------------------------------------------------------------------------------
 
 
 def is_evaluated(run: LoadedRun) -> bool:
-    return run.stage == "evaluation" and (run.folder / "report.json").is_file()
+    return (run.folder / "report.json").is_file()
 
 
 def evaluation_section(run: LoadedRun) -> dict:

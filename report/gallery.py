@@ -9,14 +9,14 @@ from collections import Counter
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch.nn.utils.rnn import pad_sequence
 
 from grpo import group_advantages, policy_loss
 from harness.run import read_jsonl
+from model.images import load_image
 from model.records import ExampleError
 from report.images import ImageStore
-from report.runs import LoadedRun
+from report.runs import LoadedRun, first_of_arms
 from rewards import is_in_format
 from sources.tables import open_table, read_record
 
@@ -72,8 +72,7 @@ def group_data(run: LoadedRun, sample: dict, images: ImageStore) -> dict:
 
 
 def add_file(images: ImageStore, file: Path) -> int:
-    with Image.open(file) as image:
-        return images.add(image)
+    return images.add(load_image(file, file.name))
 
 
 def padded(lines: list[list[float]]) -> torch.Tensor:
@@ -114,9 +113,15 @@ def token_data(sample: dict, i: int, clipped: list[list[int]]) -> dict:
     }
 
 
-def fitting(groups: list[dict], limit: int) -> list[dict]:
-    """Every group, or every second, third, ... of each run, until they fit into `limit` bytes."""
-    sizes = [len(json.dumps(group)) for group in groups]
+def fitting(groups: list[dict], images: ImageStore, limit: int) -> list[dict]:
+    """Every group, or every second, third, ... of each run, until they fit into `limit` bytes.
+
+    images   of the groups; their sizes count as well
+    """
+    sizes = []
+    for group in groups:
+        size_of_images = sum(len(images.urls[number]) for number in group["images"])
+        sizes.append(len(json.dumps(group)) + size_of_images)
     place_in_run = []
     seen = Counter()
     for group in groups:
@@ -130,14 +135,23 @@ def fitting(groups: list[dict], limit: int) -> list[dict]:
     return []
 
 
+def with_images_in(groups: list[dict], old: ImageStore, new: ImageStore) -> list[dict]:
+    """The same groups, their images moved into another store: only those are stored there."""
+    moved = []
+    for group in groups:
+        numbers = [new.add_url(old.urls[number]) for number in group["images"]]
+        moved.append({**group, "images": numbers})
+    return moved
+
+
 # --- Pairs ---------------------------------------------------------------------------------------
 
 
 def pairs(runs: list[LoadedRun], images: ImageStore) -> list[dict]:
-    """Some pairs of each corruption, of every run that made pairs."""
+    """Some pairs of each corruption, of the first run of every arm that made pairs."""
     found = []
-    for run in runs:
-        if run.stage != "pairs" or not (run.folder / "data").is_dir():
+    for run in first_of_arms(runs, "pairs"):
+        if not (run.folder / "data").is_dir():
             continue
         table = open_table(str(run.folder), "train", "RUN")
         taken = Counter()
@@ -146,17 +160,16 @@ def pairs(runs: list[LoadedRun], images: ImageStore) -> list[dict]:
                 continue
             taken[corruption] += 1
             try:
-                record = read_record(table, i, f"RUN {run.folder}")
-            except ExampleError:
+                found.append(pair_data(run, read_record(table, i), images))
+            except ExampleError:  # an image that cannot be read
                 continue
-            found.append(pair_data(run, record, images))
     return found
 
 
 def pair_data(run: LoadedRun, record: dict, images: ImageStore) -> dict:
     return {
         "run": run.name,
-        "images": [images.add(image) for image in record["images"]],
+        "images": [images.add(load_image(image, record["id"])) for image in record["images"]],
         "question": record["question"],
         "gold": record["answer"],
         "corruption": record["corruption"],
@@ -171,9 +184,9 @@ def pair_data(run: LoadedRun, record: dict, images: ImageStore) -> dict:
 def journeys(runs: list[LoadedRun], images: ImageStore) -> list[dict]:
     """Questions that every model of an evaluation answered: those whose images it kept."""
     found = []
-    for run in runs:
+    for run in first_of_arms(runs, "evaluation"):
         file = run.folder / "completions.jsonl"
-        if run.stage != "evaluation" or not file.is_file():
+        if not file.is_file():
             continue
         by_question: dict[str, list[dict]] = {}
         for record in read_jsonl(file):

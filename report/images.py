@@ -16,7 +16,9 @@ class ImageStore:
         self.number_of: dict[str, int] = {}
 
     def add(self, image: Image.Image) -> int:
-        url = data_url(image)
+        return self.add_url(data_url(image))
+
+    def add_url(self, url: str) -> int:
         if url not in self.number_of:
             self.number_of[url] = len(self.urls)
             self.urls.append(url)

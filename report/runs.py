@@ -41,6 +41,15 @@ def load_runs(folders: list[Path]) -> list[LoadedRun]:
     return [load_run(folder, name) for folder, name in zip(found, short_names(found))]
 
 
+def first_of_arms(runs: list[LoadedRun], stage: str) -> list[LoadedRun]:
+    """Of the runs of a stage, the first of each arm: what is shown of one seed only."""
+    first: dict[str, LoadedRun] = {}
+    for run in runs:
+        if run.stage == stage:
+            first.setdefault(run.arm, run)
+    return list(first.values())
+
+
 def find_runs(folder: Path) -> list[Path]:
     """The run folders at or below `folder`, oldest first: in the order in which stages follow."""
     if read_config(folder) is not None:

@@ -122,6 +122,13 @@ def test_wilson_covers():
     assert wilson(5, 5)[1] == 1.0
     assert wilson(0, 0) == (0.0, 1.0)
 
+    # A rate lies inside its own interval. Rounding alone would put it outside at 6 of 6, for one,
+    # and a bar of a negative length ends the plot.
+    for count in range(1, 100):
+        for successes in (0, 1, count):
+            low, high = wilson(successes, count)
+            assert low <= successes / count <= high, (successes, count)
+
 
 def test_guessing_rate_is_the_best_constant_per_kind():
     """Of kind a, "1" is right in two of four; of kind b, "5" in two of two."""
