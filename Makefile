@@ -17,6 +17,7 @@ specs: .venv/ready
 	$(BIN)/python evaluate.py --run_dir $(RUNS)/report --overwrite --items 300 --gf_items 150 \
 	    --models base=toy/base,zero=$(RUNS)/zero/model,warm-up=$(RUNS)/warmup/model,final=$(RUNS)/final/model,SFT=$(RUNS)/sft/model,final-SFT=$(RUNS)/final_sft/model \
 	    --gf_runs DPO+SFT=$(RUNS)/warmup,SFT=$(RUNS)/sft
+	$(BIN)/python -m report $(RUNS)
 	@echo "make specs took $$(( $$(date +%s) - $$(cat .venv/started) )) s; the picture is $(RUNS)/report/report.png"
 
 # Two cold starts, and stage 3 from each with the same settings.
@@ -30,6 +31,21 @@ sft-to-final:
 	$(BIN)/python dpo_sft.py --pairs $(RUNS)/prefs --loss sft --run_dir $(RUNS)/sft --overwrite
 	$(BIN)/python grpo.py --model $(RUNS)/sft/model $(STAGE3) --run_dir $(RUNS)/final_sft --overwrite
 
+# The paper in miniature (experiments/). Each goes on where it stopped; JOBS stages run at a time.
+JOBS ?= 2
+
+paper: .venv/ready
+	$(BIN)/python -m experiments --jobs $(JOBS) --minutes 85 --out runs/paper
+	$(BIN)/python -m report runs/paper --experiments runs/paper/metrics.json
+
+paper-quick: .venv/ready
+	$(BIN)/python -m experiments --quick --jobs $(JOBS) --out runs/quick
+	$(BIN)/python -m report runs/quick --experiments runs/quick/metrics.json
+
+paper-more: .venv/ready
+	$(BIN)/python -m experiments --more --jobs $(JOBS) --out runs/paper
+	$(BIN)/python -m report runs/paper --experiments runs/paper/metrics.json
+
 # A patched copy of a stage, `make variant NAME=gspo`; see variants/.
 variant: .venv/ready
 	$(BIN)/python variants/apply.py $(NAME)
@@ -39,7 +55,8 @@ test: .venv/ready
 	$(BIN)/ruff check --quiet --no-cache .
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 
-# The tests marked `slow`: the pipeline in small, the variants, the launcher, two ranks in one run.
+# The tests marked `slow`: the pipeline and the experiments in small, the variants, the launcher, two
+# ranks in one run, and the page in a browser (skipped by name where there is no Chromium).
 test-slow: .venv/ready
 	$(BIN)/python -m pytest -n 2 -m slow
 
@@ -50,4 +67,4 @@ test-slow: .venv/ready
 	    -r requirements.txt -r requirements-test.txt
 	@touch .venv/ready
 
-.PHONY: specs hybrid-to-final sft-to-final variant test test-slow
+.PHONY: specs hybrid-to-final sft-to-final paper paper-quick paper-more variant test test-slow
