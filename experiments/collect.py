@@ -70,14 +70,16 @@ def rates_by_set(report: dict) -> dict[str, dict]:
     """Set -> {"format", "accuracy"}; the greedy answers to `id` as a set `greedy`."""
     sets = {}
     for key, rates in report.items():
-        if not isinstance(rates, dict) or "accuracy" not in rates:
+        set_name, _, mode = key.partition(" ")
+        if mode not in ("sampled", "greedy"):
             continue  # pass@k, branching, guessing
-        set_name, mode = key.split(" ")
         name = "greedy" if mode == "greedy" else set_name
         sets[name] = {m: round(rates[m]["mean"], DIGITS) for m in ("format", "accuracy")}
-    for key in ("pass@k", "branching", "guessing"):
+    for key in ("branching", "guessing"):
         if key in report:
-            sets[key] = report[key]
+            sets[key] = round(report[key], DIGITS)
+    chances = report.get("pass@k", {})
+    sets["pass@k"] = {k: round(chance["mean"], DIGITS) for k, chance in chances.items()}
     return sets
 
 

@@ -89,7 +89,11 @@ def evaluation_section(run: LoadedRun) -> dict:
     return {
         "name": run.name,
         "tables": tables,
-        "pass": {name: model["pass@k"] for name, model in models.items() if "pass@k" in model},
+        "pass": {
+            name: {k: cell(rate) for k, rate in model["pass@k"].items()}
+            for name, model in models.items()
+            if "pass@k" in model
+        },
         "guessing": guessing[0] if guessing else None,
         "charts": gf_charts(report["gf"]),
     }

@@ -90,7 +90,8 @@ def make_evaluation(folder: Path) -> Path:
     examples = toy_examples(2, 5)
     examples[0]["images"][0].save(folder / "images" / f"{examples[0]['id']}_0.png")
     rate = {"mean": 0.5, "low": 0.3, "high": 0.7, "count": 2, "unscored": 0}
-    report = {"id sampled": {"format": rate, "accuracy": rate, "length": 9.0}, "guessing": 0.15}
+    report = {"id sampled": {"format": rate, "accuracy": rate, "length": 9.0}, "guessing": 0.15,
+              "pass@k": {"1": rate, "2": rate}}  # fmt: skip
     gf = [{"step": 0, "id": 0.4, "gf": 0.0}, {"step": 8, "id": 0.9, "gf": 0.3}]
     models = {"base": report, "final": report}
     (folder / "report.json").write_text(json.dumps({"models": models, "gf": {"SFT": gf}}))
@@ -166,6 +167,7 @@ def test_the_gallery_holds_the_records(page):
     assert data["groups"][0]["mean"] == (1.5 + 0 + 0 + 1) / 4
     assert len(data["journeys"]) == 1, "only a question with its image"
     assert [a["model"] for a in data["journeys"][0]["answers"]] == ["base", "final"]
+    assert "pass@2 50.0 [30,70]" in page
     kinds = [pair["corruption"] for pair in data["pairs"]]
     assert kinds == ["no answer tags"] * gallery.PAIRS_PER_CORRUPTION + ["no tags"]
     used = {n for part in ("groups", "pairs", "journeys") for e in data[part] for n in e["images"]}
