@@ -16,6 +16,7 @@ its group: a reward of 0 would teach that it is wrong.
     format.py        the format
     grading.py       the accuracy of a response: find its answer, compare it with the gold answer
     consistency.py   does the reasoning come to the answer, for the chosen side of pairs
+    bounding_boxes.py   overlap of boxes in an image, for detection
     judge.py         a language model that answers yes or no; judge_prompts.py: what it is asked
 
 Finding the answer, from the outside in:
@@ -48,6 +49,7 @@ recorded under its name.
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from rewards.bounding_boxes import box_reward
 from rewards.expression import math_equal
 from rewards.format import is_in_format
 from rewards.grading import Grade, ask_judge, grade
@@ -84,6 +86,8 @@ def make_rewards(cfg, judge: Judge | None) -> dict[str, Reward]:
         return float(is_in_format(completion.text))
 
     def accuracy(example: dict, completion: Completion) -> float | None:
+        if example["answer_type"] == "boxes":
+            return box_reward(example["answer"], completion.text, completion.progress)
         return grade(example, completion.text, judge).score
 
     def overlong(example: dict, completion: Completion) -> float:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from rewards.bounding_boxes import box_reward
 from rewards.boxes import boxes
 from rewards.choice import gold_letter, named_in, read_option
 from rewards.expression import same_expression
@@ -34,6 +35,8 @@ def grade(example: dict, response: str, judge: Judge | None = None) -> Grade:
     completion is left out of its group: to call it wrong would teach something.
     """
     answer_type, question = example["answer_type"], example.get("question", "")
+    if answer_type == "boxes":
+        return Grade(box_reward(example["answer"], response), "overlap of boxes")
     found = find_answer(response, answer_type, example["choices"], question)
     if found.answer is None or not plain(found.answer):
         return Grade(0.0, f"no answer found ({found.rule})")

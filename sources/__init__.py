@@ -1,6 +1,9 @@
 """Where examples come from, how they become prompts, and what is kept of the responses.
 
     tables.py      folders, files and hub data sets, opened by the `datasets` library
+    orsta.py       two public training sets, on rows.py
+    virl39k.py
+    duplicates.py  the same question twice, in training or in an evaluation
     toy.py         the embedded world: its examples, its evaluation sets, its formats
     held_out.py    examples that a run does not train on, to measure its accuracy on
     stream.py      examples to prompts: an endless shuffled stream, or a list
@@ -17,7 +20,7 @@ An *example* is a dictionary, the same for every source:
     instruction   str    the format that is asked for ("" for none), appended to the question
     format        str    name of that format, for reports
     answer        str    gold, never empty
-    answer_type   str    "number", "choice", "math" or "text": how `rewards.grade` compares
+    answer_type   str    "number", "choice", "math", "text" or "boxes": how `rewards` compares
     choices       list   option texts of a "choice" example, [] otherwise
     kind          str    a label to report by (question type, category)
 """
@@ -27,10 +30,13 @@ from collections.abc import Callable, Sequence
 
 from model.prompts import PromptEncoder
 from sources.held_out import HeldOut, split_held_out
+from sources.orsta import orsta_examples
 from sources.stream import PromptStream, read_all, read_usable
 from sources.tables import table_examples
 from sources.toy import evaluation_sets, toy_examples
+from sources.virl39k import virl39k_examples
 
+PUBLIC = {"orsta": orsta_examples, "virl39k": virl39k_examples}  # NAME, or NAME:FOLDER
 EVALUATED = 510  # questions in each set of `toy`, where nobody says how many
 
 
@@ -44,8 +50,9 @@ def load_examples(
 ) -> Sequence[dict]:
     """The examples of a source.
 
-    source: `toy`, or what `datasets` opens: a folder, a file (parquet, jsonl, json, csv) or a hub
-        name, with at least the columns `question` and `answer`.
+    source: `toy`, `orsta:FOLDER`, `virl39k:FOLDER` (without a folder: from the hub), or what
+        `datasets` opens: a folder, a file (parquet, jsonl, json, csv) or a hub name, with at least
+        the columns `question` and `answer`.
     split: a split of a folder or hub data set. A file has none, so there `split` has no effect.
         `toy` has "train", and any other name is the held-out split.
     count: how many examples, the first ones of a table; None for all (`toy`: 2048).
@@ -55,8 +62,11 @@ def load_examples(
     Raises ValueError naming --data if there is no example. Examples of a table are read, and their
     images still encoded, when they are asked for: one that cannot be used raises ExampleError then.
     """
+    name, _, folder = source.partition(":")
     if source == "toy":
         examples = toy_examples(count, seed, held_out=split != "train", instruction=instruction)
+    elif name in PUBLIC:
+        examples = PUBLIC[name](folder, count, instruction)
     else:
         examples = table_examples(source, split, count, instruction)
     if not len(examples):

@@ -20,7 +20,7 @@ import datasets
 from model.prompts import THINK_INSTRUCTION
 from model.records import ExampleError
 
-ANSWER_TYPES = ("number", "choice", "math", "text")
+ANSWER_TYPES = ("number", "choice", "math", "text", "boxes")
 MAX_CHOICES = 10  # choices have the letters A to J; `rewards` reads no others
 FILE_TYPES = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
 

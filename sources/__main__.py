@@ -1,0 +1,134 @@
+"""What a training set holds: `python -m sources NAME [NAME ...] --peek 5`.
+
+NAME is what --data takes: orsta:FOLDER, virl39k:FOLDER, a file, toy. Printed are the first examples
+as they become, how many there are of each type, kind and source, how long they are in tokens and
+image tokens, how many are refused and why, how many come twice, and with --against BENCHMARK:FOLDER
+how many are questions of an evaluation. --write FOLDER writes what remains as a data set of the
+project's own columns, for --data.
+"""
+
+import argparse
+import sys
+from collections import Counter
+from pathlib import Path
+
+import datasets
+
+from model.loading import load_model
+from model.records import ExampleError
+from scoring import find, load_questions
+from sources import load_examples
+from sources.duplicates import Seen, fingerprint, leaked
+
+REASON = 70  # characters of a refusal that are told apart
+COLUMNS = ("id", "images", "question", "answer", "answer_type", "choices", "kind", "format")
+
+
+def survey(examples, encoder, evaluation: list, seen: Seen, limit: int | None) -> dict:
+    """Counts, lengths, and the examples that are kept: indices, in order."""
+    counts = {name: Counter() for name in ("type", "kind", "source", "refused", "dropped")}
+    lengths, image_tokens, kept, names = [], [], [], []
+    for index in range(len(examples) if limit is None else min(limit, len(examples))):
+        try:
+            example = examples[index]
+            prompt = encoder.encode(example)
+            found = fingerprint(example)
+        except ExampleError as error:
+            counts["refused"][str(error).split(": ", 1)[-1][:REASON]] += 1
+            continue
+        counts["type"][example["answer_type"]] += 1
+        counts["kind"][example["kind"] or "-"] += 1
+        counts["source"][example.get("source") or "-"] += 1
+        lengths.append(len(prompt.ids))
+        image_tokens.append(int((prompt.ids == encoder.image_token_id).sum()))
+
+        twin, item = seen.find(found), leaked(found, evaluation)
+        if twin is not None:
+            counts["dropped"]["the same as another"] += 1
+        elif item is not None:
+            counts["dropped"]["an evaluation item"] += 1
+            names.append(f"{found.id} is {item.id}")
+        else:
+            seen.add(found)
+            kept.append(index)
+    return {**counts, "tokens": lengths, "image tokens": image_tokens, "kept": kept,
+            "leaks": names}
+
+
+def show_examples(name: str, examples, count: int) -> None:
+    """The first ones that can be read, as they become."""
+    print(f"\n{name}: {len(examples)} rows")
+    for index in range(min(count, len(examples))):
+        try:
+            example = examples[index]
+        except ExampleError as error:
+            print(f"  refused: {error}")
+            continue
+        print(f"  {example['id']}: {len(example['images'])} images, {example['answer_type']}")
+        print(f"    {example['question'][:300]!r}\n    gold {example['answer'][:100]!r}")
+
+
+def show_survey(found: dict) -> None:
+    for name in ("type", "kind", "source", "refused", "dropped"):
+        print(f"  by {name}: {found[name].total()}" if name in ("refused", "dropped")
+              else f"  by {name}")
+        for key, count in found[name].most_common(20):
+            print(f"    {count:>7}  {key}")
+    for name in ("tokens", "image tokens"):
+        values = sorted(found[name]) or [0]
+        shown = [values[int(q * (len(values) - 1))] for q in (0, 0.5, 0.95, 1)]
+        print(f"  {name}: least {shown[0]}, median {shown[1]}, 95 % {shown[2]}, most {shown[3]}")
+    for leak in found["leaks"][:20]:
+        print(f"  leak: {leak}")
+    print(f"  kept: {len(found['kept'])}")
+
+
+def write_kept(parts: list, folder: Path) -> None:
+    """The kept examples as one parquet file, with the columns that --data reads."""
+
+    def rows():
+        for examples, kept in parts:
+            for index in kept:
+                example = examples[index]
+                yield {column: example[column] for column in COLUMNS}
+
+    folder.mkdir(parents=True, exist_ok=True)
+    images = datasets.List(datasets.Image())
+    table = datasets.Dataset.from_list(list(rows())).cast_column("images", images)
+    table.to_parquet(str(folder / "train.parquet"))
+    print(f"wrote {len(table)} examples to {folder}")
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m sources", description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="+", metavar="NAME", help="what --data takes")
+    parser.add_argument("--peek", type=int, default=5, help="examples to show")
+    parser.add_argument("--limit", type=int, default=None, help="rows of each to look at")
+    parser.add_argument("--against", nargs="*", default=[], metavar="BENCHMARK:FOLDER")
+    parser.add_argument("--model", default="toy/base", help="whose tokens are counted")
+    parser.add_argument("--write", default="", help="folder for what remains")
+    args = parser.parse_args(arguments)
+
+    _, encoder = load_model(args.model)
+    evaluation = []
+    for name in args.against:
+        benchmark, _, folder = name.partition(":")
+        questions = load_questions(find(benchmark).name, folder, count=None, seed=7,
+                                   instruction="", warn=print)
+        evaluation += [fingerprint(question) for question in questions]
+    seen, parts = Seen(), []
+    for name in args.names:
+        examples = load_examples(name)
+        show_examples(name, examples, args.peek)
+        found = survey(examples, encoder, evaluation, seen, args.limit)
+        show_survey(found)
+        parts.append((examples, found["kept"]))
+    if args.write:
+        write_kept(parts, Path(args.write))
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except ValueError as error:
+        sys.exit(f"error: {error}")
