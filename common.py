@@ -30,7 +30,7 @@ from torch.utils.checkpoint import checkpoint
 from harness.ranks import gather_objects
 from model.attention import Layout
 from model.loading import load_model
-from model.qwen import Policy, next_positions
+from model.qwen import Policy, max_logits, next_positions
 from model.records import Group, padded
 from model.sampling import sampling_copy
 
@@ -156,15 +156,6 @@ def chunked_logps(
         else:
             logps.append(head(h, target))
     return torch.cat(logps)
-
-
-def max_logits(device: str) -> int:
-    """Logits that exist at a time, 4 bytes each: 67 MB on a CPU, 537 MB on a GPU.
-
-    With Qwen's vocabulary these are 110 and 880 tokens. A GPU wants large chunks: each one's
-    backward pass writes a gradient of the size of the head.
-    """
-    return 2**24 if device == "cpu" else 2**27
 
 
 # --- 2. Micro-batches --------------------------------------------------------------------------

@@ -17,6 +17,8 @@ import shlex
 import sys
 import typing
 
+from harness.plan import plan
+
 
 def flag(default, text: str, alias: str | None = None):
     """A dataclass field that becomes a command-line flag.
@@ -52,13 +54,18 @@ def parse_cli(config_class, doc: str, argv: list[str] | None = None):
 
 
 def run_stage(main, config) -> None:
-    """Run a stage's main. A ValueError ends the program with one line instead of a traceback.
+    """Run a stage's main, or print its --plan.
+
+    A ValueError ends the program with one line instead of a traceback.
 
     Most such errors are mistakes that the user can mend, for example a wrong path. An error in the
     code can look the same, so the message says how to see the traceback.
     """
     try:
-        main(config)
+        if config.plan:
+            print(plan(config))
+        else:
+            main(config)
     except (ValueError, FileExistsError) as error:
         if os.environ.get("SPECS_TRACEBACK") == "1":
             raise

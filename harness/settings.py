@@ -196,6 +196,9 @@ class RunFolder(Settings):
     run_dir: str = flag("", "folder of the run; empty: runs/STAGE_DATE_TIME")
     resume: bool = flag(False, "continue the run in --run_dir (on a CPU: to the last bit)")
     overwrite: bool = flag(False, "empty --run_dir first")
+    plan: str = flag(
+        "", "print memory and time on this device and stop: rtx4090, a100, h100, h200, cpu, h100x8"
+    )
     log_with: str = flag(
         "", "a tracker that accelerate knows, `tensorboard` or `wandb`; empty: none"
     )

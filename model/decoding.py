@@ -68,8 +68,8 @@ class DecodeCache:
         free = self.width - self.length
 
         self.visible = pad(in_prompt, (0, free), value=True)  # (B, width) False only for padding
-        self.keys = [self.widen(k, indices) for k in prompts.keys]
-        self.values = [self.widen(v, indices) for v in prompts.values]
+        self.keys, self.values = prompts.keys, prompts.values  # taken over, and widened one by one
+        self.replace_layers(lambda x: self.widen(x, indices))
 
     def first_width(self) -> int:
         return min(self.length + GROWTH, self.max_width)

@@ -191,13 +191,15 @@ class LiveBytes(TorchDispatchMode):
 
     An oracle for memory without a GPU: it watches storages, so a view costs nothing, and what
     autograd keeps for the backward pass counts as long as it is kept.
+
+    made_before   tensors that do not count, such as weights; they must live on
     """
 
-    def __init__(self):
+    def __init__(self, made_before=()):
         super().__init__()
         self.live = 0
         self.peak = 0
-        self.known = WeakSet()
+        self.known = WeakSet(tensor.untyped_storage() for tensor in made_before)
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))

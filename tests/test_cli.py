@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from harness import settings
 from harness.cli import flag, parse_cli, run_stage
 from harness.run import read_jsonl
 from model.loading import load_model
@@ -95,11 +96,11 @@ def test_errors_are_one_line_unless_the_traceback_is_asked_for(monkeypatch):
 
     monkeypatch.delenv("SPECS_TRACEBACK", raising=False)
     with pytest.raises(SystemExit, match="error: --data nowhere.*\\n.*SPECS_TRACEBACK=1"):
-        run_stage(broken_stage, None)
+        run_stage(broken_stage, settings.RunFolder())
 
     monkeypatch.setenv("SPECS_TRACEBACK", "1")
     with pytest.raises(ValueError, match="--data nowhere"):
-        run_stage(broken_stage, None)
+        run_stage(broken_stage, settings.RunFolder())
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -1,0 +1,251 @@
+"""What lies in the memory of one GPU, by arithmetic: `harness/plan.py` prints it before a run.
+
+    the model's config    -> Sizes        numbers of weights, widths; no weight is loaded
+    the flags of a stage  -> Work         how many sequences, prompts and tokens at a time
+    both                  -> list[Part]   bytes, and the moments at which they are there
+
+Weights are there always, the cache only while tokens are drawn, activations only while weights are
+updated. What is needed is the sum at the fullest of four moments.
+
+Lengths are the limits of the flags, so this is the worst batch. The arithmetic is compared with the
+live tensors of real passes, to 10 % (test_update_is_as_planned, test_sampling_is_as_planned).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
+
+from model.decoding import GROWTH
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
+
+# --- 1. The model ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a model is made of; numbers of weights, and widths."""
+
+    weights: int  # all of them
+    vision: int  # of these, the tower and its projector
+    layers: int
+    layer_weights: int  # of one decoder layer
+    hidden: int  # D
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int  # V
+
+    @classmethod
+    def of(cls, name: str, flag: str = "--model") -> "Sizes":
+        """From the config.json of a folder, or of a hub name that `configs/` knows.
+
+        Raises ValueError naming the flag if there is none.
+        """
+        folder = Path(name)
+        if not (folder / "config.json").is_file():
+            folder = CONFIGS / folder.name
+        if not (folder / "config.json").is_file():
+            known = ", ".join(sorted(path.parent.name for path in CONFIGS.glob("*/config.json")))
+            raise ValueError(
+                f"{flag} {name}: --plan needs its config.json; give a folder that has one. "
+                f"Known by name: {known}"
+            )
+        config = AutoConfig.from_pretrained(folder)
+        with torch.device("meta"):  # the shapes of all weights, and no memory
+            vlm = Qwen2_5_VLForConditionalGeneration(config)
+
+        text = config.text_config
+        return cls(
+            weights=sum(p.numel() for p in vlm.parameters()),
+            vision=sum(p.numel() for p in vlm.model.visual.parameters()),
+            layers=text.num_hidden_layers,
+            layer_weights=sum(p.numel() for p in vlm.model.language_model.layers[0].parameters()),
+            hidden=text.hidden_size,
+            intermediate=text.intermediate_size,
+            heads=text.num_attention_heads,
+            kv_heads=text.num_key_value_heads,
+            head_dim=text.hidden_size // text.num_attention_heads,
+            vocabulary=text.vocab_size,
+        )
+
+    def cache_bytes(self, tokens: int, bytes_per_number: int) -> int:
+        """Keys and values of so many tokens, in all layers."""
+        return 2 * tokens * self.layers * self.kv_heads * self.head_dim * bytes_per_number
+
+
+# --- 2. What a stage does with it --------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is in memory at the same time, from the flags of a stage."""
+
+    trains: bool
+    bf16: bool  # autocast in training, bf16 weights in sampling
+    ranks: int
+    prompt_tokens: int  # of the longest prompt
+    completion_tokens: int  # of the longest completion
+    image_tokens: int = 0  # of its images, at most
+    sequences: int = 0  # decoded at the same time; 0: this stage does not sample
+    group_size: int = 1  # of these sequences share a prompt
+    pass_tokens: int = 0  # of a micro-batch
+    never_split: int = 1  # completions that must be in one micro-batch: 2 for a pair
+    freeze_vision: bool = True
+    checkpointing: bool = False
+    reference: bool = False  # a second, frozen model
+    max_logits: int = 2**27
+
+    @property
+    def bytes_per_number(self) -> int:
+        """Of activations and of the cache."""
+        return 2 if self.bf16 else 4
+
+    @property
+    def completions_per_pass(self) -> int:
+        """Completions of the longest kind beside one prompt of the longest kind, at least one."""
+        free = self.pass_tokens - self.prompt_tokens
+        return max(self.never_split, free // self.completion_tokens)
+
+
+# --- 3. What lies in the memory of one GPU -----------------------------------------------------
+
+# Moments at which memory may be fullest. Drawing: the prompts are passed through the model, or the
+# last tokens are drawn. Updating: the backward pass is in the head, or in a decoder layer.
+PREFILL, LAST_TOKEN, HEAD, LAYER = "prefill", "last token", "head", "layer"
+UPDATE = (HEAD, LAYER)
+ALWAYS = (PREFILL, LAST_TOKEN, HEAD, LAYER)
+
+SHARDED = ("LoRA or sharding (not built yet)",)
+PASS = ("--max_tokens_per_micro_batch", "--max_response_tokens")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Bytes on one GPU, and the moments at which they are there."""
+
+    name: str
+    bytes: float
+    moments: tuple[str, ...]
+    smaller_by: tuple[str, ...] = ()  # flags that make it smaller
+
+
+def parts(sizes: Sizes, work: Work) -> list[Part]:
+    """All parts of one GPU's memory."""
+    found = weight_parts(sizes, work)
+    if work.sequences:
+        found += sampling_parts(sizes, work)
+    if work.trains:
+        found += update_parts(sizes, work)
+    return [part for part in found if part.bytes]
+
+
+def peak(found: list[Part]) -> float:
+    """The most bytes at any moment."""
+    return max(sum(p.bytes for p in found if moment in p.moments) for moment in ALWAYS)
+
+
+def weight_parts(sizes: Sizes, work: Work) -> list[Part]:
+    """Weights, and what an optimizer keeps for each of them."""
+    if not work.trains:
+        return [Part("weights", work.bytes_per_number * sizes.weights, ALWAYS)]
+
+    trained = sizes.weights - (sizes.vision if work.freeze_vision else 0)
+    has_copy = work.bf16 and work.sequences > 0
+    without_tower = sizes.weights - sizes.vision  # the copy asks the policy's tower
+    # Alone, a process frees its gradients after each step; DDP keeps the buckets that hold them.
+    gradients = ALWAYS if work.ranks > 1 else UPDATE
+    return [
+        Part("weights, fp32", 4 * sizes.weights, ALWAYS),
+        Part("AdamW's two moments", 8 * trained, ALWAYS, SHARDED),
+        Part("gradients", 4 * trained, gradients, SHARDED),
+        Part("bf16 copy that samples", 2 * without_tower * has_copy, ALWAYS),
+        Part("reference, fp32", 4 * sizes.weights * work.reference, ALWAYS, ("--kl_beta 0",)),
+    ]
+
+
+def sampling_parts(sizes: Sizes, work: Work) -> list[Part]:
+    """The prompts on their way through the model, and the cache at its full length."""
+    number = work.bytes_per_number
+    prompts = -(-work.sequences // work.group_size)  # rounded up
+    prompt_tokens = prompts * work.prompt_tokens
+    in_layer = number * prompt_tokens * (3 * sizes.hidden + 3 * sizes.intermediate)
+
+    slots = work.sequences * (work.prompt_tokens + work.completion_tokens)
+    cache = sizes.cache_bytes(slots, number)
+    if work.completion_tokens > GROWTH:
+        cache += cache / sizes.layers / 2  # growing copies the keys, or the values, of one layer
+    return [
+        Part("prompts, keys and values", sizes.cache_bytes(prompt_tokens, number), (PREFILL,),
+             ("--sample_batch",)),
+        Part("prompts, in a layer", in_layer, (PREFILL,), ("--sample_batch",)),
+        Part("cache of all sequences", cache, (LAST_TOKEN,),
+             ("--sample_batch", "--max_new_tokens")),
+        # fp32: the logits, and two of their size for log-probabilities and entropy.
+        Part("logits of one token", 12 * work.sequences * sizes.vocabulary, (LAST_TOKEN,),
+             ("--sample_batch",)),
+    ]  # fmt: skip
+
+
+def update_parts(sizes: Sizes, work: Work) -> list[Part]:
+    """A micro-batch of the longest prompt and completions, forward and backward."""
+    completions = work.completions_per_pass
+    predicted = completions * work.completion_tokens  # tokens that the head is asked about
+    chunk = min(predicted, max(1, work.max_logits // sizes.vocabulary))
+    head = sizes.vocabulary * sizes.hidden
+    tokens = work.prompt_tokens + completions * (work.completion_tokens - 1)
+
+    in_layer = layer_bytes(sizes, work)
+    kept, again = sizes.layers * in_layer, 0.0
+    if work.checkpointing:  # the input of each layer, and one layer computed again
+        kept, again = sizes.layers * 4 * tokens * sizes.hidden, in_layer
+    gradients = tokens * (2 * work.bytes_per_number * sizes.intermediate + 2 * 4 * sizes.hidden)
+
+    # The head's gradient: that of one chunk, and the sum of the earlier ones; under autocast also
+    # weights and gradient in bf16. The sum waits until the embedding table adds its part.
+    of_head = 4 * head
+    if chunk < predicted:
+        of_head += (8 if work.bf16 else 4) * head
+    return [
+        Part("activations of a micro-batch", kept + mask_bytes(work), UPDATE,
+             () if work.checkpointing else ("--gradient_checkpointing",)),
+        Part("one layer, computed again", again, (LAYER,), PASS),
+        Part("gradients inside a layer", gradients, (LAYER,), PASS),
+        # fp32: logits, their softmax, two gradients.
+        Part("logits of one chunk", 16 * chunk * sizes.vocabulary, (HEAD,)),
+        Part("gradient of the head, chunk by chunk", of_head, (HEAD,)),
+        Part("gradient of the head, summed", 4 * head, (LAYER,)),
+    ]  # fmt: skip
+
+
+def layer_bytes(sizes: Sizes, work: Work) -> float:
+    """What one decoder layer keeps for the backward pass."""
+    number = work.bytes_per_number
+    completions = work.completions_per_pass
+    tokens = work.prompt_tokens + completions * (work.completion_tokens - 1)
+    queries = sizes.heads * sizes.head_dim
+    keys = sizes.kv_heads * sizes.head_dim
+
+    norms = 4 * 4 * tokens * sizes.hidden  # fp32: the input of two norms, and it normalised
+    # Inputs of linears. Autocast casts them anew for q, k, v, o, gate and up; fp32 shares them.
+    linear_inputs = (6 * 2 if work.bf16 else 3 * 4) * tokens * sizes.hidden
+    mlp = 4 * number * tokens * sizes.intermediate  # gate, up, silu(gate), their product
+
+    # Attention: queries and outputs; keys and values that each completion sees, repeated to all
+    # query heads; those of the prompt for itself.
+    seen = completions * (work.prompt_tokens + work.completion_tokens - 1)
+    attention = 2 * number * (tokens * queries + seen * queries + work.prompt_tokens * keys)
+
+    casts = 2 * sizes.layer_weights if work.bf16 else 0  # the layer's weights in bf16
+    return norms + linear_inputs + mlp + attention + casts
+
+
+def mask_bytes(work: Work) -> float:
+    """The mask of all completions, as bool and as numbers, once for all layers."""
+    queries = work.completion_tokens - 1
+    keys = work.prompt_tokens + queries
+    return work.completions_per_pass * queries * keys * (1 + work.bytes_per_number)

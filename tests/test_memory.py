@@ -1,0 +1,181 @@
+"""The arithmetic of `--plan` against the live tensors of real passes, and what it says."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+import build_prefs
+import common
+import dpo_sft
+import evaluate
+import grpo
+from common import token_logps
+from conftest import LiveBytes, fresh_policy
+from harness.plan import parse_device, plan
+from model.memory import ALWAYS, HEAD, LAST_TOKEN, LAYER, PREFILL, Sizes, Work, parts, peak
+from model.qwen import Policy
+from model.records import Group, Prompt
+from model.sampling import sample_groups
+
+ROOT = Path(__file__).resolve().parent.parent
+V = 2000
+
+
+def random_policy(tmp_path) -> Policy:
+    """Widths in Qwen's proportions, several query heads per key head, a frozen tower."""
+    policy, _ = fresh_policy()
+    config = policy.vlm.config
+    text = config.text_config
+    text.hidden_size, text.intermediate_size, text.vocab_size = 192, 640, V
+    text.num_hidden_layers, text.num_attention_heads, text.num_key_value_heads = 4, 6, 2
+    text.layer_types = ["full_attention"] * 4
+    text.rope_parameters["mrope_section"] = [4, 6, 6]
+    config.vision_config.out_hidden_size = 192
+    config.save_pretrained(tmp_path)
+
+    vlm = Qwen2_5_VLForConditionalGeneration(config).eval()
+    vlm.model.visual.requires_grad_(False)
+    return Policy(vlm, policy.eos_ids, torch.zeros(V, dtype=torch.bool))
+
+
+def text_prompt(tokens: int) -> Prompt:
+    positions = torch.arange(tokens).expand(3, -1)
+    return Prompt({}, torch.randint(10, V, (tokens,)), positions, None, None)
+
+
+def at(found, moment: str) -> float:
+    """Bytes at a moment of the parts that are not there always."""
+    return sum(p.bytes for p in found if moment in p.moments and p.moments != ALWAYS)
+
+
+@pytest.mark.parametrize("S, T, completions", [(100, 200, 5), (400, 60, 2)])
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("chunk", [60, 10_000])
+def test_update_is_as_planned(tmp_path, monkeypatch, S, T, completions, checkpointing, bf16, chunk):
+    """Forward and backward of a micro-batch, within 10 % of what really lives.
+
+    Gradients of weights are planned apart: here each is dropped as soon as it is there.
+    """
+    policy = random_policy(tmp_path)
+    policy.gradient_checkpointing = checkpointing
+    monkeypatch.setattr(common, "max_logits", lambda _: chunk * V)
+    for weight in policy.parameters():
+        if weight.requires_grad:
+            weight.register_post_accumulate_grad_hook(lambda w: setattr(w, "grad", None))
+
+    group = Group(text_prompt(S), [torch.randint(10, V, (T,)) for _ in range(completions)])
+    with LiveBytes(made_before=policy.parameters()) as watch:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            token_logps(policy, [group]).sum().backward()
+
+    work = Work(
+        trains=True,
+        bf16=bf16,
+        ranks=1,
+        prompt_tokens=S,
+        completion_tokens=T,
+        pass_tokens=S + completions * T,
+        checkpointing=checkpointing,
+        max_logits=chunk * V,
+    )
+    sizes = Sizes.of(str(tmp_path))
+    found = [part for part in parts(sizes, work) if part.name != "gradients"]
+    planned = max(at(found, HEAD), at(found, LAYER))
+    assert planned == pytest.approx(watch.peak, rel=0.1)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("S, T, prompts", [(300, 40, 4), (50, 300, 2)])
+def test_sampling_is_as_planned(tmp_path, S, T, prompts, bf16):
+    """Prefill and decoding at full length, within 10 % of what really lives."""
+    policy = random_policy(tmp_path)
+    policy.eos_ids = [V + 1]  # nothing ends
+    if bf16:
+        for weight in policy.parameters():
+            weight.data = weight.data.bfloat16()
+
+    with LiveBytes(made_before=policy.parameters()) as watch:
+        sample_groups(
+            policy,
+            [text_prompt(S) for _ in range(prompts)],
+            8,
+            max_new_tokens=T,
+            temperature=1.0,
+        )
+    work = Work(
+        trains=False,
+        bf16=bf16,
+        ranks=1,
+        prompt_tokens=S,
+        completion_tokens=T,
+        sequences=8 * prompts,
+        group_size=8,
+    )
+    found = parts(Sizes.of(str(tmp_path)), work)
+    planned = max(at(found, PREFILL), at(found, LAST_TOKEN))
+    assert planned == pytest.approx(watch.peak, rel=0.1)
+
+
+def test_optimizer_is_as_planned(tmp_path):
+    """AdamW keeps two numbers a trained weight; a second fp32 model is one number a weight."""
+    policy = random_policy(tmp_path)
+    trained = [p for p in policy.parameters() if p.requires_grad]
+    for weight in trained:
+        weight.grad = torch.zeros_like(weight)
+    optimizer = torch.optim.AdamW(trained)
+    optimizer.step()
+    state = [x for s in optimizer.state.values() for x in s.values() if x.ndim]
+
+    found = parts(Sizes.of(str(tmp_path)), Work(True, False, 1, 10, 10, pass_tokens=20))
+    planned = {part.name: part.bytes for part in found}
+    assert planned["AdamW's two moments"] == sum(x.nbytes for x in state)
+    assert planned["gradients"] == sum(w.nbytes for w in trained)
+    assert planned["weights, fp32"] == sum(w.nbytes for w in policy.parameters())
+
+
+def test_public_models_are_known():
+    """3.75 and 8.29 billion weights; the cache a token in bf16 is 36.9 and 57.3 kB."""
+    small, large = (Sizes.of(f"Qwen/Qwen2.5-VL-{n}B-Instruct") for n in (3, 7))
+    assert (small.weights / 1e9, large.weights / 1e9) == pytest.approx((3.75, 8.29), abs=0.01)
+    assert (small.cache_bytes(1, 2), large.cache_bytes(1, 2)) == (36_864, 57_344)
+    with pytest.raises(ValueError, match="--model a/b: --plan needs its config.json"):
+        Sizes.of("a/b")
+
+
+@pytest.mark.parametrize(
+    "stage, file, device, needed",
+    [
+        (grpo, "grpo_3b", "h100", "fits: 69.7"),
+        (grpo, "grpo_3b", "h100x8 --sample_batch 24", "fits: 70.1"),
+        (dpo_sft, "dpo_sft_3b", "h100x8", "fits: 66.4"),
+        (build_prefs, "build_prefs_3b", "h100", "fits: 39.3"),
+        (build_prefs, "build_prefs_7b", "h100", "fits: 66.2"),
+        (evaluate, "evaluate_3b", "h100", "fits: 39.3"),
+        (evaluate, "evaluate_7b", "h100", "fits: 66.2"),
+        (grpo, "grpo_7b", "h100", "DOES NOT FIT: 158.9"),
+        (grpo, "grpo_7b", "h100x8", "DOES NOT FIT: 189.4"),
+        (dpo_sft, "dpo_sft_7b", "h100", "DOES NOT FIT: 146.5"),
+    ],
+)
+def test_the_configs_need_what_readme_says(stage, file, device, needed):
+    """Each figure of README's table."""
+    flags = f"@configs/{file}.args --plan {device}".split()
+    assert f"{needed} of 73.6 GB" in plan(stage.parse_cli(stage.Config, "", flags))
+    assert needed.split()[-1] in (ROOT / "README.md").read_text()
+
+
+def test_a_plan_names_what_helps(tmp_path):
+    """The largest part of the fullest moment first; more processes share the work of a rollout."""
+    model = "configs/Qwen2.5-VL-3B-Instruct"
+    big = grpo.Config(model=model, sample_batch=4096, max_new_tokens=4096, plan="a100")
+    assert "DOES NOT FIT" in plan(big)
+    assert "what helps: --sample_batch" in plan(big)
+    assert parse_device("h100x8") == ("h100", 8)
+    for wrong in ("h10", "x8", "h100x", "h100x0"):
+        with pytest.raises(ValueError, match=f"--plan {wrong}: wanted"):
+            parse_device(wrong)
+    assert math.isfinite(peak(parts(Sizes.of(model), Work(False, True, 1, 10, 10))))
