@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import evaluate
-from conftest import make_example
+from conftest import fresh_policy, make_example
 from evaluate import (
     Config,
     bootstrap,
@@ -24,11 +24,13 @@ from evaluate import (
     wilson,
 )
 from harness.tables import format_table
+from model.loading import save_model
 from rewards import Judge
 from rewards.judge import checksum
 from sources import load_evaluation_sets, with_shuffled_images
 from sources.stream import EncodedSets
 from sources.toy import evaluation_sets, is_in_asked_format
+from test_ranks import on_two_ranks
 from toy import world
 
 # --- Metrics -------------------------------------------------------------------------------------
@@ -432,3 +434,60 @@ def test_rescore_keeps_what_a_judge_said(tmp_path, capsys, monkeypatch):
     report, said = rescored(file, records, capsys, judge_url="http://judge", judge_model="m")
     assert report["accuracy"]["mean"] == pytest.approx(2 / 3)
     assert said == ""
+
+
+# --- GF on any sets ------------------------------------------------------------------------------
+
+
+def run_with_checkpoints(start: str, folder) -> str:
+    """The folder of a run whose checkpoint is another model than its start."""
+    policy, encoder = fresh_policy(seed=1)
+    save_model(policy, encoder, folder / "step_00005")
+    (folder / "config.json").write_text(json.dumps({"model": start}))
+    return str(folder)
+
+
+def gf_config(start: str, folder, **more) -> Config:
+    """GF of a run by accuracy on a benchmark and two OOD sets, one of them a file."""
+    run = folder / "trained"
+    if not run.exists():
+        run.mkdir()
+        run_with_checkpoints(start, run)
+        rows = [{"question": f"{n} + 1 ?", "answer": "2"} for n in range(5)]
+        (folder / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ood = f"sums={folder}/sums.jsonl,again=toy"
+    settings = dict(models="", gf_runs=f"r={run}", gf_id="toy", gf_ood=ood, gf_items=6,
+                    max_new_tokens=6, run_dir=str(folder / "report"))
+    return Config(**{**settings, **more})
+
+
+def test_gf_on_any_sets(start, tmp_path):
+    """Rates on every set at every checkpoint, the mean over OOD, and GF 0 at the start."""
+    main(gf_config(start, tmp_path))
+    curve = json.loads((tmp_path / "report/report.json").read_text())["gf"]["r"]
+    assert [entry["step"] for entry in curve] == [0, 5]
+    assert set(curve[0]) == {"step", "id", "sums", "again", "ood", "gf"}
+    for entry in curve:
+        assert entry["ood"] == pytest.approx((entry["sums"] + entry["again"]) / 2)
+    assert curve[0]["gf"] == 0.0
+
+    with pytest.raises(ValueError, match="--gf_id and --gf_ood: GF needs both"):
+        Config(gf_id="toy")
+
+
+def gf_on_one_of_two_ranks(rank, start, folder):
+    main(gf_config(start, folder, overwrite=True))
+
+
+@pytest.mark.slow
+def test_gf_over_two_ranks_counts_every_question_once(start, tmp_path):
+    """Each rank asks its share; the rates are over all questions, and one report is written.
+
+    The share of one rank alone would be halves: three questions of six, three or two of five.
+    """
+    gf_config(start, tmp_path)  # the run, before two processes look for it
+    on_two_ranks(gf_on_one_of_two_ranks, start, tmp_path)
+    curve = json.loads((tmp_path / "report/report.json").read_text())["gf"]["r"]
+    for entry in curve:
+        assert entry["id"] * 6 == pytest.approx(round(entry["id"] * 6))
+        assert entry["sums"] * 5 == pytest.approx(round(entry["sums"] * 5))
