@@ -10,11 +10,13 @@ from harness.plots import import_pyplot
 from report.runs import LoadedRun
 
 SIZE = (4.2, 2.7)  # inches: wide enough for a phone
-SHARES = {"format", "accuracy"}  # between 0 and 1
+SHARES = {"format", "accuracy", "eval_accuracy"}  # between 0 and 1
+ACCURACIES = {"accuracy", "eval_accuracy"}  # that a blind guess can be compared with
 GRPO_METRICS = {  # metric -> title
     "reward": "reward, the weighted sum",
     "format": "share in format",
     "accuracy": "share right",
+    "eval_accuracy": "share right, greedy, held out",
     "length": "length, tokens",
     "entropy": "entropy, nats per token",
     "ratio": "mean ratio",
@@ -65,7 +67,7 @@ def training_charts(runs: list[LoadedRun], guessing: float | None) -> dict[str, 
         charts[stage] = []
         for metric, title in metrics_of(stage, of_stage).items():
             lines = lines_of(of_stage, metric)
-            chance = guessing if stage == "GRPO" and metric == "accuracy" else None
+            chance = guessing if stage == "GRPO" and metric in ACCURACIES else None
             charts[stage].append(as_svg(curve_drawer(lines, metric, title, chance)))
     return charts
 
@@ -78,8 +80,6 @@ def metrics_of(stage: str, runs: list[LoadedRun]) -> dict[str, str]:
         for title, metrics in dpo_sft.PANELS.items():
             titles |= {m: m if len(metrics) > 1 else title for m in metrics}
     logged = {name for run in runs for line in run.metrics for name in line}
-    if stage == "GRPO":  # accuracies on held-out questions, if the run measured them
-        titles |= {name: name for name in sorted(logged) if name.startswith(("eval", "held"))}
     return {metric: title for metric, title in titles.items() if metric in logged}
 
 

@@ -1,8 +1,10 @@
 """The experiments as a page shows them: our numbers beside the paper's, interval, verdict."""
 
+from collections import Counter
+
 from experiments.claims import Outcome, outcomes
 from experiments.more_claims import more_outcomes
-from experiments.verdict import Interval
+from experiments.verdict import AGREES, CANNOT_TELL, DISAGREES, Interval
 from report.charts import experiment_charts
 
 
@@ -15,11 +17,22 @@ def experiment_sections(metrics: dict) -> list[dict]:
         sections.append(
             {
                 "title": title,
+                "sentence": summary(judged),
                 "charts": experiment_charts(number, metrics),
                 "rows": [row(outcome) for outcome in judged],
             }
         )
     return sections
+
+
+def summary(judged: list[Outcome]) -> str:
+    """How many of the claims agree, disagree, and cannot be told here, in one sentence."""
+    count = Counter(outcome.verdict for outcome in judged)
+    seeds = max(outcome.difference.count for outcome in judged)
+    return (
+        f"With up to {seeds} seeds, {count[AGREES]} of {len(judged)} claims agree with the paper, "
+        f"{count[DISAGREES]} disagree, and {count[CANNOT_TELL]} cannot be told here."
+    )
 
 
 def row(outcome: Outcome) -> dict:
@@ -34,7 +47,6 @@ def row(outcome: Outcome) -> dict:
         "difference": interval(outcome.difference, signed=True),
         "seeds": outcome.difference.count,
         "verdict": outcome.verdict,
-        "sentence": outcome.sentence(),
     }
 
 

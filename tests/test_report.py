@@ -16,8 +16,10 @@ from report.charts import lines_of, unique_ids
 from report.images import ImageStore, data_url
 from report.lecture import explain_update
 from report.runs import load_runs
+from report.verdicts import experiment_sections
 from sources.pairs import pair_record, write_table
 from sources.toy import toy_examples
+from test_experiments import made_up_metrics
 
 HOSTILE = '</script><img src="http://outside.example/x.png" onerror="alert(1)">'
 
@@ -226,6 +228,16 @@ def test_a_record_of_an_older_run_is_shown(tmp_path):
     page = build_page([folder])
     assert data_of(page)["groups"][0]["completions"][0]["tokens"] == ["that", "is", "2", "."]
     assert 'id="lecture"' not in page
+
+
+def test_experiments_stand_beside_the_papers_numbers():
+    """Of made-up seeds in which DPO+SFT is above SFT: both numbers, the verdict, one sentence."""
+    first = experiment_sections(made_up_metrics(0.2))[0]
+    row = first["rows"][0]
+    assert row["verdict"] == "agrees" and row["seeds"] == 3
+    assert row["paper"] == "DPO+SFT 95.4 · SFT 73.6"
+    assert first["sentence"].startswith("With up to 3 seeds, ")
+    assert len(first["charts"]) == 3
 
 
 # --- Size ----------------------------------------------------------------------------------------
