@@ -1,8 +1,7 @@
 """Where examples come from, how they become prompts, and what is kept of the responses.
 
     tables.py      folders, files and hub data sets, opened by the `datasets` library
-    orsta.py       two public training sets, on rows.py
-    virl39k.py
+    orsta.py, virl39k.py, mm_eureka.py       public training sets, on rows.py
     duplicates.py  the same question twice, in training or in an evaluation
     toy.py         the embedded world: its examples, its evaluation sets, its formats
     held_out.py    examples that a run does not train on, to measure its accuracy on
@@ -30,13 +29,18 @@ from collections.abc import Callable, Sequence
 
 from model.prompts import PromptEncoder
 from sources.held_out import HeldOut, split_held_out
+from sources.mm_eureka import mm_eureka_examples
 from sources.orsta import orsta_examples
 from sources.stream import PromptStream, read_all, read_usable
 from sources.tables import table_examples
 from sources.toy import evaluation_sets, toy_examples
 from sources.virl39k import virl39k_examples
 
-PUBLIC = {"orsta": orsta_examples, "virl39k": virl39k_examples}  # NAME, or NAME:FOLDER
+PUBLIC = {  # NAME, or NAME:FOLDER
+    "orsta": orsta_examples,
+    "virl39k": virl39k_examples,
+    "mm_eureka": mm_eureka_examples,
+}
 EVALUATED = 510  # questions in each set of `toy`, where nobody says how many
 
 
@@ -50,9 +54,9 @@ def load_examples(
 ) -> Sequence[dict]:
     """The examples of a source.
 
-    source: `toy`, `orsta:FOLDER`, `virl39k:FOLDER` (without a folder: from the hub), or what
-        `datasets` opens: a folder, a file (parquet, jsonl, json, csv) or a hub name, with at least
-        the columns `question` and `answer`.
+    source: `toy`, `orsta:FOLDER`, `virl39k:FOLDER` (without a folder: from the hub),
+        `mm_eureka:FILE`, or what `datasets` opens: a folder, a file (parquet, jsonl, json, csv) or
+        a hub name, with at least the columns `question` and `answer`.
     split: a split of a folder or hub data set. A file has none, so there `split` has no effect.
         `toy` has "train", and any other name is the held-out split.
     count: how many examples, the first ones of a table; None for all (`toy`: 2048).

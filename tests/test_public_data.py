@@ -1,6 +1,7 @@
 """Orsta-47k and ViRL39K in small, in their exact columns, through the loader of training."""
 
 import io
+import json
 import zipfile
 from types import SimpleNamespace
 
@@ -222,6 +223,36 @@ def test_unpacked_images_stay_in_their_folder(tmp_path):
     assert read_image("images/a.png", tmp_path / "set", "x")["path"].endswith("a.png")
     with pytest.raises(ExampleError, match="example x: image 'images/b.png': leads out"):
         read_image("images/b.png", tmp_path / "set", "x")
+
+
+# --- MM-EUREKA -----------------------------------------------------------------------------------
+
+
+def test_mm_eureka_chats_become_examples(tmp_path, tiny):
+    """A chat in a text, with an image beside the file, and as plain text; broken ones are named."""
+    _, encoder = tiny
+    (tmp_path / "a.png").write_bytes(SCENES[0])
+    asked = [{"type": "image", "image": "file://a.png"},
+             {"type": "text", "text": f"How long is it?\n{STEPS}"}]
+    lines = [
+        {"id": "0", "message": json.dumps([{"role": "user", "content": asked}]), "answer": "$12$"},
+        {"id": "1", "message": json.dumps([{"role": "user", "content": "1 + 1?"}]), "answer": "2"},
+        {"id": "2", "message": "hello", "answer": "2"},
+        {"id": "3", "message": "[]", "answer": "2"},
+        {"id": "4", "message": "[]", "answer": None},
+    ]
+    file = tmp_path / "lines.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    said = []
+    prompts = encode_all(load_examples(f"mm_eureka:{file}"), encoder, warn=said.append)
+    found = [prompt.example for prompt in prompts]
+    assert [example["question"] for example in found] == ["<image>How long is it?", "1 + 1?"]
+    assert [example["answer_type"] for example in found] == ["number", "number"]
+    assert ["no chat", "no chat", "no answer"] == [
+        "no chat" if "no chat" in text else "no answer" for text in said]
+    with pytest.raises(ValueError, match="--data mm_eureka:nowhere: no such file"):
+        load_examples("mm_eureka:nowhere")
 
 
 # --- Duplicates and leaks ------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import pytest
 
 import dpo_sft
 import grpo
+from scoring.benchmark import grade_response
 from test_cli import STAGES, stage_module
 
 ROOT = Path(__file__).parent.parent
@@ -164,3 +165,20 @@ def test_make_and_ci_run_what_the_readme_says():
 
     first_screen = README[: README.index("make specs took")]
     assert first_screen.count("\n") < 40, "the last printed lines come before line 40"
+
+
+def test_the_example_of_a_benchmark_works():
+    """The README's twenty lines are run, and score by hand."""
+    code = re.search(r"```python\n(\"\"\"Pets.*?)```", README, re.S)[1]
+    assert len([line for line in code.split("\n") if line]) <= 20
+    names: dict = {}
+    exec(code, names)  # our own document
+    benchmark = names["BENCHMARK"]
+
+    row = {"id": 1, "question": "A cat?", "answer": "yes", "image": "a.png", "animal": "cat"}
+    example = benchmark.read(row)
+    assert example["categories"] == {"animal": ["cat"]}
+    response = "<think> no ? </think> <answer> Yes, there is. </answer>"
+    right = grade_response(benchmark, example, response)
+    assert (right.score, right.extracted) == (1.0, "yes")
+    assert grade_response(benchmark, example, "No.").score == 0.0
