@@ -42,12 +42,13 @@ class Scale:
     with_teacher: bool = False  # it is trained first, which takes half an hour of a core
     prompts_per_step: int = 16
     cost_steps: int = 12
+    most_explored: int = 480  # questions of --more that pass@k and branching are measured on
 
 
 PAPER = Scale("paper", 8, 5, 1536, 16, 100, 12, 25, 300, 100, 5, with_teacher=True)
 QUICK = Scale("quick", 2, 2, 512, 16, 40, 8, 20, 120, 60, 3)
 MINIATURE = Scale("miniature", 1, 1, 96, 2, 2, 4, 1, 12, 6, 1, prompts_per_step=4,
-                  cost_steps=2)
+                  cost_steps=2, most_explored=12)
 SCALES = {scale.name: scale for scale in (PAPER, QUICK, MINIATURE)}
 
 

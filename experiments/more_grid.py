@@ -111,8 +111,8 @@ def explore(line: Pipeline, models: dict[str, str], needs: tuple[Task, ...]) -> 
     """pass@k with 64 samples beside the first measurement of branching; the others without."""
     listed = ",".join(f"{name}={folder}" for name, folder in models.items())
     for i, questions in enumerate(BRANCHING):
-        items = min(questions, line.scale.items)
-        samples = 64 if line.scale.items >= questions else 8
+        items = min(questions, line.scale.most_explored)
+        samples = 64 if items == questions else 8
         line.add(
             f"explore_{questions}", "evaluate.py", "--models", listed, "--items", str(items),
             "--pass_items", str(min(60, items) if i == 0 else 0),

@@ -216,6 +216,8 @@ def test_every_command_of_the_grid_is_one_that_the_stage_takes(tmp_path, scale):
             config = parse_cli(stage_module(file).Config, "", list(task.command[2:]))
             assert config.run_dir == str(task.folder)
     assert stages > 20
+    explored = [flags_of(task)["--items"] for task in tasks if "explore_" in task.folder.name]
+    assert explored == (["120", "240", "480"] if scale is ONE_SEED else ["12"] * 3)
 
     same_folder = {}
     for task in tasks:  # what both lists hold is the same task
