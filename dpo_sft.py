@@ -60,13 +60,12 @@ from harness import settings
 from harness.cli import flag, parse_cli, run_stage
 from harness.metrics import Means
 from harness.randomness import random_of
-from harness.ranks import make_accelerator, sum_over_ranks
+from harness.ranks import gather_objects, make_accelerator, sum_over_ranks
 from harness.run import Run
 from model.loading import load_model
-from model.prompts import PromptEncoder
 from model.qwen import Policy
-from model.records import ExampleError, Group, completion_mask
-from sources.tables import open_table, read_record
+from model.records import Group, completion_mask
+from sources.read_pairs import AT_A_TIME, Pairs, load_pairs
 
 
 @dataclass(frozen=True)
@@ -103,59 +102,7 @@ PANELS = {"loss": ["loss", "dpo", "sft"],
           "share of pairs with margin > 0": ["accuracy"]}
 
 
-# --- 1. Pairs ----------------------------------------------------------------------------------
-
-
-def load_pairs(cfg: Config, encoder: PromptEncoder, policy: Policy, warn,
-               ranks: int = 1) -> list[Group]:
-    """Each pair as a Group [chosen, rejected]; for --loss sft, which needs only chosen, [chosen].
-
-    Pairs that cannot be used are named to `warn` and skipped, the same ones whatever the loss.
-    Raises ValueError naming --pairs if a column is missing, or too few pairs can be used.
-    """
-    table = open_table(cfg.pairs, "train", "--pairs")
-    needed = {"images", "question", "instruction", "chosen", "rejected"}
-    missing = needed - set(table.column_names)
-    if missing:
-        raise ValueError(f"--pairs {cfg.pairs}: columns {sorted(missing)} are missing; "
-                         "build_prefs.py writes them")
-
-    groups = []
-    for i in range(len(table)):
-        try:
-            record = read_record(table, i)
-            record["id"] = str(record.get("id") or i)
-            groups.append(encode_pair(record, cfg, encoder, policy))
-        except ExampleError as error:
-            warn(f"skipped: {error}")
-    if not groups:
-        raise ValueError(f"--pairs {cfg.pairs}: none of its {len(table)} pairs can be used")
-    if len(groups) < ranks:
-        raise ValueError(f"--pairs {cfg.pairs}: {len(groups)} pairs for {ranks} processes, "
-                         "each needs one")
-    return groups
-
-
-def encode_pair(record: dict, cfg: Config, encoder: PromptEncoder, policy: Policy) -> Group:
-    """One record as a Group. Raises ExampleError if it cannot be used."""
-    prompt = encoder.encode(record, cfg.max_prompt_tokens)
-    texts = [record[side][-1]["content"] for side in ("chosen", "rejected")]
-    responses = [encoder.encode_completion(text, policy.eos_ids[0]) for text in texts]
-
-    name = f"example {record['id']}"
-    longest = max(len(ids) for ids in responses)
-    if longest > cfg.max_response_tokens:
-        # Cut off, it would lose the EOS and teach the model not to stop.
-        raise ExampleError(f"{name}: response of {longest} tokens is over --max_response_tokens")
-    if not all(text.strip() for text in texts):
-        raise ExampleError(f"{name}: empty response")
-    if any(policy.suppressed.cpu()[ids].any() for ids in responses):  # logp would be -inf
-        raise ExampleError(f"{name}: response holds an image, special or unknown token")
-
-    return Group(prompt, responses[:1] if cfg.loss == "sft" else responses)
-
-
-# --- 2. Loss -----------------------------------------------------------------------------------
+# --- 1. Loss -----------------------------------------------------------------------------------
 
 
 def dpo_loss(chosen: Tensor, rejected: Tensor, chosen_ref: Tensor, rejected_ref: Tensor,
@@ -220,10 +167,10 @@ def hybrid_loss(logp: Tensor, logp_ref: Tensor | None, mask: Tensor,
     }
 
 
-# --- 3. Reference ------------------------------------------------------------------------------
+# --- 2. Reference ------------------------------------------------------------------------------
 
 
-def cached_reference(policy: Policy, groups: list[Group], cfg: Config, accelerator,
+def cached_reference(policy: Policy, pairs: Pairs, cfg: Config, accelerator,
                      run: Run) -> Tensor | None:
     """(N, 2) reference log-probs of all pairs, from the cache beside the run folder, or computed.
 
@@ -231,57 +178,70 @@ def cached_reference(policy: Policy, groups: list[Group], cfg: Config, accelerat
     """
     if cfg.loss == "sft":
         return None
-    key = reference_key(policy, groups, str(accelerator.mixed_precision))
+    key = reference_key(policy, pairs, accelerator)
     file = run.folder.parent / "reference_logps" / f"{key}.safetensors"
     if file.exists():
         run.say(f"reference log-probs: {file}")
         return load_file(file)["logp_ref"].view(-1, 2)
 
-    logp_ref = reference_logps(policy, groups, cfg, accelerator, run.writes)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(f".{accelerator.process_index}")  # each rank writes one of its own
-    save_file({"logp_ref": logp_ref}, partial)
-    partial.replace(file)
-    return logp_ref.view(-1, 2)
+    logp_ref = reference_logps(policy, pairs, cfg, accelerator, run.writes)
+    if run.writes:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(".partial")
+        save_file({"logp_ref": logp_ref}, partial)
+        partial.replace(file)
+    return logp_ref
+
+
+def reference_logps(policy: Policy, pairs: Pairs, cfg: Config, accelerator, show: bool) -> Tensor:
+    """(N, 2) summed log-probabilities of chosen and rejected under the start model.
+
+    Each rank scores its share of the N pairs, and all ranks get all of them.
+    """
+    rank, ranks = accelerator.process_index, accelerator.num_processes
+    mine = range(rank, len(pairs), ranks)
+    parts = [mine[i : i + AT_A_TIME] for i in range(0, len(mine), AT_A_TIME)]
+
+    sums = []
+    for groups in tqdm(pairs.batches(parts), "reference", len(parts), disable=not show):
+        sums.append(summed_logps(policy, groups, cfg, accelerator))
+
+    logp_ref = torch.zeros(len(pairs), 2)
+    for other, of_rank in enumerate(gather_objects(torch.cat(sums), accelerator)):
+        logp_ref[other::ranks] = of_rank
+    return logp_ref
 
 
 @torch.no_grad()
-def reference_logps(policy: Policy, groups: list[Group], cfg: Config, accelerator,
-                    show: bool) -> Tensor:
-    """(2N,) summed log-probabilities of every response under the start model, N = all pairs."""
+def summed_logps(policy: Policy, groups: list[Group], cfg: Config, accelerator) -> Tensor:
+    """(n, 2) summed log-probabilities of chosen and rejected of n pairs."""
     sums = []
-    batches = micro_batches(groups, cfg.max_tokens_per_micro_batch)
-    for batch in tqdm(batches, desc="reference", disable=not show):
+    for batch in micro_batches(groups, cfg.max_tokens_per_micro_batch):
         with accelerator.autocast():
             logp = token_logps(policy, batch.groups)  # (b, t)
         sums.append(logp.sum(-1).cpu())
-    return torch.cat(sums)
+    return torch.cat(sums).view(-1, 2)
 
 
-def reference_key(policy: Policy, groups: list[Group], precision: str) -> str:
-    """A hash of weights, token ids, positions, pixels and precision: what the numbers depend on.
+def reference_key(policy: Policy, pairs: Pairs, accelerator) -> str:
+    """A hash of precision, weights and pairs: what the reference log-probs depend on.
 
-    Trap: if one of them were left out, a later run could silently read the numbers of another
-    (test_reference_cache_key).
+    Each rank hashes a part of the weights.
     """
-    digest = hashlib.sha256(precision.encode())
-    for name, weight in sorted(policy.vlm.state_dict().items()):
-        digest.update(name.encode() + as_bytes(weight))
+    rank, ranks = accelerator.process_index, accelerator.num_processes
+    mine = sorted(policy.vlm.state_dict().items())[rank::ranks]
+    digests = {name: hashlib.sha256(as_bytes(weight)).hexdigest() for name, weight in mine}
+    of_all = [pair for of_rank in gather_objects(digests, accelerator) for pair in of_rank.items()]
 
-    for group in groups:
-        tensors = [group.prompt.ids, group.prompt.positions, *group.completions]
-        if group.prompt.pixel_values is not None:
-            tensors.append(group.prompt.pixel_values)
-        for tensor in tensors:
-            digest.update(str(tuple(tensor.shape)).encode() + as_bytes(tensor))
-    return digest.hexdigest()
+    parts = [str(accelerator.mixed_precision), pairs.digest, str(sorted(of_all))]
+    return hashlib.sha256("/".join(parts).encode()).hexdigest()
 
 
 def as_bytes(tensor: Tensor) -> bytes:
     return tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
 
 
-# --- 4. Update ---------------------------------------------------------------------------------
+# --- 3. Update ---------------------------------------------------------------------------------
 
 
 def update(groups: list[Group], logp_ref: Tensor | None, filler: Group, policies: Policies,
@@ -312,7 +272,7 @@ def update(groups: list[Group], logp_ref: Tensor | None, filler: Group, policies
                          filler=filler, cfg=cfg)
 
 
-# --- 5. The loop -------------------------------------------------------------------------------
+# --- 4. The loop -------------------------------------------------------------------------------
 
 
 def step_order(count: int, cfg: Config) -> list[list[int]]:
@@ -341,40 +301,44 @@ def main(cfg: Config) -> None:
     ranks, rank = accelerator.num_processes, accelerator.process_index
 
     base, encoder = load_model(cfg.model, freeze_vision=cfg.freeze_vision,
-                               max_pixels=cfg.max_pixels)
-    groups = load_pairs(cfg, encoder, base, run.warn, ranks)
+                               max_pixels=cfg.max_pixels, device=accelerator.device)
+    pairs = load_pairs(cfg, encoder, base, run.warn, accelerator)
     # The reference is the base model as it is now: it is scored before anything is trained.
-    logp_ref = cached_reference(base.to(accelerator.device), groups, cfg, accelerator, run)
+    logp_ref = cached_reference(base, pairs, cfg, accelerator, run)
 
     policy = base
     if run.latest_model() is not None:
         del base, policy  # only one model at a time
-        policy, _ = load_model(run.latest_model(), freeze_vision=cfg.freeze_vision)
+        policy, _ = load_model(run.latest_model(), freeze_vision=cfg.freeze_vision,
+                               device=accelerator.device)
     policy.gradient_checkpointing = cfg.gradient_checkpointing
     policies = build_policies(policy, cfg, accelerator)
     run.load_state(policies.optimizer)
 
-    pairs_of_step = step_order(len(groups), cfg)
-    run.say(f"{len(groups)} pairs in {len(pairs_of_step)} steps of {cfg.batch_pairs}, "
+    pairs_of_step = step_order(len(pairs), cfg)
+    steps = len(pairs_of_step)
+    run.say(f"{len(pairs)} pairs in {steps} steps of {cfg.batch_pairs}, "
             f"loss {cfg.loss}, {ranks} process(es), {run.folder}")
 
-    for step in range(run.start_step + 1, len(pairs_of_step) + 1):
+    # This rank's pairs of each step. Sorted, so that similar lengths share a micro-batch.
+    mine = [sorted(step[rank::ranks], key=lambda i: pairs.lengths[i]) for step in pairs_of_step]
+    filler = next(pairs.batches([[0]]))[0]
+    groups_of_step = pairs.batches(mine[run.start_step :])
+
+    for step in range(run.start_step + 1, steps + 1):
         began = time.perf_counter()
-        rate = set_learning_rate(policies.optimizer, step - 1, cfg, len(pairs_of_step))
+        rate = set_learning_rate(policies.optimizer, step - 1, cfg, steps)
+        groups = next(groups_of_step)
+        refs = None if logp_ref is None else logp_ref[mine[step - 1]]
+        sums = update(groups, refs, filler, policies, accelerator, cfg)
 
-        # Sorted, so that similar lengths share a micro-batch.
-        mine = pairs_of_step[step - 1][rank::ranks]
-        mine.sort(key=lambda i: max(len(c) for c in groups[i].completions))
-        refs = None if logp_ref is None else logp_ref[mine]
-        sums = update([groups[i] for i in mine], refs, groups[0], policies, accelerator, cfg)
-
-        metrics = {**summarize(sums, len(mine), accelerator), "lr": rate,
+        metrics = {**summarize(sums, len(groups), accelerator), "lr": rate,
                    "step_s": time.perf_counter() - began}
-        run.log(step, len(pairs_of_step), metrics)
+        run.log(step, steps, metrics)
         if step == 1 and cfg.loss == "hybrid":
             ratio = cfg.sft_weight * metrics["sft"] / metrics["dpo"]
             run.say(f"        lambda * SFT : DPO is {ratio:.2f} : 1 at the start")
-        if step % cfg.save_every == 0 or step == len(pairs_of_step):
+        if step % cfg.save_every == 0 or step == steps:
             run.save_checkpoint(step, policies, encoder, extra={})
 
     run.finish_training(policies, encoder, PANELS, f"{cfg.loss} from {cfg.model}")

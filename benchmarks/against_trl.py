@@ -351,7 +351,7 @@ def ours_dpo(pairs: list[dict], steps: int) -> dict:
     groups = pair_groups(pairs, encoder, policy.eos_ids[0])
     clock.add("encode, all pairs", began)
     began = now()
-    logp_ref = dpo_sft.reference_logps(policy, groups, cfg, accelerator, show=False).view(-1, 2)
+    logp_ref = dpo_sft.summed_logps(policy, groups, cfg, accelerator)
     clock.add("reference, all pairs", began)
     once_wall, once_cpu = since(started)
 

@@ -59,9 +59,7 @@ def measure(steps: int, side: int) -> tuple[dict[str, Seconds], list[Group], lis
             pairs, logp_ref, pairs[0], policies, accelerator, hybrid
         ),
         "sft": lambda: dpo_sft.update(chosen, None, chosen[0], policies, accelerator, sft),
-        "reference": lambda: dpo_sft.reference_logps(
-            policy, pairs, hybrid, accelerator, show=False
-        ),
+        "reference": lambda: dpo_sft.summed_logps(policy, pairs, hybrid, accelerator),
     }
     took = {name: Seconds([], []) for name in work}
     for _ in range(steps + 1):

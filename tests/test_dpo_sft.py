@@ -2,18 +2,22 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import datasets
 import pytest
 import torch
 from accelerate import Accelerator
+from PIL import Image
 
 import dpo_sft
 from common import micro_batches, token_logps
-from conftest import KeepGradients, fresh_policy, make_example, make_groups, policies_of
-from dpo_sft import Config, dpo_loss, hybrid_loss, reference_key, reference_logps, sft_loss
+from conftest import KeepGradients, blank, fresh_policy, make_example, make_groups, policies_of
+from dpo_sft import Config, dpo_loss, hybrid_loss, reference_key, sft_loss, summed_logps
 from model.loading import load_model, save_model
 from model.records import Group, completion_mask
+from sources import lazily
+from sources.read_pairs import load_pairs
 
 CFG = Config(grad_clip=1e9)
 
@@ -130,7 +134,7 @@ def test_hybrid_is_the_sum_and_its_parts_alone():
 def train(policy, pairs, cfg, steps=25, lr=3e-3) -> tuple[dict, dict]:
     """The sums of the first and of the last step."""
     accelerator = Accelerator(cpu=True)
-    logp_ref = reference_logps(policy, pairs, cfg, accelerator, show=False).view(-1, 2)
+    logp_ref = summed_logps(policy, pairs, cfg, accelerator)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=lr, weight_decay=0.0)
     policies = policies_of(policy, optimizer)
 
@@ -190,24 +194,52 @@ def test_micro_batches_of_pairs_give_the_same_gradient(tiny64, budget):
 # --- Reference and pairs -------------------------------------------------------------------------
 
 
-def test_reference_cache_key(tiny):
+def test_reference_cache_key(tiny, tmp_path):
     """Another weight, answer, image or precision: another key. The same: the same."""
     policy, encoder = tiny
-    pairs = make_pairs(encoder)
-    key = reference_key(policy, pairs, "no")
+    alone = SimpleNamespace(process_index=0, num_processes=1, mixed_precision="no")
 
-    assert reference_key(policy, pairs, "no") == key
-    assert reference_key(policy, pairs, "bf16") != key
-    assert reference_key(policy, pairs[:3], "no") != key
+    def key(changed=None, accelerator=alone, rows=range(3)) -> str:
+        records = [pair_record(i, images=[blank()]) for i in rows]
+        if changed is not None:
+            records[0] = changed(records[0])
+        file = write_table(tmp_path, records)
+        pairs = load_pairs(Config(pairs=file), encoder, policy, print, alone)
+        return reference_key(policy, pairs, accelerator)
 
-    prompt = pairs[0].prompt
-    brighter = replace(prompt, pixel_values=prompt.pixel_values + 0.01)
-    changed = [Group(brighter, pairs[0].completions), *pairs[1:]]
-    assert reference_key(policy, changed, "no") != key
-
+    first = key()
+    assert key() == first
+    others = [
+        key(rows=range(2)),
+        key(accelerator=SimpleNamespace(**{**vars(alone), "mixed_precision": "bf16"})),
+        key(lambda record: {**record, "images": [Image.new("RGB", (84, 84), "red")]}),
+        key(lambda record: {**record, "question": "count the squares ."}),
+        key(lambda record: {**record, "rejected": record["chosen"]}),
+    ]
     with torch.no_grad():
         policy.vlm.lm_head.weight[0, 0] += 1e-3
-    assert reference_key(policy, pairs, "no") != key
+    assert len({first, *others, key()}) == 7
+
+
+def test_pairs_are_encoded_when_needed(tiny, tmp_path, monkeypatch):
+    """With room for nothing, the groups are the same, and no encoded pair is kept."""
+    policy, encoder = tiny
+    file = write_table(tmp_path, [pair_record(i, images=[blank()]) for i in range(5)])
+    accelerator = Accelerator(cpu=True)
+    batches = [[0, 1], [4], [2, 3, 1]]
+
+    texts = []
+    for room in (2**30, 0):
+        monkeypatch.setattr(lazily.Lazily.__init__, "__defaults__", (room,))
+        pairs = load_pairs(Config(pairs=file), encoder, policy, print, accelerator)
+        found = []
+        for groups in pairs.batches(batches):
+            found.append([group.prompt.example["id"] for group in groups])
+            assert len(pairs.lazily.started) <= 3, "one batch ahead, no more"
+        texts.append(found)
+        assert len(pairs.lazily.kept) == (5 if room else 0)
+        assert len(pairs) == 5
+    assert texts[0] == texts[1] == [["p0", "p1"], ["p4"], ["p2", "p3", "p1"]]
 
 
 def test_unusable_pairs_are_named_and_skipped(tiny, tmp_path):
@@ -219,27 +251,36 @@ def test_unusable_pairs_are_named_and_skipped(tiny, tmp_path):
     save_model(policy, encoder, tmp_path / "model")
     policy, encoder = load_model(str(tmp_path / "model"))
 
-    records = []
-    for i, chosen in enumerate(["that is 2 .", "that is 2 . " * 30, "", "zebra"]):
-        records.append(
-            {
-                "id": f"p{i}",
-                "images": [],
-                "question": "count the circles .",
-                "instruction": "",
-                "chosen": [{"role": "assistant", "content": chosen}],
-                "rejected": [{"role": "assistant", "content": "2"}],
-            }
-        )
-    file = tmp_path / "pairs.parquet"
-    cfg = Config(pairs=str(file), max_response_tokens=50)
+    texts = ["that is 2 .", "that is 2 . " * 30, "", "zebra"]
+    records = [pair_record(i, chosen=text) for i, text in enumerate(texts)]
+    cfg = Config(pairs=write_table(tmp_path, records), max_response_tokens=50)
+    accelerator = Accelerator(cpu=True)
 
     warnings = []
-    datasets.Dataset.from_list(records).to_parquet(file)
-    pairs = dpo_sft.load_pairs(cfg, encoder, policy, warnings.append)
+    pairs = load_pairs(cfg, encoder, policy, warnings.append, accelerator)
     assert len(pairs) == 1
     assert [w.split("example ")[1][:2] for w in warnings] == ["p1", "p2", "p3"]
 
-    datasets.Dataset.from_list(records[1:]).to_parquet(file)
+    write_table(tmp_path, records[1:])
     with pytest.raises(ValueError, match="--pairs"):
-        dpo_sft.load_pairs(cfg, encoder, policy, warnings.append)
+        load_pairs(cfg, encoder, policy, warnings.append, accelerator)
+
+
+def pair_record(i: int, images=(), chosen="that is 2 .") -> dict:
+    return {
+        "id": f"p{i}",
+        "images": list(images),
+        "question": "count the circles .",
+        "instruction": "",
+        "chosen": [{"role": "assistant", "content": chosen}],
+        "rejected": [{"role": "assistant", "content": "2"}],
+    }
+
+
+def write_table(folder, records: list[dict]) -> str:
+    """The records as a parquet file, as `build_prefs.py` writes them."""
+    table = datasets.Dataset.from_list(records)
+    if records[0]["images"]:
+        table = table.cast_column("images", datasets.List(datasets.Image()))
+    table.to_parquet(folder / "pairs.parquet")
+    return str(folder / "pairs.parquet")

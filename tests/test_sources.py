@@ -5,12 +5,14 @@ import json
 
 import datasets
 import pytest
+from accelerate import Accelerator
 
 import dpo_sft
 from conftest import blank, make_example, png_of_size
 from harness.randomness import random_of
 from model.records import ExampleError
 from sources import load_examples
+from sources.read_pairs import load_pairs
 from sources.stream import PromptStream, encode_all
 
 # --- Tables --------------------------------------------------------------------------------------
@@ -120,7 +122,8 @@ def test_broken_image_inside_a_table_is_skipped(tiny, tmp_path):
 
     warnings = []
     prompts = encode_all(load_examples(file), encoder, warn=warnings.append)
-    pairs = dpo_sft.load_pairs(dpo_sft.Config(pairs=file), encoder, policy, warnings.append)
+    cfg = dpo_sft.Config(pairs=file)
+    pairs = load_pairs(cfg, encoder, policy, warnings.append, Accelerator(cpu=True))
 
     assert len(prompts) == len(pairs) == 1
     assert ["image cannot be read" in warning for warning in warnings] == [True] * 4
