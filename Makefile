@@ -60,6 +60,10 @@ test: .venv/ready
 test-slow: .venv/ready
 	$(BIN)/python -m pytest -n 2 -m slow
 
+# Odd responses against everything that reads one, new ones each time; the slow tests have fewer.
+fuzz: .venv/ready
+	FUZZ_RESPONSES=100000 $(BIN)/python -m pytest -n 2 -m slow tests/test_fuzz.py
+
 # The virtual environment, made again whenever a requirement changes.
 .venv/ready: requirements.txt requirements-test.txt
 	$(PYTHON) -m venv .venv
@@ -67,4 +71,4 @@ test-slow: .venv/ready
 	    -r requirements.txt -r requirements-test.txt
 	@touch .venv/ready
 
-.PHONY: specs hybrid-to-final sft-to-final paper paper-quick paper-more variant test test-slow
+.PHONY: specs hybrid-to-final sft-to-final paper paper-quick paper-more variant test test-slow fuzz

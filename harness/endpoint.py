@@ -34,6 +34,7 @@ REFUSED = (401, 403, 404)  # HTTP: no valid key, no permission, no such URL or m
 HOPELESS = (400, 413, 422)  # HTTP: this request will never do, for example because it is too long
 BREAKER = 32  # failures in a row
 REST_S = 60.0  # seconds that an open breaker stays open
+UNUSABLE = 2  # replies to a request: without temperature, a third would be the same
 SHOWN = 200  # characters of an error
 
 
@@ -175,6 +176,7 @@ class Endpoint:
 
     async def ask(self, client, body: dict, is_usable) -> Reply | None:
         """One request, again after a failure; None if there is no usable reply."""
+        unusable = 0
         for attempt in range(self.tries):
             if time.monotonic() < self.rests_until:
                 return None
@@ -186,6 +188,9 @@ class Endpoint:
                 self.counts["tokens"] += reply.tokens
                 if is_usable(reply):
                     return reply
+                unusable += 1
+                if unusable == UNUSABLE:
+                    return None
             except Failure as failure:
                 self.note(failure)
                 if not failure.retry or time.monotonic() < self.rests_until:

@@ -171,7 +171,8 @@ class Judge(Settings):
     judge_in_flight: int = flag(16, "questions that are asked at the same time; ours")
     judge_call_s: float = flag(60.0, "limit of one call, seconds; ours")
     judge_rollout_s: float = flag(
-        300.0, "limit of all calls of a rollout, seconds; what has no verdict is left out; ours"
+        300.0, "limit of all calls of a rollout (or of a draw of --dynamic_sampling), seconds; "
+        "what has no verdict then is left out; ours"
     )
     judge_cache: str = flag("runs/judge", "folder of the replies, shared by ranks and runs; ours")
 

@@ -12,11 +12,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import grpo
 import harness.endpoint
 import rewards.judge_prompts
+from conftest import small_grpo
 from fake_endpoint import Bytes, Cut, Drip, FakeEndpoint, Late, Status, completion
 from grpo import Config, group_advantages
 from harness.endpoint import Endpoint
+from harness.run import read_jsonl
 from model.records import Group, Prompt
 from rewards import Judge, grade, make_rewards
 from rewards.groups import reward_groups
@@ -475,6 +478,30 @@ def test_same_words_need_no_judge(new_judge):
         (group,) = rollout(judge, [["Gold 0.", "gold 0"]])
         assert group.known("accuracy") == [1.0, 1.0]
         assert not server.asked
+
+
+def test_a_run_logs_its_judge(start, tmp_path):
+    """Two rollouts with a judge: what it was asked, what the cache knew, what it cost."""
+    data = tmp_path / "train.jsonl"
+    rows = [{"id": str(i), "question": "say it", "answer": f"gold {i}", "answer_type": "text"}
+            for i in range(4)]  # fmt: skip
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    with FakeEndpoint(lambda body, _: "Verdict: no") as server:
+        cfg = small_grpo(
+            start, tmp_path / "run", data=str(data), instruction="", max_examples=4, steps=2,
+            judge_url=server.url, judge_model="m", judge_cache=str(tmp_path / "judge"),
+        )  # fmt: skip
+        grpo.main(cfg)
+        asked = len(server.asked)
+
+    metrics = read_jsonl(tmp_path / "run" / "metrics.jsonl")
+    assert len(metrics) == 2
+    assert asked > 0
+    assert sum(m["judge_calls"] for m in metrics) == asked
+    assert sum(m["judge_tokens"] for m in metrics) == 10 * asked
+    assert all({"judge_hits", "unscored"} <= m.keys() for m in metrics)
+    assert all(KEY not in file.read_text() for file in (tmp_path / "run").glob("*.json*"))
 
 
 def test_judge_settings_name_their_flags():
