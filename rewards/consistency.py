@@ -17,7 +17,7 @@ the reward. The first of these that is there counts:
 
 Trap: a value in the reasoning is no conclusion because it comes last. "Since AB = 6, we can find
 AD" announces a result and states none. Graded as if it were the response, it agrees with an answer
-of 6, and "I see four things" disagrees with 4 (test_values_that_are_no_conclusion).
+of 6, and "I see four things" has none (test_values_that_are_no_conclusion).
 """
 
 import re

@@ -46,13 +46,10 @@ def grade(example: dict, response: str, judge: Judge | None = None) -> Grade:
     return Grade(None if equal is None else float(equal), f"{found.rule}: {how}", found.answer)
 
 
-def ask_judge(
-    responses: Iterable[tuple[dict, str]], judge: Judge | None, size: int | None = None
-) -> None:
+def ask_judge(responses: Iterable[tuple[dict, str]], judge: Judge | None) -> None:
     """Ask the judge, at once, all that the grades of these (example, response) depend on.
 
     `grade` then finds its verdicts; without this, it would ask one question after the other.
-    `size` is that of `AskLater.ask`.
     """
     if judge is None:
         return
@@ -60,7 +57,7 @@ def ask_judge(
     for example, response in responses:
         if example["answer_type"] == "text":
             grade(example, response, later)
-    later.ask(size)
+    later.ask()
 
 
 def read_gold(text: str, answer_type: str) -> str:

@@ -17,7 +17,8 @@ from pathlib import Path
 from harness.run import append_jsonl
 from harness.tables import macro_line, rate_line
 from model.records import ExampleError
-from rewards import Judge
+from rewards import AskLater, Judge
+from rewards.judge import BATCH
 from scoring.benchmark import Benchmark, grade_extraction, grade_response, open_benchmark
 
 SHOWN = 40  # disagreements that are printed
@@ -30,13 +31,21 @@ def score_file(benchmark: Benchmark, cfg, judge: Judge | None) -> list[dict]:
     """
     responses = read_rows(cfg.score, "--score")
     examples = read_examples(benchmark, cfg, responses)
-    records = []
+    asked = []  # the example of each response
     for number, row in enumerate(responses, 1):
         name = id_of(row, benchmark, f"--score {cfg.score}: record {number}")
         if name not in examples:
             raise ValueError(f"--score {cfg.score}: record {number}: no question has the id {name}")
-        records.append(score_row(benchmark, examples[name], row, cfg, judge))
-    return records
+        asked.append(examples[name])
+
+    def score_all(judge) -> list[dict]:
+        return [score_row(benchmark, e, row, cfg, judge) for e, row in zip(asked, responses)]
+
+    if judge is not None and benchmark.asks_judge:  # many questions at once, not one by one
+        later = AskLater(judge)
+        score_all(later)
+        later.ask(BATCH)
+    return score_all(judge)
 
 
 def score_row(benchmark: Benchmark, example: dict, row: dict, cfg, judge: Judge | None) -> dict:
