@@ -1,7 +1,7 @@
 """Graders under fire: odd responses never crash or hang a grade, and never pay by accident.
 
-`make fuzz` throws 100,000 responses, the slow tests some thousands. What was found stands below
-(`FOUND`) and runs with the quick tests.
+`make fuzz` throws 100,000 responses, the slow tests some thousands. What was found is a named test
+at the end, and runs with the quick ones.
 """
 
 import os
@@ -219,9 +219,8 @@ def test_no_response_leaves_its_quotation(response):
 
 # --- What was found ------------------------------------------------------------------------------
 
-FOUND = []
 
 
-@pytest.mark.parametrize("index, response", FOUND)
-def test_what_fuzzing_found(index, response):
-    check(EXAMPLES[index], response)
+def test_long_block_of_numbers_and_letters_takes_linear_time():
+    """No option, and no end: half a second of pattern matching for a megabyte, not minutes."""
+    check(EXAMPLES[1], "<answer>" + "1,234B" * 80_000)
