@@ -71,7 +71,7 @@ def bars(folder: Path, name: str) -> dict[str, float]:
             figures[f"{model} {metric}"] = 100 * report["id sampled"][metric]["mean"]
         figures[f"{model} shuffled"] = 100 * report["shuffled sampled"]["accuracy"]["mean"]
     figures["final - zero accuracy"] = figures["final accuracy"] - figures["zero accuracy"]
-    figures["base pass@16"] = 100 * models["base"]["pass@k"]["16"]
+    figures["base pass@16"] = 100 * models["base"]["pass@k"]["16"]["mean"]
     figures["best blind guess"] = 100 * models["base"]["guessing"]
     share = inconsistent_share(folder / name / "completions.jsonl")
     figures["zero inconsistent, of right"] = 100 * share

@@ -11,6 +11,7 @@ has no question is an error that names it. Several responses may have one id.
 
 import gzip
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -189,5 +190,5 @@ def write_scores(records: list[dict], report: dict[str, dict[str, dict]], cfg) -
 
 def how_lines(records: list[dict]) -> list[str]:
     """Which rule decided how many responses: "rule, letter", "judge", "no answer found"."""
-    rules = Counter(r["rule"].split(": ", 1)[1].split(", '")[0].split(', "')[0] for r in records)
+    rules = Counter(re.split(r"[ ,]*['\"]", r["rule"].split(": ", 1)[1])[0] for r in records)
     return ["decided by: " + ", ".join(f"{rule} {count}" for rule, count in rules.most_common(8))]

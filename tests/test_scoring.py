@@ -394,6 +394,7 @@ def test_scores_of_a_file(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "100.00" in said
     assert "agree with the official verdict: 0.00 % of 2" in said
+    assert "decided by: rule 2" in said
     records = [json.loads(line) for line in open(tmp_path / "out/scored.jsonl")]
     assert len(records) == 2
     assert {"prompt", "extracted", "gold", "rule", "score", "verdict"} <= set(records[0])

@@ -14,8 +14,10 @@ MEASURED = {"format": RATE, "accuracy": RATE, "length": 12.0, "truncated": 0.0}
 
 def test_a_missing_measurement_is_no_error():
     """pass@k without branching; a column that only one of two models has."""
+    chances = {"1": {"mean": 0.25, "low": 0.2, "high": 0.3},
+               "2": {"mean": 0.5, "low": 0.4, "high": 0.6}}
     reports = {
-        "a": {"id sampled": MEASURED, "tags sampled": MEASURED, "pass@k": {"1": 0.25, "2": 0.5}},
+        "a": {"id sampled": MEASURED, "tags sampled": MEASURED, "pass@k": chances},
         "b": {"id sampled": MEASURED, "look sampled": MEASURED},
     }
     lines = format_table(reports).splitlines()
@@ -27,7 +29,7 @@ def test_a_missing_measurement_is_no_error():
     assert lines[5].split() == ["b", "50.0", "[40,60]"]
     assert lines[6].split() == ["format", "obeyed,", "OOD", "tags"]
     assert lines[8].split() == ["b", "-"]
-    assert lines[9].split() == ["a", "pass", "@1", "25.0", "@2", "50.0"]
+    assert lines[9].split() == ["a", "pass", "@1", "25.0", "[20,30]", "@2", "50.0", "[40,60]"]
     assert format_table({}) == ""
 
 
