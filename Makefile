@@ -64,6 +64,11 @@ test-slow: .venv/ready
 fuzz: .venv/ready
 	FUZZ_RESPONSES=100000 $(BIN)/python -m pytest -n 2 -m slow tests/test_fuzz.py
 
+# Kills runs at random moments, resumes them and compares: about an hour. TRIALS=8 is a taste.
+TRIALS ?= 50
+chaos: .venv/ready
+	$(BIN)/python tests/chaos.py --trials $(TRIALS)
+
 # The virtual environment, made again whenever a requirement changes.
 .venv/ready: requirements.txt requirements-test.txt
 	$(PYTHON) -m venv .venv
@@ -71,4 +76,4 @@ fuzz: .venv/ready
 	    -r requirements.txt -r requirements-test.txt
 	@touch .venv/ready
 
-.PHONY: specs hybrid-to-final sft-to-final paper paper-quick paper-more variant test test-slow fuzz
+.PHONY: specs hybrid-to-final sft-to-final paper paper-quick paper-more variant test test-slow fuzz chaos

@@ -40,6 +40,7 @@ from accelerate import Accelerator
 
 from harness import settings
 from harness.cli import flag, parse_cli, run_stage
+from harness.parts import Parts
 from harness.randomness import random_of, torch_generator
 from harness.ranks import gather_objects, make_accelerator
 from harness.run import Run
@@ -56,10 +57,11 @@ from sources.elsewhere import is_elsewhere, responses_from
 from sources.funnel import Candidate, Response, count_question, drop_repeats, kept, write_funnel
 from sources.pairs import TABLE_PATH, pair_record, write_readme, write_table
 from sources.stream import encode_all
+from sources.understood import LOOKED_AT, say_what_was_understood
 
 
 @dataclass(frozen=True)
-class Config(settings.Data, settings.Sampling, settings.Judge, settings.OneShot):
+class Config(settings.Data, settings.Sampling, settings.Judge, settings.RunFolder):
     # models
     base: str = flag("toy/base", "base model, folder or hub name; paper: Qwen2.5-VL-7B-Instruct")
     zero: str = flag("runs/zero/model", "model folder of stage 1")
@@ -78,7 +80,8 @@ class Config(settings.Data, settings.Sampling, settings.Judge, settings.OneShot)
     coupled: bool = flag(False, "rejected is wrong and corrupted; ablation, recipe not published")
     verify: bool = flag(True, "chosen: reasoning must agree with answer; --no_verify: ablation")
     unsure: str = flag("drop", "`drop` or `keep` chosen whose reasoning states no conclusion; ours")
-    judge_url: str = flag("", "OpenAI-compatible endpoint for that check; paper: Gemini-2.5-flash")
+    judge_url: str = flag("", "OpenAI-compatible endpoint for that check; paper: Gemini-2.5-flash",
+                          changeable=True)
     pairs_per_question: int = flag(2, "at most so many pairs per question; ours")
 
     def __post_init__(self):
@@ -206,26 +209,28 @@ def reject(response: Response, example: dict, judge: Judge | None, rng: random.R
 
 
 def sample_responses(policy: Policy, encoder: PromptEncoder, prompts: list[Prompt], cfg: Config,
-                     accelerator: Accelerator, side: str, title: str) -> list[list[Response]]:
+                     accelerator: Accelerator, parts: Parts, side: str) -> list[list[Response]]:
     """--samples responses of a model to each prompt, for one side of the pairs.
 
-    `title` is shown beside a progress bar.
+    What an earlier process of this run has sampled is read from `parts`.
     """
-    policy.to(accelerator.device)
-    with accelerator.autocast():
-        groups = sample_groups(
-            policy, prompts, cfg.samples, max_new_tokens=cfg.max_new_tokens,
-            temperature=cfg.temperature,
-            generator=torch_generator(cfg.seed, side, accelerator.process_index, policy.device),
-            sample_batch=cfg.sample_batch, compile_decode=cfg.compile_decode,
-            progress=title if accelerator.is_main_process else None)
-    policy.cpu()  # makes room for the next model
+    generator = torch_generator(cfg.seed, side, accelerator.process_index, accelerator.device)
 
-    responses = []
-    for group in groups:
-        responses.append([Response(encoder.decode(ids), is_truncated(ids, policy.eos_ids))
-                          for ids in group.completions])
-    return responses
+    def sample(some: list[Prompt]) -> list[dict]:
+        groups = sample_groups(
+            policy, some, cfg.samples, max_new_tokens=cfg.max_new_tokens,
+            temperature=cfg.temperature, generator=generator, sample_batch=cfg.sample_batch,
+            compile_decode=cfg.compile_decode)
+        return [{"texts": [encoder.decode(ids) for ids in group.completions],
+                 "truncated": [is_truncated(ids, policy.eos_ids) for ids in group.completions]}
+                for group in groups]
+
+    policy.to(accelerator.device)
+    prompts_at_a_time = max(1, cfg.sample_batch // cfg.samples)
+    with accelerator.autocast():
+        records = parts.each(f"{side} responses", prompts, prompts_at_a_time, sample, generator)
+    policy.cpu()  # makes room for the next model
+    return [list(map(Response, record["texts"], record["truncated"])) for record in records]
 
 
 def ask_ahead(prompts: list[Prompt], zero_responses: list[list[Response]],
@@ -274,7 +279,7 @@ Writer = Callable[[list[Prompt]], list[list[Response]]]  # the responses to each
 
 
 def open_writer(side: str, base_model: Policy, encoder: PromptEncoder, cfg: Config,
-                run: Run) -> Writer:
+                run: Run, parts: Parts) -> Writer:
     """Who writes the responses of a side, by --source or --rejected_source.
 
     Raises ValueError naming the flag if it cannot be opened, before anything is sampled.
@@ -291,7 +296,7 @@ def open_writer(side: str, base_model: Policy, encoder: PromptEncoder, cfg: Conf
         flag_name = "--zero" if source == "zero" else flag_name
         policy, _ = load_model(folder, flag=flag_name, freeze_vision=True)
     return partial(sample_responses, policy, encoder, cfg=cfg, accelerator=run.accelerator,
-                   side=side, title=f"{source} answers")
+                   parts=parts, side=side)
 
 
 def save_pairs(pairs: list[dict], funnel: Counter, num_questions: int, run: Run) -> None:
@@ -315,18 +320,22 @@ def save_pairs(pairs: list[dict], funnel: Counter, num_questions: int, run: Run)
 
 def main(cfg: Config) -> None:
     accelerator = make_accelerator(cfg)
-    run = Run(cfg, "prefs", accelerator, columns=[])
+    run = Run(cfg, "build_prefs", accelerator, columns=[])
     rank, world_size = accelerator.process_index, accelerator.num_processes
 
     base_model, encoder = load_model(cfg.base, flag="--base", freeze_vision=True,
                                      max_pixels=cfg.max_pixels)
-    write_chosen = open_writer("chosen", base_model, encoder, cfg, run)
-    write_rejected = open_writer("rejected", base_model, encoder, cfg, run)
+    parts = Parts(run)
+    write_chosen = open_writer("chosen", base_model, encoder, cfg, run, parts)
+    write_rejected = open_writer("rejected", base_model, encoder, cfg, run, parts)
 
     examples = load_examples(cfg.data, count=cfg.max_examples, seed=cfg.seed,
-                             instruction=cfg.instruction)
+                             instruction=cfg.instruction, columns=cfg.columns,
+                             revision=cfg.revision)
     prompts = encode_all(examples, encoder, cfg.max_prompt_tokens, run.warn, rank, world_size)
     judge = make_judge(cfg, run.warn)
+    say_what_was_understood(run, encoder, prompts[:LOOKED_AT], examples=examples, judge=judge,
+                            judge_is_asked=cfg.verify)
 
     # Each side draws numbers of its own: with the same ones, similar models would write the same
     # responses, and with --source base all would be the same. In evaluate.py the same numbers are

@@ -45,7 +45,6 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from common import (
     MicroBatch,
@@ -59,6 +58,7 @@ from common import (
 from harness import settings
 from harness.cli import flag, parse_cli, run_stage
 from harness.metrics import Means
+from harness.progress import progress
 from harness.randomness import random_of
 from harness.ranks import gather_objects, make_accelerator, sum_over_ranks
 from harness.run import Run
@@ -66,6 +66,7 @@ from model.loading import load_model
 from model.qwen import Policy
 from model.records import Group, completion_mask
 from sources.read_pairs import AT_A_TIME, Pairs, load_pairs
+from sources.understood import LOOKED_AT, say_what_was_understood
 
 
 @dataclass(frozen=True)
@@ -80,12 +81,13 @@ class Config(settings.Inputs, settings.Training):
     beta: float = flag(0.1, "DPO's beta; LLaMA-Factory, paper: not stated")
     # steps
     batch_pairs: int = flag(16, "pairs per optimizer step, over all processes; paper: 64")
-    epochs: int = flag(1, "passes over the pairs; paper: 1 by its plot")
-    max_steps: int = flag(0, "stop after so many steps, 0: --epochs says")
+    epochs: int = flag(1, "passes over the pairs; paper: 1 by its plot", changeable=True)
+    max_steps: int = flag(0, "stop after so many steps, 0: --epochs says", changeable=True)
     lr: float = flag(2e-4, "AdamW learning rate; paper: 1e-6")
     warmup_steps: int = flag(3, "steps of linear warm-up; paper: not stated")
     adam_beta2: float = flag(0.999, "AdamW's decay of the squared gradient; LLaMA-Factory")
-    save_every: int = flag(16, "steps between checkpoints (--resume, `evaluate.py --gf_runs`)")
+    save_every: int = flag(16, "steps between checkpoints (--resume, evaluate.py --gf_runs)",
+                           changeable=True)
 
     def __post_init__(self):
         super().__post_init__()
@@ -99,7 +101,8 @@ COLUMNS = ["loss", "dpo", "sft", "chosen_reward", "rejected_reward", "margin", "
 PANELS = {"loss": ["loss", "dpo", "sft"],
           "reward: beta (logp - logp_ref)": ["chosen_reward", "rejected_reward", "margin"],
           "chosen logp, nats per response": ["chosen_logp"],
-          "share of pairs with margin > 0": ["accuracy"]}
+          "share of pairs with margin > 0": ["accuracy"],
+          "gradient norm": ["grad_norm"], "learning rate": ["lr"]}
 
 
 # --- 1. Loss -----------------------------------------------------------------------------------
@@ -203,7 +206,7 @@ def reference_logps(policy: Policy, pairs: Pairs, cfg: Config, accelerator, show
     parts = [mine[i : i + AT_A_TIME] for i in range(0, len(mine), AT_A_TIME)]
 
     sums = []
-    for groups in tqdm(pairs.batches(parts), "reference", len(parts), disable=not show):
+    for groups in progress(pairs.batches(parts), "reference log-probs", show, len(parts)):
         sums.append(summed_logps(policy, groups, cfg, accelerator))
 
     logp_ref = torch.zeros(len(pairs), 2)
@@ -303,6 +306,8 @@ def main(cfg: Config) -> None:
     base, encoder = load_model(cfg.model, freeze_vision=cfg.freeze_vision,
                                max_pixels=cfg.max_pixels, device=accelerator.device)
     pairs = load_pairs(cfg, encoder, base, run.warn, accelerator)
+    looked_at = next(pairs.batches([range(min(LOOKED_AT, len(pairs)))]))
+    say_what_was_understood(run, encoder, [group.prompt for group in looked_at])
     # The reference is the base model as it is now: it is scored before anything is trained.
     logp_ref = cached_reference(base, pairs, cfg, accelerator, run)
 
@@ -338,8 +343,9 @@ def main(cfg: Config) -> None:
         if step == 1 and cfg.loss == "hybrid":
             ratio = cfg.sft_weight * metrics["sft"] / metrics["dpo"]
             run.say(f"        lambda * SFT : DPO is {ratio:.2f} : 1 at the start")
-        if step % cfg.save_every == 0 or step == steps:
+        if run.is_time_to_save(step, steps):  # also after Ctrl-C
             run.save_checkpoint(step, policies, encoder, extra={})
+        run.stop_if_asked()
 
     run.finish_training(policies, encoder, PANELS, f"{cfg.loss} from {cfg.model}")
 

@@ -30,6 +30,7 @@ Where this departs from the paper, or fills in what it leaves open:
     accelerate launch evaluate.py --models base=toy/base,zero=runs/zero/model
     accelerate launch evaluate.py --gf_runs hybrid=runs/warmup,sft=runs/sft
     accelerate launch evaluate.py --benchmark mathvision --benchmark_dir data/mathvision
+    python evaluate.py --ask "how many red things are there ?" --image x.png --models base=toy/base
 """
 
 import math
@@ -39,10 +40,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from harness import settings
 from harness.cli import flag, parse_cli, run_stage, split_names
+from harness.parts import Parts
 from harness.randomness import torch_generator
 from harness.ranks import gather_objects, make_accelerator
 from harness.run import Run, check_models, check_runs, checkpoints
@@ -64,12 +65,14 @@ from scoring.responses import (
     write_report,
 )
 from scoring.score_file import score_file, write_scores
+from sources.asking import ask_models, side_by_side
 from sources.stream import EncodedSets
+from sources.understood import LOOKED_AT, say_what_was_understood
 
 
 @dataclass(frozen=True)
-class Config(settings.Inputs, settings.Benchmark, settings.Generalization, settings.Sampling,
-             settings.Judge, settings.OneShot):
+class Config(settings.Columns, settings.Benchmark, settings.Generalization, settings.Sampling,
+             settings.Judge, settings.RunFolder):
     # models and questions
     models: str = flag("base=toy/base", "NAME=FOLDER, ... of the models to compare")
     data: str = flag("toy", "`toy` with its OOD sets, or a folder, file or hub name (see sources/)")
@@ -84,6 +87,8 @@ class Config(settings.Inputs, settings.Benchmark, settings.Generalization, setti
     greedy_only: bool = flag(False, "only greedy responses to `id`, as benchmarks are reported")
     pass_samples: int = flag(16, "samples per question for pass@k (n); paper: not stated, k to 64")
     rescore: str = flag("", "a completions.jsonl: grade it again, print its table and stop")
+    ask: str = flag("", "a question: print what each of --models answers, side by side, and stop")
+    image: str = flag("", "image file for --ask, or several: a.png,b.png")
 
     def __post_init__(self):
         super().__post_init__()
@@ -91,7 +96,10 @@ class Config(settings.Inputs, settings.Benchmark, settings.Generalization, setti
             raise ValueError(f"--gf_runs: for --data {self.data} say --gf_id and --gf_ood as well")
         if self.benchmark:
             find(self.benchmark)
-        if self.instruction is not None and self.data == "toy" and not self.benchmark:
+        if self.image and not self.ask:
+            raise ValueError("--image goes with --ask; a data set names its own images")
+        own_words = self.benchmark or self.ask
+        if self.instruction is not None and self.data == "toy" and not own_words:
             raise ValueError("--instruction: each set of --data toy comes with its own")
         split_names(self.models, "--models")
 
@@ -214,46 +222,47 @@ def list_measurements(cfg: Config, sets: list[str], rank: int, world_size: int
 
 
 def measure(name: str, folder: str, encoded: EncodedSets, judge: Judge | None, cfg: Config,
-            run: Run) -> list[dict]:
+            run: Run, parts: Parts) -> list[dict]:
     """The records of one model, over this rank's prompts of each set."""
     rank, world_size = run.accelerator.process_index, run.accelerator.num_processes
     policy, encoder = load_model(folder, flag="--models", freeze_vision=True,
                                  max_pixels=cfg.max_pixels)
     policy.to(run.accelerator.device)
     prompts = encoded.for_encoder(encoder)
+    say_what_was_understood(run, encoder, prompts["id"][:LOOKED_AT], judge=judge)
 
     records = []
     with run.accelerator.autocast():
         for measurement in list_measurements(cfg, list(prompts), rank, world_size):
             records += collect_responses(
-                policy, encoder, prompts[measurement.set_name], cfg, judge, measurement,
-                model_name=name, rank=rank, show=run.writes)
+                policy, encoder, prompts[measurement.set_name], cfg, judge, measurement, parts,
+                model_name=name, rank=rank)
     return records
 
 
 def collect_responses(policy: Policy, encoder: PromptEncoder, prompts: list[Prompt], cfg: Config,
-                      judge: Judge | None, measurement: Measurement, *, model_name: str = "",
-                      rank: int = 0, show: bool = False) -> list[dict]:
-    """Sample and grade; one record per response. `show` draws a progress bar.
+                      judge: Judge | None, measurement: Measurement, parts: Parts, *,
+                      model_name: str = "", rank: int = 0) -> list[dict]:
+    """Sample and grade; one record per response. What is finished is read from `parts`.
 
     Every model draws the same random numbers (common random numbers), which lowers the noise of a
     difference between models; each set, mode and rank has numbers of its own.
     """
     purpose = f"{measurement.set_name} {measurement.mode}"
-    groups = sample_groups(
-        policy, prompts[: measurement.max_prompts], measurement.samples,
-        max_new_tokens=cfg.max_new_tokens, temperature=measurement.temperature,
-        generator=torch_generator(cfg.seed, purpose, rank, policy.device),
-        sample_batch=cfg.sample_batch, compile_decode=cfg.compile_decode,
-        logits_stat=nucleus_size if measurement.branching else None,
-        progress=f"{model_name}: {purpose}" if show else None)
-    completions = [(group.prompt.example, ids) for group in groups for ids in group.completions]
-    ask_judge([(example, encoder.decode(ids)) for example, ids in completions], judge)
+    generator = torch_generator(cfg.seed, purpose, rank, policy.device)
 
-    records = []
-    for group in groups:
-        example = group.prompt.example
-        for ids, nucleus_sizes in zip(group.completions, group.stats):
+    def sample_and_grade(some: list[Prompt]) -> list[dict]:
+        groups = sample_groups(
+            policy, some, measurement.samples, max_new_tokens=cfg.max_new_tokens,
+            temperature=measurement.temperature, generator=generator,
+            sample_batch=cfg.sample_batch, compile_decode=cfg.compile_decode,
+            logits_stat=nucleus_size if measurement.branching else None)
+        answers = [(group.prompt.example, ids, sizes) for group in groups
+                   for ids, sizes in zip(group.completions, group.stats)]
+        ask_judge([(example, encoder.decode(ids)) for example, ids, _ in answers], judge)
+
+        records = []
+        for example, ids, sizes in answers:
             response = encoder.decode(ids)
             records.append({
                 "model": model_name,
@@ -262,9 +271,13 @@ def collect_responses(policy: Policy, encoder: PromptEncoder, prompts: list[Prom
                 **response_record(example, response, grade_example(example, response, judge)),
                 "tokens": len(ids),
                 "truncated": is_truncated(ids, policy.eos_ids),
-                "nucleus_sum": float(nucleus_sizes.sum()),
+                "nucleus_sum": float(sizes.sum()),
             })
-    return records
+        return records
+
+    prompts_at_a_time = max(1, cfg.sample_batch // measurement.samples)
+    return parts.each(f"{model_name}: {purpose}", prompts[: measurement.max_prompts],
+                      prompts_at_a_time, sample_and_grade, generator)
 
 
 # --- 3. Records to a report -----------------------------------------------------------------------
@@ -343,17 +356,15 @@ def score(cfg: Config) -> None:
 # --- 4. Generalisation over a run -----------------------------------------------------------------
 
 
-def measure_gf(run_folder: Path, encoded: EncodedSets, judge: Judge | None, cfg: Config, run: Run
-               ) -> list[dict]:
+def measure_gf(run_folder: Path, encoded: EncodedSets, judge: Judge | None, cfg: Config, run: Run,
+               parts: Parts) -> list[dict]:
     """One entry per checkpoint, the start model first: rate on each set, mean over OOD, GF.
 
     Each rank asks its share of every set; the rates are over the shares of all.
     """
     rank, key = run.accelerator.process_index, "score" if cfg.gf_id else "in_format"
     curve = []
-    title = f"GF of {run_folder.name}"
-    for step, folder in tqdm(checkpoints(run_folder, "--gf_runs"), desc=title, leave=False,
-                             disable=not run.writes):
+    for step, folder in checkpoints(run_folder, "--gf_runs"):
         policy, encoder = load_model(str(folder), flag="--gf_runs", freeze_vision=True,
                                      max_pixels=cfg.max_pixels)
         policy.to(run.accelerator.device)
@@ -361,8 +372,8 @@ def measure_gf(run_folder: Path, encoded: EncodedSets, judge: Judge | None, cfg:
         rates = {}
         for name, prompts in encoded.for_encoder(encoder).items():
             measurement = Measurement(name, "sampled", cfg.temperature)
-            records = collect_responses(policy, encoder, prompts, cfg, judge, measurement,
-                                        rank=rank)
+            records = collect_responses(policy, encoder, prompts, cfg, judge, measurement, parts,
+                                        model_name=f"{run_folder} step {step}", rank=rank)
             shares = gather_objects([{key: record[key]} for record in records], run.accelerator)
             rates[name] = rate_with_interval([r for share in shares for r in share], key)["mean"]
 
@@ -375,7 +386,8 @@ def measure_gf(run_folder: Path, encoded: EncodedSets, judge: Judge | None, cfg:
     return curve
 
 
-def measure_gf_runs(cfg: Config, judge: Judge | None, run: Run) -> dict[str, list[dict]]:
+def measure_gf_runs(cfg: Config, judge: Judge | None, run: Run, parts: Parts
+                    ) -> dict[str, list[dict]]:
     """The curve of each run in --gf_runs."""
     rank, world_size = run.accelerator.process_index, run.accelerator.num_processes
     folders = split_names(cfg.gf_runs, "--gf_runs")
@@ -385,7 +397,7 @@ def measure_gf_runs(cfg: Config, judge: Judge | None, run: Run) -> dict[str, lis
     curves = {}
     for name, folder in folders.items():
         with run.accelerator.autocast():
-            curves[name] = measure_gf(Path(folder), encoded, judge, cfg, run)
+            curves[name] = measure_gf(Path(folder), encoded, judge, cfg, run, parts)
     return curves
 
 
@@ -401,25 +413,30 @@ def main(cfg: Config) -> None:
         return
     check_models(cfg.models, "--models")
     check_runs(cfg.gf_runs, "--gf_runs")
+    if cfg.ask:
+        print(side_by_side(ask_models(cfg, split_names(cfg.models, "--models"))))
+        return
 
     accelerator = make_accelerator(cfg)
     run = Run(cfg, "evaluate", accelerator, columns=[])
     rank, world_size = accelerator.process_index, accelerator.num_processes
     judge = make_judge(cfg, run.warn)
 
-    sets = load_sets(cfg, run.warn)
+    sets = load_sets(cfg, run.warn, run.say)
     sets_of_rank = {name: examples[rank::world_size] for name, examples in sets.items()}
     encoded = EncodedSets(sets_of_rank, cfg.max_prompt_tokens, run.warn)
 
     file = run.folder / "completions.jsonl"
-    append_records(file, [], run)  # the file is there even if --models is empty
+    parts = Parts(run)
+    if run.writes:
+        file.write_text("")  # made anew from what is in `parts`
     save_images(sets.get("id", []), run)
     for name, folder in split_names(cfg.models, "--models").items():
-        append_records(file, measure(name, folder, encoded, judge, cfg, run), run)
+        append_records(file, measure(name, folder, encoded, judge, cfg, run, parts), run)
     if judge is not None:
         run.warn(f"the judge: {take_counts(judge)}")
 
-    curves = measure_gf_runs(cfg, judge, run)
+    curves = measure_gf_runs(cfg, judge, run, parts)
     if run.writes:
         reports = {name: summarize(records) for name, records in read_records(file).items()}
         write_report(reports, curves, run)

@@ -56,7 +56,7 @@ from common import (
 )
 from harness import settings
 from harness.cli import flag, parse_cli, run_stage
-from harness.metrics import sampler_gap
+from harness.metrics import Stopwatch, sampler_gap
 from harness.randomness import torch_generator
 from harness.ranks import make_accelerator, sum_over_ranks
 from harness.run import Run
@@ -69,13 +69,15 @@ from rewards.groups import RewardedGroup, parse_weights, reward_groups, rollout_
 from rewards.judge import take_counts
 from sources import build_stream
 from sources.stream import PromptStream
+from sources.understood import LOOKED_AT, best_blind_guess, say_what_was_understood
 
 
 @dataclass(frozen=True)
 class Config(settings.Data, settings.Sampling, settings.Training, settings.Judge):
     model: str = flag("toy/base", "folder or hub name of the start model; paper: Qwen2.5-VL-7B")
     # sampling
-    steps: int = flag(16, "rollouts; paper: not stated for stage 1, its plot of stage 3 has 800")
+    steps: int = flag(16, "rollouts; paper: not stated for stage 1, its plot of stage 3 has 800",
+                      changeable=True)
     prompts_per_step: int = flag(16, "prompts per rollout, over all processes; paper: 128")
     group_size: int = flag(8, "completions per prompt (G); paper: 8")
     temperature: float = flag(1.0, "of sampling and of scoring alike; MM-EUREKA")
@@ -95,7 +97,7 @@ class Config(settings.Data, settings.Sampling, settings.Training, settings.Judge
     # record
     eval_every: int = flag(0, "rollouts between accuracies on held-out questions, 0: off; ours")
     eval_items: int = flag(128, "held-out questions, answered greedily, not trained on; ours")
-    sample_every: int = flag(10, "rollouts between records in samples.jsonl")
+    sample_every: int = flag(10, "rollouts between records in samples.jsonl", changeable=True)
 
     def __post_init__(self):
         super().__post_init__()
@@ -110,8 +112,10 @@ class Config(settings.Data, settings.Sampling, settings.Training, settings.Judge
 # Columns of the terminal's table, after the reward and its parts, and panels of curves.png.
 COLUMNS = ["length", "trunc%", "zero_std%", "loss", "ratio", "clip%", "entropy", "grad_norm",
            "gen%", "step_s"]
-PANELS = {"length, tokens": ["length"], "ratio and clip": ["ratio", "clip%"],
-          "entropy, nats": ["entropy"], "sampler against trainer, nats": ["gap", "gap_k3"],
+PANELS = {"length, tokens": ["length"], "entropy, nats": ["entropy"],
+          "groups of equal rewards, %": ["zero_std%"], "ratio, mean": ["ratio"],
+          "tokens clipped, %": ["clip%"], "gradient norm": ["grad_norm"], "learning rate": ["lr"],
+          "sampler against trainer, nats": ["gap", "gap_k3"],
           "accuracy, greedy, held out": ["eval_accuracy"]}
 
 
@@ -119,7 +123,7 @@ PANELS = {"length, tokens": ["length"], "ratio and clip": ["ratio", "clip%"],
 
 
 def collect_rollout(sampler: Policy, stream: PromptStream, count: int, reward, generator,
-                    cfg: Config) -> list[RewardedGroup]:
+                    sampling: Stopwatch, cfg: Config) -> list[RewardedGroup]:
     """Sample `count` groups and reward each; `reward` is a function of groups.
 
     With dynamic sampling, draw on until that many groups are informative; a surplus is thrown away.
@@ -128,10 +132,12 @@ def collect_rollout(sampler: Policy, stream: PromptStream, count: int, reward, g
     kept: list[RewardedGroup] = []
 
     for _ in range(cfg.max_draws if cfg.dynamic_sampling else 1):
-        groups = sample_groups(
-            sampler, stream.take(count), cfg.group_size, max_new_tokens=cfg.max_new_tokens,
-            temperature=cfg.temperature, generator=generator, sample_batch=cfg.sample_batch,
-            logits_stat=token_entropy, compile_decode=cfg.compile_decode)
+        prompts = stream.take(count)
+        with sampling:
+            groups = sample_groups(
+                sampler, prompts, cfg.group_size, max_new_tokens=cfg.max_new_tokens,
+                temperature=cfg.temperature, generator=generator, sample_batch=cfg.sample_batch,
+                logits_stat=token_entropy, compile_decode=cfg.compile_decode)
         rewarded = reward(groups)
         kept += [r for r in rewarded if r.is_informative() or not cfg.dynamic_sampling]
         if len(kept) >= count:
@@ -392,6 +398,8 @@ def main(cfg: Config) -> None:
                               resumed=run.has_state())
     stream, held_out = build_stream(cfg, encoder, accelerator, run.warn)
     judge = make_judge(cfg, run.warn)
+    say_what_was_understood(run, encoder, stream.preview(LOOKED_AT), examples=stream.examples,
+                            judge=judge, per_step=cfg.prompts_per_step)
     rewards = make_rewards(cfg, judge)
     weights = parse_weights(cfg.reward_weights, rewards)
     run.columns = ["reward", *rewards, *COLUMNS]
@@ -411,27 +419,28 @@ def main(cfg: Config) -> None:
         refresh(policies.sampler, policies.bare)
         evaluation = held_out.accuracy(step, policies.sampler, reward, accelerator, cfg)
 
-        began = time.perf_counter()
+        began, sampling = time.perf_counter(), Stopwatch()
         with accelerator.autocast():  # 1. sample and reward
             rollout = collect_rollout(policies.sampler, stream, cfg.prompts_per_step // ranks,
-                                      reward, generator, cfg)
-        sampled = time.perf_counter()
+                                      reward, generator, sampling, cfg)
         sums = train_on(rollout, policies, accelerator, cfg)  # 2. and 3.
-        ended = time.perf_counter()
+        step_s = time.perf_counter() - began
 
         counts = {"skipped_examples": stream.skipped, **take_counts(judge)}
         run.log(step, cfg.steps, {
             **summarize(rollout, sums, counts, accelerator, cfg), **evaluation, "lr": rate,
-            "gen%": 100 * (sampled - began) / (ended - began), "step_s": ended - began})
+            "gen%": 100 * sampling.seconds / step_s, "step_s": step_s})
         if step == 1 or step % cfg.sample_every == 0:  # every rank scores a group: no rank waits
             logp = recompute_logps(policies, [rollout[0].group], cfg)
             run.sample(step, partial(sample_record, rollout[0], logp, encoder, judge))
-        if step == cfg.steps or step % cfg.save_every == 0:
+        if run.is_time_to_save(step, cfg.steps):  # also after Ctrl-C
             extra = {"stream": stream.state(), "generator": generator.get_state()}
             run.save_checkpoint(step, policies, encoder, extra)
+        run.stop_if_asked()
 
     panels = {"reward": ["reward", *rewards], **PANELS}
-    run.finish_training(policies, encoder, panels, f"GRPO from {cfg.model}")
+    run.finish_training(policies, encoder, panels, f"GRPO from {cfg.model}",
+                        chance=best_blind_guess(stream.examples))
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ from workloads import ROOT, examples_at, pair_groups, pairs_at
 import dpo_sft
 import grpo
 from common import Policies, token_logps
+from harness.metrics import Stopwatch
 from model.loading import load_model
 from model.qwen import mrope_positions
 from model.records import Group, Prompt, completion_mask
@@ -209,7 +210,7 @@ def ours_grpo(examples: list[dict], steps: int) -> dict:
     for _ in range(steps):
         began = now()
         rollout = grpo.collect_rollout(
-            policy, stream, SETTINGS.prompts_per_step, reward, generator, SETTINGS
+            policy, stream, SETTINGS.prompts_per_step, reward, generator, Stopwatch(), SETTINGS
         )
         clock.add("rollout", began)
 

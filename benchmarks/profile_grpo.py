@@ -17,6 +17,7 @@ from torch.profiler import profile
 
 import grpo
 from common import Policies
+from harness.metrics import Stopwatch
 from model.loading import load_model
 from rewards import make_rewards
 from rewards.groups import parse_weights, reward_groups
@@ -76,6 +77,7 @@ class Step:
             self.cfg.prompts_per_step,
             self.reward,
             self.generator,
+            Stopwatch(),
             self.cfg,
         )
 

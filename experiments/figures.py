@@ -9,6 +9,8 @@ A line is the mean over seeds, its band the 95 % interval of that mean (none for
 from collections.abc import Callable
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
 from experiments.claims import (
     ALMOST_NOTHING,
     LOSS_ARMS,
@@ -20,7 +22,6 @@ from experiments.claims import (
 )
 from experiments.grid import COLD, SOURCES
 from experiments.verdict import mean_interval
-from harness.plots import import_pyplot
 
 STARTS = ("sft", "dpo", "hybrid", "zero", "base")
 COLOURS = {"sft": "C1", "dpo": "C2", "hybrid": "C0", "zero": "C4", "base": "C7"}
@@ -190,15 +191,12 @@ STORY = {"gf.png": FIGURES[1], "rl.png": [FIGURES[3][0], FIGURES[3][2], FIGURES[
 
 def draw_figures(metrics: dict, folder: Path) -> list[Path]:
     """Draw the two figures of the story into a folder; the files written."""
-    plt = import_pyplot()
     files = []
     for name, panels in STORY.items():
-        figure, axes = plt.subplots(
-            1, len(panels), figsize=(3.8 * len(panels), 3.0), layout="constrained"
-        )
+        figure = Figure(figsize=(3.8 * len(panels), 3.0), layout="constrained")
+        axes = figure.subplots(1, len(panels))
         for axis, panel in zip(axes, panels):
             panel(axis, metrics)
         figure.savefig(folder / name, dpi=110)
-        plt.close(figure)
         files.append(folder / name)
     return files

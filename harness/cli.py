@@ -18,16 +18,22 @@ import sys
 import typing
 
 from harness.plan import plan
+from harness.ranks import is_lost_rank, leave_without
+from harness.resume import settings_of_run
+from harness.stopping import listening
 
 
-def flag(default, text: str, alias: str | None = None):
+def flag(default, text: str, alias: str | None = None, changeable: bool = False):
     """A dataclass field that becomes a command-line flag.
 
-    default   value if the flag is not given
-    text      help text, in the order: what it is, unit, source
-    alias     a second name of the flag, which works as well
+    default      value if the flag is not given
+    text         help text, in the order: what it is, unit, source
+    alias        a second name of the flag, which works as well
+    changeable   --resume may change it: it decides how long, how often or how fast, and not what is
+                 computed
     """
-    return dataclasses.field(default=default, metadata={"help": text, "alias": alias})
+    metadata = {"help": text, "alias": alias, "changeable": changeable}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 # --- What the stages call ------------------------------------------------------------------------
@@ -40,6 +46,8 @@ def parse_cli(config_class, doc: str, argv: list[str] | None = None):
     doc            the first part of --help, usually the stage's module docstring
     argv           the arguments; None reads those of the process
 
+    With --resume, what is not given is as in the run that goes on (`harness/resume.py`).
+
     A wrong flag or value ends the program with a message that names it. For an unknown flag the
     message also names the nearest flag that exists.
     """
@@ -48,7 +56,10 @@ def parse_cli(config_class, doc: str, argv: list[str] | None = None):
         values, unknown = parser.parse_known_args(argv)
         if unknown:
             raise ValueError(unknown_flag_message(unknown[0], config_class))
-        return config_class(**vars(values))  # its __post_init__ checks which values go together
+        given = vars(values)
+        if given.get("resume"):
+            given = settings_of_run(config_class, given)
+        return config_class(**given)  # its __post_init__ checks which values go together
     except ValueError as error:
         parser.error(str(error))
 
@@ -56,18 +67,25 @@ def parse_cli(config_class, doc: str, argv: list[str] | None = None):
 def run_stage(main, config) -> None:
     """Run a stage's main, or print its --plan.
 
-    A ValueError ends the program with one line instead of a traceback.
+    A mistake of the user ends it with one line instead of a traceback.
 
-    Most such errors are mistakes that the user can mend, for example a wrong path. An error in the
-    code can look the same, so the message says how to see the traceback.
+    ValueError and OSError are such mistakes, for example a wrong path or a full disk. An error in
+    the code can look the same, so the message says how to see the traceback. Ctrl-C and SIGTERM end
+    the run after its step (`harness/stopping.py`). If another rank has died, this one ends as well.
     """
+    show_traceback = os.environ.get("SPECS_TRACEBACK") == "1"
     try:
         if config.plan:
             print(plan(config))
         else:
-            main(config)
-    except (ValueError, FileExistsError) as error:
-        if os.environ.get("SPECS_TRACEBACK") == "1":
+            with listening():
+                main(config)
+    except (ValueError, OSError, RuntimeError) as error:
+        if show_traceback:
+            raise
+        if is_lost_rank(error):
+            leave_without(error)
+        if isinstance(error, RuntimeError):
             raise
         sys.exit(f"error: {error}\n(SPECS_TRACEBACK=1 in the environment shows the traceback)")
 
@@ -91,11 +109,23 @@ def split_names(text: str, flag_name: str) -> dict[str, str]:
 # --- From a dataclass to argparse ----------------------------------------------------------------
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser that says what is wrong; a list of all flags would push it off the screen."""
+
+    def error(self, message: str):
+        usage = f"usage: {self.prog} [@FILE] [--FLAG VALUE ...]      (--help lists the flags)"
+        self.exit(2, f"error: {message}\n{usage}\n")
+
+
 def make_parser(config_class, doc: str) -> argparse.ArgumentParser:
-    """An argparse parser with one group of flags for the stage, and one per shared class."""
-    parser = argparse.ArgumentParser(
+    """An argparse parser with one group of flags for the stage, and one per shared class.
+
+    What it parses holds only the flags that were given: defaults are those of the dataclass.
+    """
+    parser = Parser(
         description=doc,
         allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
         fromfile_prefix_chars="@",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -144,13 +174,12 @@ def add_flag(group, field: dataclasses.Field, kind: type) -> None:
         names.append(f"--{field.metadata['alias']}")
     text = f"{field.metadata['help']} (default: {field.default})"
     text = text.replace("%", "%%")  # argparse would read a bare % as a format
-    common = {"dest": field.name, "default": field.default}
+    common = {"dest": field.name, "default": argparse.SUPPRESS}
 
     if kind is not bool:
         group.add_argument(*names, **common, help=text, type=kind, metavar=kind.__name__)
         return
 
-    # argparse uses the default of whichever of the two is added first, so it is set on both.
     if field.default:
         text += f"; --no_{field.name} turns it off"
     group.add_argument(*names, **common, help=text, action="store_true")
@@ -167,9 +196,35 @@ def split_line(line: str) -> list[str]:
         raise ValueError(f"{error} in the line: {line}") from error
 
 
+# What other trainers call it.
+SYNONYMS = {
+    "num_generations": "group_size", "max_completion_length": "max_new_tokens",
+    "output_dir": "run_dir", "dataset": "data", "train_file": "data", "epsilon": "clip_low",
+    "epsilon_high": "clip_high", "num_train_epochs": "epochs", "model_name_or_path": "model",
+    "batch_size": "prompts_per_step", "per_device_train_batch_size": "batch_pairs",
+    "save_steps": "save_every", "report_to": "log_with", "pref_beta": "beta",
+}  # fmt: skip
+
+
 def unknown_flag_message(flag_text: str, config_class) -> str:
     """What to say about a flag that does not exist: the nearest one that does."""
-    known = [f"--{field.name}" for field in dataclasses.fields(config_class)]
-    nearest = difflib.get_close_matches(flag_text.split("=")[0], known, n=1)
-    hint = f", did you mean {nearest[0]}?" if nearest else "; see --help"
+    nearest = nearest_flag(flag_text.split("=")[0].lstrip("-").replace("-", "_"), config_class)
+    hint = f", did you mean --{nearest}?" if nearest else "; see --help"
     return f"unknown flag {flag_text}{hint}"
+
+
+def nearest_flag(name: str, config_class) -> str | None:
+    """The flag that other trainers call so, that its help calls so, or that is spelt most alike."""
+    fields = {field.name: field for field in dataclasses.fields(config_class)}
+    if SYNONYMS.get(name) in fields:
+        return SYNONYMS[name]
+
+    close = difflib.get_close_matches(name, fields, n=1, cutoff=0.75)
+    if close:
+        return close[0]
+    words = name.replace("_", " ")
+    for field in fields.values():
+        if words in field.metadata["help"]:
+            return field.name
+    close = difflib.get_close_matches(name, fields, n=1)
+    return close[0] if close else None

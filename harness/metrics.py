@@ -1,11 +1,25 @@
 """Metrics of one step, whose completions, tokens and groups may lie on several ranks."""
 
+import time
 from collections import Counter
 
 import torch
 from torch import Tensor
 
 from harness.ranks import gather_objects
+
+
+class Stopwatch:
+    """Adds up the seconds that are spent in `with stopwatch:`."""
+
+    def __init__(self):
+        self.seconds = 0.0
+
+    def __enter__(self):
+        self.began = time.perf_counter()
+
+    def __exit__(self, *error):
+        self.seconds += time.perf_counter() - self.began
 
 
 class Means:

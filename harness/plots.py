@@ -2,31 +2,31 @@
 
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
 from harness.tables import MAIN_COLUMNS, OOD_ACCURACY_COLUMNS, OOD_FORMAT_COLUMNS, measured
-
-
-def import_pyplot():
-    """matplotlib without a display. Imported only to draw: the import takes about a second."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt
-
 
 # --- 1. Curves of a training run -----------------------------------------------------------------
 
 
-def plot_curves(records: list[dict], panels: dict[str, list[str]], file: Path, title: str) -> None:
+PANELS_A_ROW = 4
+
+
+def plot_curves(
+    records: list[dict],
+    panels: dict[str, list[str]],
+    file: Path,
+    title: str,
+    chance: float = 0.0,
+) -> None:
     """Draw metrics over the step, one panel for each entry of `panels`.
 
     records   the metrics of each step, with its number as `step`
     panels    title of a panel -> names of its metrics; those that were never logged are left out
     file      the image to write
     title     of the whole figure
+    chance    accuracy of the best blind guess: a dotted line where accuracy is drawn; 0 for none
     """
-    plt = import_pyplot()
     logged = set()
     for record in records:
         logged |= set(record)
@@ -37,22 +37,34 @@ def plot_curves(records: list[dict], panels: dict[str, list[str]], file: Path, t
         if metrics:
             drawn[panel_title] = metrics
 
-    figure, axes = plt.subplots(
-        1, len(drawn), figsize=(3.6 * len(drawn), 3.0), layout="constrained", squeeze=False
-    )
-    for axis, (panel_title, metrics) in zip(axes[0], drawn.items()):
-        for metric in metrics:
-            with_value = [record for record in records if metric in record]
-            steps = [record["step"] for record in with_value]
-            values = [record[metric] for record in with_value]
-            axis.plot(steps, values, label=metric)
-        axis.set(title=panel_title, xlabel="step")
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
+    rows, columns = -(-len(drawn) // PANELS_A_ROW), min(PANELS_A_ROW, len(drawn))
+    figure = Figure(figsize=(3.6 * columns, 2.8 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.flat[len(drawn) :]:
+        axis.set_axis_off()
+    for axis, (panel_title, metrics) in zip(axes.flat, drawn.items()):
+        draw_curves(axis, records, panel_title, metrics, chance)
 
     figure.suptitle(title)
     figure.savefig(file, dpi=110)
-    plt.close(figure)
+
+
+def draw_curves(axis, records: list[dict], title: str, metrics: list[str], chance: float) -> None:
+    """One panel. A single metric is named by the title, and needs no legend."""
+    for metric in metrics:
+        with_value = [record for record in records if metric in record]
+        steps = [record["step"] for record in with_value]
+        values = [record[metric] for record in with_value]
+        # One step is a dot: a line needs two.
+        axis.plot(steps, values, label=metric, marker="o" if len(steps) == 1 else "")
+    if chance and any("accuracy" in metric for metric in metrics):
+        axis.axhline(chance, color="grey", ls=":", label="best blind guess")
+
+    axis.set(title=title, xlabel="step")
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.grid(alpha=0.3)
+    if len(axis.lines) > 1:
+        axis.legend(fontsize=8)
 
 
 # --- 2. The report of an evaluation --------------------------------------------------------------
@@ -67,7 +79,6 @@ def plot_report(reports: dict[str, dict], curves: dict[str, list[dict]], file: P
 
     The panels of pass@k and GF are left out if they were not measured.
     """
-    plt = import_pyplot()
     has_pass = any("pass@k" in report for report in reports.values())
     panel_count = 1
     if has_pass:
@@ -75,13 +86,9 @@ def plot_report(reports: dict[str, dict], curves: dict[str, list[dict]], file: P
     if curves:
         panel_count += 1
 
-    figure, axes = plt.subplots(
-        1,
-        panel_count,
-        figsize=(9 + 3.4 * (panel_count - 1), 3.4),
-        layout="constrained",
-        squeeze=False,
-        width_ratios=[2.7] + [1.0] * (panel_count - 1),
+    figure = Figure(figsize=(9 + 3.4 * (panel_count - 1), 3.4), layout="constrained")
+    axes = figure.subplots(
+        1, panel_count, squeeze=False, width_ratios=[2.7] + [1.0] * (panel_count - 1)
     )
     axes = list(axes[0])
     draw_rates(axes[0], reports)
@@ -91,7 +98,6 @@ def plot_report(reports: dict[str, dict], curves: dict[str, list[dict]], file: P
         draw_gf(axes[-1], curves)
 
     figure.savefig(file, dpi=120)
-    plt.close(figure)
 
 
 def draw_rates(axis, reports: dict[str, dict]) -> None:
@@ -138,8 +144,7 @@ def draw_pass_at_k(axis, reports: dict[str, dict]) -> None:
 
     axis.set(title="pass@k", xlabel="k", ylabel="%")
     axis.set_xscale("log", base=2)
-    axis.xaxis.set_major_formatter(lambda k, _: f"{k:g}")
-    axis.legend(fontsize=8)
+    axis.xaxis.set_major_formatter(lambda k, _: f"{k:g}")  # colours as in the panel of rates
 
 
 def draw_gf(axis, curves: dict[str, list[dict]]) -> None:

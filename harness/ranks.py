@@ -4,6 +4,10 @@ Each function also works in a single process, where there is nothing to exchange
 """
 
 import datetime
+import os
+import re
+import sys
+from typing import NoReturn
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
@@ -13,37 +17,111 @@ WAIT = datetime.timedelta(hours=6)  # how long a rank waits for another: a rollo
 
 
 def make_accelerator(config) -> Accelerator:
-    """The connection to the other ranks; bf16 autocast on a GPU and fp32 on a CPU by default.
+    """The connection to the other ranks: on CUDA if it is there, else on the CPU.
 
-    config    a stage's settings: --precision, --log_with and --run_dir are read
+    config    a stage's settings: --precision and --log_with are read
 
     Raises ValueError naming --log_with if that tracker is not installed: accelerate would silently
-    log nothing.
+    log nothing. Raises ValueError if the ranks do not know each other.
+
+    A Mac's GPU (MPS) is not used: its kernels differ, and nothing here was tried on one.
 
     accelerate's gradient accumulation is not used. Its `backward` divides by the number of
     micro-batches, while the stages divide by the tokens (or pairs) of the whole step.
     """
-    precision = config.precision
-    if precision == "auto":
-        precision = "bf16" if torch.cuda.is_available() else "no"
-
-    available = [str(tracker.value) for tracker in get_available_trackers()]
-    if config.log_with and config.log_with not in available:
-        raise ValueError(
-            f"--log_with {config.log_with}: not installed, or not a tracker that accelerate knows; "
-            f"installed: {available}"
-        )
+    precision, why = choose_precision(config.precision)
+    check_tracker(config.log_with)
 
     # By default DDP broadcasts buffers before a forward. Ranks run different numbers of forwards
     # without gradient, so that broadcast could hang; our buffers never change
     # (test_buffers_are_not_broadcast). And by default it keeps a second copy of all gradients.
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
-    return Accelerator(
+    accelerator = Accelerator(
+        cpu=not torch.cuda.is_available(),
         mixed_precision=precision,
         log_with=config.log_with or None,
         project_dir=config.run_dir or "runs",
         kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT), ddp],
     )
+    check_world_size(accelerator.num_processes)
+    if why:
+        accelerator.print(why)
+    return accelerator
+
+
+def choose_precision(asked: str) -> tuple[str, str]:
+    """The precision for accelerate, and a sentence if it is not what one would expect.
+
+    asked   --precision. `auto` is bf16 on a GPU that has it, and fp32 (`no`) elsewhere.
+
+    Raises ValueError if bf16 is asked for on a GPU that has none.
+    """
+    cuda = torch.cuda.is_available()
+    has_bf16 = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+    if asked == "auto" and cuda and not has_bf16:
+        return "no", "this GPU has no bf16: the run is in fp32, slower, and with twice the memory"
+    if asked == "auto":
+        return ("bf16" if has_bf16 else "no"), ""
+    if asked == "bf16" and cuda and not has_bf16:
+        raise ValueError("--precision bf16: this GPU has no bf16, leave it at auto, or take `no`")
+    return asked, ""
+
+
+PIP = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}  # what to install
+
+
+def check_tracker(name: str) -> None:
+    """Raise ValueError naming --log_with if a tracker is asked for that is not there."""
+    available = [str(tracker.value) for tracker in get_available_trackers()]
+    if not name or name in available:
+        return
+    if name in PIP:
+        raise ValueError(f"--log_with {name}: not installed; pip install {PIP[name]}")
+    raise ValueError(
+        f"--log_with {name}: not a tracker that accelerate knows; installed: {available}"
+    )
+
+
+def check_world_size(num_processes: int) -> None:
+    """Raise ValueError if this process was started as one of many and does not know the others.
+
+    Trap: each would take itself for the only one, and all would write into one folder
+    (test_ranks_that_do_not_know_each_other_are_refused).
+    """
+    started = int(os.environ.get("WORLD_SIZE", 1))
+    if started != num_processes:
+        raise ValueError(
+            f"WORLD_SIZE is {started}, but this process is connected to {num_processes - 1} "
+            "others: start the ranks with torchrun --nproc_per_node or accelerate launch, or unset "
+            "WORLD_SIZE"
+        )
+
+
+# What the libraries that connect the ranks (gloo, NCCL) say when one of them is gone.
+LOST = re.compile(
+    "closed by peer|connection reset|connection refused|broken pipe|pair closure|remote process|"
+    "connection was aborted|communicator was aborted|socket",
+    re.IGNORECASE,
+)
+
+
+def is_lost_rank(error: Exception) -> bool:
+    """True if the error says that another rank of this run has ended."""
+    connected = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return connected and isinstance(error, RuntimeError) and bool(LOST.search(str(error)))
+
+
+def leave_without(error: Exception) -> NoReturn:
+    """End this process at once, with a sentence: the usual way out would wait for the lost rank."""
+    first_line = str(error).splitlines()[0]
+    print(
+        "error: another process of this run has ended, so this one ends as well. The last "
+        "checkpoint is whole: go on with --resume, and as many processes as before\n"
+        f"({first_line})",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(1)
 
 
 def gather_objects(value, accelerator: Accelerator) -> list:

@@ -1,17 +1,19 @@
 """A run and its folder: settings, logs, samples, checkpoints and exact resume.
 
     runs/NAME/
-        config.json      the settings of the run, written at its start
+        .lock            keeps a second run out while this one lives
+        config.json      the settings of the run, and the history of their changes by --resume
         metrics.jsonl    one line per step
         samples.jsonl    prompts, image files, responses, rewards and reasons, every few steps
         images/          the images that samples.jsonl names
         curves.png       the metrics as curves
+        tensorboard/     with --log_with tensorboard: metrics, completions and images
         step_00020/      a model folder that `from_pretrained` opens, every --save_every steps
         model/           the model folder of the last step
         state.pt         optimizer, step, data position and random states: what --resume needs
 """
 
-import dataclasses
+import contextlib
 import json
 import os
 import shutil
@@ -22,10 +24,16 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 
+from harness import stopping
 from harness.cli import split_names
+from harness.lock import NAME as LOCK_NAME
+from harness.lock import free_lock, is_used, take_lock
 from harness.plots import plot_curves
 from harness.ranks import gather_objects
+from harness.resume import change_of, check_changes, read_config, record_settings
+from harness.trackers import log_sample, start_trackers
 from model.images import load_image
 from model.loading import check_folder, save_model
 from model.prompts import PromptEncoder
@@ -44,7 +52,8 @@ class Run:
         run = Run(config, "grpo", accelerator)                       the folder is ready
         policy, encoder = load_model(run.latest_model() or start)    with --resume: the last one
         extra = run.load_state(policies.optimizer)                   sets run.start_step
-        for step in range(run.start_step + 1, steps + 1): ...        log, sample, save_checkpoint
+        for step in range(run.start_step + 1, steps + 1): ...        log, sample, save_checkpoint,
+                                                                     stop_if_asked
         run.finish_training(...)
     """
 
@@ -55,8 +64,11 @@ class Run:
         self.columns = columns
         self.columns_shown = []  # those in the last header on the terminal
         self.writes = accelerator.is_main_process
+        self.ranks = accelerator.num_processes
         self.start_step = 0  # steps that were done before this process started
         self.worked_s = 0.0  # seconds spent in the steps of this process
+        self.understood = False  # what was understood of the data has been said
+        self.stop_signal = None  # of Ctrl-C or SIGTERM, once all ranks know of it
 
         name = config.run_dir or f"runs/{stage}_{time.strftime('%Y%m%d_%H%M%S')}"
         name = gather_objects(name, accelerator)[0]  # ranks may start in different seconds
@@ -64,37 +76,64 @@ class Run:
         self.prepare_folder(name)
 
         # After `prepare_folder`, which must find the folder empty: a tracker writes into it.
-        if config.log_with:
-            accelerator.init_trackers("specs", config=dataclasses.asdict(config))
+        start_trackers(accelerator, config, self.folder, self.saved_step())
 
     def prepare_folder(self, name: str) -> None:
-        """Check the folder, empty it if --overwrite says so, and write config.json.
+        """Check the folder, lock it, empty it if --overwrite says so, and write config.json.
 
-        --resume uses the current flags and overwrites config.json; the old flags are not checked.
+        With --resume the settings must be those of the run that is there (`harness/resume.py`).
 
         Raises FileExistsError if the folder is not empty and neither --resume nor --overwrite is
         given. Also raises it if the folder is not that of a run: such a folder is never emptied.
+        Raises ValueError if another run writes there, or if --resume does not fit.
         """
-        is_used = self.folder.exists() and any(self.folder.iterdir())
-        if is_used and not (self.config.resume or self.config.overwrite):
+        used = is_used(self.folder)
+        if used and not (self.config.resume or self.config.overwrite):
             raise FileExistsError(
                 f"--run_dir {name} is not empty: "
                 "--resume continues that run, --overwrite empties the folder"
             )
-        if is_used and not (self.folder / "config.json").is_file():
+        if used and not (self.folder / "config.json").is_file():
             raise FileExistsError(
                 f"--run_dir {name} is not the folder of a run (no config.json): "
                 "it is left alone"
             )
-        self.accelerator.wait_for_everyone()
+        history = self.history_of_changes() if self.config.resume else []
+        self.lock_folder()
 
         if self.writes:
-            if is_used and not self.config.resume:
-                shutil.rmtree(self.folder)  # safe: the checks above found a run in it
-            self.folder.mkdir(parents=True, exist_ok=True)
-            settings = json.dumps(dataclasses.asdict(self.config), indent=2)
-            (self.folder / "config.json").write_text(settings + "\n")
+            if used and not self.config.resume:
+                empty_run(self.folder)
+            file = self.folder / "config.json"
+            record_settings(self.config, self.stage, file, history, self.ranks)
         self.accelerator.wait_for_everyone()
+
+    def history_of_changes(self) -> list[dict]:
+        """The changes of settings so far, and those that this --resume makes; these are said."""
+        stored = read_config(self.folder)
+        changes = check_changes(self.config, self.stage, stored, self.ranks)
+        history = stored.get("history", [])
+        if changes:
+            history = [*history, change_of(changes, self.saved_step())]
+        for name, (before, now) in changes.items():
+            self.say(f"--resume with --{name} {now}, it was {before}")
+        return history
+
+    def lock_folder(self) -> None:
+        """Keep other runs out. The main process takes the lock, and all ranks learn if it failed.
+
+        They all raise: a rank that raised alone would leave the others waiting for it.
+        """
+        refusal = None
+        if self.writes:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                take_lock(self.folder)
+            except ValueError as error:
+                refusal = str(error)
+        refusal = gather_objects(refusal, self.accelerator)[0]
+        if refusal:
+            raise ValueError(refusal)
 
     # --- messages and logs ----------------------------------------------------------------------
 
@@ -146,28 +185,33 @@ class Run:
 
         record = {"step": step, **make_record()}
         file_id = record["id"].replace("/", "_")
+        # `load_image` opens paths, and converts modes that PNG does not have (CMYK).
+        images = [load_image(image, record["id"]) for image in record["images"]]
         names = []
-        for i, image in enumerate(record["images"]):
+        for i, image in enumerate(images):
             name = f"images/step{step}_{file_id}_{i}.png"
-            # `load_image` opens paths, and converts modes that PNG does not have (CMYK).
-            load_image(image, record["id"]).save(self.folder / name)
+            image.save(self.folder / name)
             names.append(name)
         append_jsonl(self.folder / "samples.jsonl", [{**record, "images": names}])
+        log_sample(self.accelerator, record, images)
 
     def records(self) -> list[dict]:
         """The metrics of all steps so far."""
         file = self.folder / "metrics.jsonl"
         return read_jsonl(file) if file.exists() else []
 
-    def finish_training(self, policies, encoder: PromptEncoder, panels: dict, title: str) -> None:
+    def finish_training(
+        self, policies, encoder: PromptEncoder, panels: dict, title: str, chance: float = 0.0
+    ) -> None:
         """Write the last model and the curves, and end the run.
 
         policies   the `common.Policies` of the run
         panels     title of a panel -> names of its metrics, see `plot_curves`
+        chance     accuracy of the best blind guess, 0 if it is not known
         """
         if self.writes:
             save_model(policies.bare, encoder, self.folder / "model")
-            plot_curves(self.records(), panels, self.folder / "curves.png", title)
+            plot_curves(self.records(), panels, self.folder / "curves.png", title, chance)
         self.say(f"wrote {self.folder}/model, metrics.jsonl, curves.png")
         self.finish()
 
@@ -182,8 +226,28 @@ class Run:
         self.accelerator.wait_for_everyone()
         time.sleep(0.1)
         self.accelerator.end_training()
+        free_lock(self.folder)
+
+    def stop_if_asked(self) -> None:
+        """End the process if Ctrl-C or SIGTERM came to any rank, and say how to go on.
+
+        It is called by all ranks, after a step that `is_time_to_save` has seen to be saved. The
+        exit status is that of the signal, so that `make` does not start the next stage.
+        """
+        if self.stop_signal is None:
+            return
+        self.say(f"stopped as asked; to go on: {command_to_resume(self.folder, self.ranks)}")
+        self.finish()
+        sys.exit(128 + self.stop_signal)
 
     # --- checkpoints ----------------------------------------------------------------------------
+
+    def is_time_to_save(self, step: int, steps: int) -> bool:
+        """True every --save_every steps, after the last one, and when the run was asked to stop."""
+        signals = gather_objects(stopping.asked(), self.accelerator)
+        self.stop_signal = next((number for number in signals if number is not None), None)
+        due = step == steps or step % self.config.save_every == 0
+        return due or self.stop_signal is not None
 
     def save_checkpoint(self, step: int, policies, encoder: PromptEncoder, extra: dict) -> None:
         """Write the model folder of a step, then the state that belongs to it.
@@ -191,17 +255,24 @@ class Run:
         policies   the `common.Policies` of the run
         extra      this rank's random state and data position
 
-        Raises ValueError, on all ranks, if the disk has no room for it: before anything is written,
-        so the last checkpoint stays whole.
+        Raises ValueError, on all ranks, if the disk has no room for it: before anything is written.
+        Raises ValueError if it cannot be written all the same. The last checkpoint stays whole.
         """
         extras = gather_objects(extra, self.accelerator)
         too_full = gather_objects(self.disk_too_full(policies), self.accelerator)[0]
         if too_full:
             raise ValueError(too_full)
-        if self.writes:
+        if not self.writes:
+            return
+        try:
             save_model(policies.bare, encoder, self.model_folder(step))
             self.save_state(step, policies.optimizer, extras)
-            self.drop_old_checkpoints()
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise ValueError(
+                f"the checkpoint of step {step} could not be written ({error}); the one before is "
+                "whole: make room, then go on with --resume"
+            ) from error
+        self.drop_old_checkpoints()
 
     def disk_too_full(self, policies) -> str | None:
         """What to say if weights and optimizer would not fit beside what is there, else None."""
@@ -239,8 +310,6 @@ class Run:
 
         Returns None if there is no state to continue from: the run starts from its beginning.
         Log lines after the saved step are dropped, since those steps will be done again.
-
-        Raises ValueError naming --resume if another number of processes saved the state.
         """
         if not self.has_state():
             self.forget_after(0)  # the lines of a run that stopped before its first checkpoint
@@ -248,11 +317,6 @@ class Run:
 
         file = self.folder / "state.pt"
         state = torch.load(file, weights_only=True, map_location="cpu")
-        if len(state["ranks"]) != self.accelerator.num_processes:
-            raise ValueError(
-                f"--resume {self.folder}: saved by {len(state['ranks'])} processes, "
-                f"now {self.accelerator.num_processes}"
-            )
         optimizer.load_state_dict(state["optimizer"])
         self.start_step = state["step"]
         self.forget_after(self.start_step)
@@ -283,13 +347,35 @@ class Run:
         """The folder of the checkpoint of a step."""
         return self.folder / f"step_{step:05d}"
 
+    def saved_step(self) -> int:
+        """The step that state.pt belongs to, 0 without one."""
+        file = self.folder / "state.pt"
+        if not file.exists():
+            return 0
+        return torch.load(file, weights_only=True, map_location="cpu", mmap=True)["step"]
+
     def latest_model(self) -> str | None:
         """The model folder that belongs to state.pt; None if the run starts from its beginning."""
-        if not self.has_state():
-            return None
-        file = self.folder / "state.pt"
-        state = torch.load(file, weights_only=True, map_location="cpu", mmap=True)
-        return str(self.model_folder(state["step"]))
+        return str(self.model_folder(self.saved_step())) if self.has_state() else None
+
+
+def empty_run(folder: Path) -> None:
+    """Empty the folder of a run, but for its lock.
+
+    config.json goes last: a run that is killed here leaves a folder that is still known as a run's.
+    """
+    entries = [entry for entry in folder.iterdir() if entry.name not in (LOCK_NAME, "config.json")]
+    for entry in [*entries, folder / "config.json"]:
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+
+
+def command_to_resume(folder: Path, ranks: int) -> str:
+    """The command that goes on with a run: it has the settings, so none is repeated."""
+    start = "python" if ranks == 1 else f"torchrun --nproc_per_node {ranks}"
+    return f"{start} {sys.argv[0]} --run_dir {folder} --resume"
 
 
 def checkpoints(run_folder: Path, flag: str) -> list[tuple[int, Path]]:
@@ -350,7 +436,15 @@ def append_jsonl(file: Path, records: list[dict]) -> None:
 def read_jsonl(file: Path) -> list[dict]:
     """The records of a file, one JSON object per line.
 
+    A last line that is cut off is left out: a process that was killed while it wrote leaves one
+    (test_a_line_that_is_cut_off_is_dropped).
+
     Trap: `splitlines` also splits at U+2028 and other line separators. JSON allows them inside a
     string, and a model may write them (test_odd_line_breaks_survive).
     """
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
+    *lines, last = file.read_text(encoding="utf-8", errors="replace").split("\n")
+    records = [json.loads(line) for line in lines if line]
+    if last:
+        with contextlib.suppress(json.JSONDecodeError):
+            records.append(json.loads(last))
+    return records

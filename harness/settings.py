@@ -38,13 +38,32 @@ class Inputs(Settings):
     max_pixels: int | None = flag(
         None, "larger images are scaled down to this many pixels, None: the limit of the model"
     )
+    allow_unknown: bool = flag(
+        False, "go on where over 1 % of the prompts' tokens are words the model does not know; ours"
+    )
+    revision: str = flag(
+        "", "of a hub data set: branch, tag or commit; empty: the newest. config.json keeps it"
+    )
 
 
 @dataclass(frozen=True)
-class Data(Inputs):
+class Columns(Inputs):
+    """Columns of the data."""
+
+    columns: str = flag(
+        "", "OURS=THEIRS,... as in question=problem,image=picture (see sources/columns.py); ours"
+    )
+
+
+@dataclass(frozen=True)
+class Data(Columns):
     """Questions."""
 
-    data: str = flag("toy", "`toy`, a folder, a file or a hub name; paper: Orsta-47k + ViRL39K")
+    data: str = flag(
+        "toy",
+        "`toy`, a folder, a file or a hub name, or several: a.jsonl,b.parquet or with shares "
+        "a.jsonl:3,b.parquet:1; paper: Orsta-47k + ViRL39K",
+    )
     max_examples: int | None = flag(
         None, "examples of --data to use, None for all (toy: 2048); ours", alias="rows"
     )
@@ -59,11 +78,13 @@ class Sampling(Settings):
 
     max_new_tokens: int = flag(64, "limit of a completion, tokens; paper: 10240")
     sample_batch: int = flag(
-        512, "completions decoded at the same time in each process; ours", alias="sample_rows"
-    )
+        512, "completions decoded at the same time in each process; ours", alias="sample_rows",
+        changeable=True,
+    )  # fmt: skip
     compile_decode: bool = flag(
-        False, "static cache and a compiled decoding step: for a GPU and many tokens; ours"
-    )
+        False, "static cache and a compiled decoding step: for a GPU and many tokens; ours",
+        changeable=True,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -131,14 +152,16 @@ class Optimizer(Settings):
     adam_beta2: float = flag(0.95, "AdamW beta2 (decay of the mean squared gradient); MM-EUREKA")
     grad_clip: float = flag(1.0, "largest gradient norm; MM-EUREKA, LLaMA-Factory")
     max_skipped: int = flag(
-        5, "stop after this many steps in a row with a gradient that is not finite; ours"
-    )
+        5, "stop after this many steps in a row with a gradient that is not finite; ours",
+        changeable=True,
+    )  # fmt: skip
     max_tokens_per_micro_batch: int = flag(
-        3072, "tokens per forward pass at most, prompts counted once; ours"
+        3072, "tokens per forward pass at most, prompts counted once; ours", changeable=True
     )
     gradient_checkpointing: bool = flag(
-        False, "recompute layers in backward: less memory, about a third slower; ours"
-    )
+        False, "recompute layers in backward: less memory, about a third slower; ours",
+        changeable=True,
+    )  # fmt: skip
     freeze_vision: bool = flag(
         True,
         "leave the vision tower and its projector untrained; MM-EUREKA, LLaMA-Factory, "
@@ -147,11 +170,12 @@ class Optimizer(Settings):
     save_every: int = flag(
         20,
         "steps (GRPO: rollouts) between checkpoints, for --resume and `evaluate.py --gf_runs`",
+        changeable=True,
     )
-
     keep_last: int = flag(
-        0, "checkpoints to keep, the newest ones; 0: all, as `--gf_runs` needs them; ours"
-    )
+        0, "checkpoints to keep, the newest ones; 0: all, as `--gf_runs` needs them; ours",
+        changeable=True,
+    )  # fmt: skip
 
     def __post_init__(self):
         super().__post_init__()
@@ -164,17 +188,18 @@ class Judge(Settings):
     """The judge."""
 
     judge_url: str = flag(
-        "", "OpenAI-compatible endpoint that grades `text` answers; paper: GPT-4o"
+        "", "OpenAI-compatible endpoint that grades `text` answers; paper: GPT-4o", changeable=True
     )
     judge_model: str = flag("", "model name at --judge_url")
     judge_max_tokens: int = flag(4096, "limit of a reply, tokens: a judge may reason first; ours")
-    judge_in_flight: int = flag(16, "questions that are asked at the same time; ours")
-    judge_call_s: float = flag(60.0, "limit of one call, seconds; ours")
+    judge_in_flight: int = flag(
+        16, "questions that are asked at the same time; ours", changeable=True
+    )
+    judge_call_s: float = flag(60.0, "limit of one call, seconds; ours", changeable=True)
     judge_rollout_s: float = flag(
         300.0, "limit of all calls of a rollout (or of a draw of --dynamic_sampling), seconds; "
-        "what has no verdict then is left out; ours"
+        "what has no verdict then is left out; ours", changeable=True,
     )
-    judge_cache: str = flag("runs/judge", "folder of the replies, shared by ranks and runs; ours")
 
     def __post_init__(self):
         super().__post_init__()
@@ -195,14 +220,17 @@ class RunFolder(Settings):
     )
     seed: int = flag(0, "seed of toy questions, order of the data, and sampling; ours")
     run_dir: str = flag("", "folder of the run; empty: runs/STAGE_DATE_TIME")
-    resume: bool = flag(False, "continue the run in --run_dir (on a CPU: to the last bit)")
+    resume: bool = flag(
+        False, "continue the run in --run_dir with its own settings (on a CPU: to the last bit)"
+    )
     overwrite: bool = flag(False, "empty --run_dir first")
     plan: str = flag(
         "", "print memory and time on this device and stop: rtx4090, a100, h100, h200, cpu, h100x8"
     )
     log_with: str = flag(
-        "", "a tracker that accelerate knows, `tensorboard` or `wandb`; empty: none"
-    )
+        "", "`tensorboard` (in the run's folder), `wandb` or `trackio`; empty: none",
+        changeable=True,
+    )  # fmt: skip
 
     def __post_init__(self):
         super().__post_init__()
@@ -211,18 +239,6 @@ class RunFolder(Settings):
                 f"--precision {self.precision}: wanted no, bf16 or auto. fp16 is not supported: "
                 "a skipped step would leave its loss scaler in a wrong state"
             )
-
-
-@dataclass(frozen=True)
-class OneShot(RunFolder):
-    """The run folder of a stage that trains nothing: it has no checkpoint to continue from."""
-
-    resume: bool = flag(False, "not used here: this stage starts over")
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.resume:
-            raise ValueError("--resume: this stage starts over, use --overwrite")
 
 
 @dataclass(frozen=True)

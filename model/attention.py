@@ -31,13 +31,12 @@ Dimensions beside those of `records.py`
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cache
 
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
 NAME = "one_prompt_many_completions"  # what HF's layers know `attend` by
 
@@ -244,7 +243,7 @@ def attend(
     if not isinstance(layout, Layout):
         if q.shape[2] == 1:
             return attend_from_one_token(q, k, v, layout, kwargs["scaling"]), None
-        return sdpa_attention_forward(module, q, k, v, layout, **kwargs)
+        return hf_attention()(module, q, k, v, layout, **kwargs)
 
     # Under autocast, RoPE returns q and k in fp32. Cast them back before gathering: half the bytes.
     q, k = q.to(v.dtype), k.to(v.dtype)
@@ -255,7 +254,7 @@ def attend(
         block_k = gather_tokens(k, block.keys)  # (n, key heads, K, d)
         block_v = gather_tokens(v, block.keys)  # (n, key heads, K, d)
         mask = block.additive_mask(v.dtype)  # (n, 1, Q, K)
-        out, _ = sdpa_attention_forward(module, block_q, block_k, block_v, mask, **kwargs)
+        out, _ = hf_attention()(module, block_q, block_k, block_v, mask, **kwargs)
         outputs.append(out.flatten(0, 1))  # (n * Q, query heads, d)
 
     in_slots = torch.cat(outputs)  # (slots, query heads, d), padding included
@@ -292,7 +291,19 @@ def gather_tokens(x: Tensor, indices: Tensor) -> Tensor:
     return gathered.unflatten(0, indices.shape).transpose(1, 2)
 
 
-# HF's layers find their attention function by its name, and pass their second argument, which HF
-# calls `attention_mask`, on to it untouched. That is how a Layout reaches `attend`.
-AttentionInterface.register(NAME, attend)
-AttentionMaskInterface.register(NAME, sdpa_mask)
+@cache
+def hf_attention():
+    """HF's own attention, through SDPA. Fetched at the first call: transformers loads what a model
+    needs when it is asked for, and `--help` needs no model."""
+    return transformers.AttentionInterface()["sdpa"]
+
+
+def register() -> None:
+    """Make `attend` known to HF's layers as NAME.
+
+    They find their attention function by its name, and pass their second argument, which HF calls
+    `attention_mask`, on to it untouched. That is how a Layout reaches `attend`.
+    """
+    masks = transformers.AttentionMaskInterface
+    transformers.AttentionInterface.register(NAME, attend)
+    masks.register(NAME, masks()["sdpa"])

@@ -4,9 +4,9 @@ import shutil
 from pathlib import Path
 
 import torch
+import transformers
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoImageProcessor, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from model.prompts import PromptEncoder
@@ -42,10 +42,10 @@ def load_model(
     """
     check_folder(name, flag)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name)
         # The joint processor class wants a video reader (torchvision); still images do not need
         # one.
-        image_processor = AutoImageProcessor.from_pretrained(name, backend="pil")
+        image_processor = transformers.AutoImageProcessor.from_pretrained(name, backend="pil")
         vlm, lacking = load_weights(name, dtype, device)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ValueError(f"{flag} {name}: cannot be loaded: {error}") from error

@@ -14,9 +14,9 @@ one pass for whole groups in training, one token at a time in sampling.
 from weakref import WeakKeyDictionary
 
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import Qwen2_5_VLForConditionalGeneration
 
 from model import attention
 from model.attention import Layout
@@ -34,7 +34,7 @@ class Policy(nn.Module):
 
     def __init__(
         self,
-        vlm: Qwen2_5_VLForConditionalGeneration,
+        vlm: "transformers.Qwen2_5_VLForConditionalGeneration",
         eos_ids: list[int],
         suppressed: Tensor,
         gradient_checkpointing: bool = False,
@@ -51,6 +51,7 @@ class Policy(nn.Module):
         self.gradient_checkpointing = gradient_checkpointing
         self.feature_cache: WeakKeyDictionary[Prompt, Tensor] = WeakKeyDictionary()
         self.register_buffer("suppressed", suppressed, persistent=False)
+        attention.register()
         vlm.set_attn_implementation({"text_config": attention.NAME})
 
     @property
@@ -288,13 +289,13 @@ def next_positions(prompts: list[Prompt], count: int) -> Tensor:
 
 def load_weights(
     name: str, dtype: torch.dtype, device: torch.device | str
-) -> tuple[Qwen2_5_VLForConditionalGeneration, list[str]]:
+) -> "tuple[transformers.Qwen2_5_VLForConditionalGeneration, list[str]]":
     """HF's model of a folder or hub name, and the names of weights that the files lack.
 
     Each weight is read once, straight into its dtype and onto its device. The rotary frequencies
     are no weights, and stay fp32.
     """
-    vlm, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+    vlm, info = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(
         name,
         dtype=dtype,
         device_map={"": torch.device(device)},

@@ -22,7 +22,6 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from model.attention import padded_indices
 from model.compiled import StaticDecodeCache, compiled_extend
@@ -97,7 +96,6 @@ def sample_groups(
     sample_batch: int = 512,
     logits_stat: Callable[[Tensor], Tensor] | None = None,
     compile_decode: bool = False,
-    progress: str | None = None,
 ) -> list[SampledGroup]:
     """Sample `group_size` completions of each prompt; the groups are in the order of `prompts`.
 
@@ -109,14 +107,13 @@ def sample_groups(
     logits_stat     a function of the logits, (sequences, V) -> (sequences,), called for each token;
                     its values are `SampledGroup.stats`
     compile_decode  a static cache and a compiled step (`compiled.py`)
-    progress        title of a progress bar, None for no bar
     """
     groups: list[SampledGroup] = []
     at_a_time = max(1, sample_batch // group_size)  # groups
     parts = split_group(group_size, sample_batch)  # more than one only if `at_a_time` is 1
 
     starts = range(0, len(prompts), at_a_time)
-    for start in tqdm(starts, desc=progress, leave=False, disable=progress is None):
+    for start in starts:
         batch = prompts[start : start + at_a_time]
         drawn = Drawn([], [], [])
         for part in parts:

@@ -4,9 +4,11 @@ import io
 import re
 from collections.abc import Callable
 
+import matplotlib
+from matplotlib.figure import Figure
+
 import dpo_sft
 from experiments.figures import FIGURES, band
-from harness.plots import import_pyplot
 from report.runs import LoadedRun
 
 SIZE = (4.2, 2.7)  # inches: wide enough for a phone
@@ -29,13 +31,12 @@ GRPO_METRICS = {  # metric -> title
 
 def as_svg(draw: Callable) -> str:
     """What `draw(axis)` draws, as an <svg> element without anything that a page does not need."""
-    plt = import_pyplot()
-    with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "page", "font.size": 9}):
-        figure, axis = plt.subplots(figsize=SIZE, layout="constrained")
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "page", "font.size": 9}):
+        figure = Figure(figsize=SIZE, layout="constrained")
+        axis = figure.subplots()
         draw(axis)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None})
-        plt.close(figure)
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg"):]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)

@@ -63,14 +63,17 @@ def ask_judge(responses: Iterable[tuple[dict, str]], judge: Judge | None) -> Non
     later.ask(BATCH)
 
 
-def load_sets(cfg, warn: Callable[[str], None]) -> dict[str, list[dict]]:
+def load_sets(
+    cfg, warn: Callable[[str], None], say: Callable[[str], None] = print
+) -> dict[str, list[dict]]:
     """The sets to measure every model on, by name, from the settings of evaluate.py.
 
     A benchmark is the set `id`; beside it `shuffled`, the same with the images of other questions.
     """
     settings = dict(count=cfg.items, seed=cfg.seed, instruction=cfg.instruction, warn=warn)
     if not cfg.benchmark:
-        return load_evaluation_sets(cfg.data, split=cfg.split, **settings)
+        table = dict(split=cfg.split, columns=cfg.columns, revision=cfg.revision, say=say)
+        return load_evaluation_sets(cfg.data, **table, **settings)
     sets = {"id": load_questions(cfg.benchmark, cfg.benchmark_dir, **settings)}
     shuffled = with_shuffled_images(sets["id"], warn)
     return {**sets, "shuffled": shuffled} if shuffled else sets

@@ -24,7 +24,8 @@ from model.records import ExampleError
 from rewards import Grade, Judge
 from rewards.boxes import boxes
 from rewards.views import last_block
-from sources.tables import FILE_TYPES, open_table, read_record, resolve_path
+from sources.columns import resolve_path
+from sources.tables import FILE_TYPES, open_table, read_record
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 OFFICIAL = "official"  # the value of --instruction that stands for the authors' own words

@@ -3,6 +3,9 @@
     tables.py      folders, files and hub data sets, opened by the `datasets` library
     orsta.py, virl39k.py, mm_eureka.py       public training sets, on rows.py
     duplicates.py  the same question twice, in training or in an evaluation
+    columns.py     which of their columns is what, and a record as an example
+    mixture.py     several sources as one, with shares
+    understood.py  what is said about the data before the first step
     toy.py         the embedded world: its examples, its evaluation sets, its formats
     held_out.py    examples that a run does not train on, to measure its accuracy on
     stream.py      examples to prompts: an endless shuffled stream, or a list
@@ -29,6 +32,7 @@ from collections.abc import Callable, Sequence
 
 from model.prompts import PromptEncoder
 from sources.held_out import HeldOut, split_held_out
+from sources.mixture import Mixture, parse_sources
 from sources.mm_eureka import mm_eureka_examples
 from sources.orsta import orsta_examples
 from sources.stream import PromptStream, read_all, read_usable
@@ -51,31 +55,56 @@ def load_examples(
     count: int | None = None,
     seed: int = 0,
     instruction: str | None = None,
+    columns: str = "",
+    revision: str = "",
 ) -> Sequence[dict]:
-    """The examples of a source.
+    """The examples of a source, or of several.
 
     source: `toy`, `orsta:FOLDER`, `virl39k:FOLDER` (without a folder: from the hub),
         `mm_eureka:FILE`, or what `datasets` opens: a folder, a file (parquet, jsonl, json, csv) or
         a hub name, with at least the columns `question` and `answer`.
+        Several of these, separated by commas, are mixed (`mixture.py`).
     split: a split of a folder or hub data set. A file has none, so there `split` has no effect.
         `toy` has "train", and any other name is the held-out split.
     count: how many examples, the first ones of a table; None for all (`toy`: 2048).
     seed: of the questions that `toy` draws. A table ignores it.
     instruction: the format instruction of each example; None for the one of the source.
+    columns: which columns are what, if they have other names (`columns.py`).
+    revision: of a hub data set.
 
     Raises ValueError naming --data if there is no example. Examples of a table are read, and their
     images still encoded, when they are asked for: one that cannot be used raises ExampleError then.
     """
-    name, _, folder = source.partition(":")
-    if source == "toy":
-        examples = toy_examples(count, seed, held_out=split != "train", instruction=instruction)
-    elif name in PUBLIC:
-        examples = PUBLIC[name](folder, count, instruction)
+    sources = parse_sources(source)
+    table = dict(split=split, seed=seed, instruction=instruction)
+    table |= dict(columns=columns, revision=revision)
+    if len(sources) == 1:
+        examples = examples_of(sources[0].name, count, **table)
     else:
-        examples = table_examples(source, split, count, instruction)
+        parts = [examples_of(part.name, None, **table) for part in sources]
+        examples = Mixture(sources, parts, count)
     if not len(examples):
         raise ValueError(f"--data {source}: split {split!r} has no examples")
     return examples
+
+
+def examples_of(
+    source: str,
+    count: int | None,
+    *,
+    split: str,
+    seed: int,
+    instruction: str | None,
+    columns: str,
+    revision: str,
+) -> Sequence[dict]:
+    """The examples of one source; the arguments are those of `load_examples`."""
+    name, _, folder = source.partition(":")
+    if source == "toy":
+        return toy_examples(count, seed, held_out=split != "train", instruction=instruction)
+    if name in PUBLIC:
+        return PUBLIC[name](folder, count, instruction)
+    return table_examples(source, split, count, instruction, columns, revision)
 
 
 def load_evaluation_sets(
@@ -85,7 +114,10 @@ def load_evaluation_sets(
     count: int | None,
     seed: int,
     instruction: str | None,
+    columns: str = "",
+    revision: str = "",
     warn: Callable[[str], None],
+    say: Callable[[str], None] = print,
 ) -> dict[str, list[dict]]:
     """Held-out examples by name of the set; `id` (in-distribution) is drawn like the training data.
 
@@ -96,7 +128,11 @@ def load_evaluation_sets(
     if source == "toy":
         sets = evaluation_sets(EVALUATED if count is None else count, seed)
     else:
-        examples = load_examples(source, split=split, count=count, instruction=instruction)
+        examples = load_examples(
+            source, split=split, count=count, instruction=instruction, columns=columns,
+            revision=revision,
+        )  # fmt: skip
+        say("\n".join(examples.understood()))
         sets = {"id": with_unique_ids(read_all(examples, warn), warn)}
 
     shuffled = with_shuffled_images(sets["id"], warn)
@@ -167,8 +203,9 @@ def build_stream(
     cfg: the settings of `grpo.py`. Without --eval_every nothing is held out.
     """
     examples = load_examples(
-        cfg.data, count=cfg.max_examples, seed=cfg.seed, instruction=cfg.instruction
-    )
+        cfg.data, count=cfg.max_examples, seed=cfg.seed, instruction=cfg.instruction,
+        columns=cfg.columns, revision=cfg.revision,
+    )  # fmt: skip
     held_out = []
     if cfg.eval_every:
         examples, held_out = split_held_out(examples, cfg)

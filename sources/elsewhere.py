@@ -15,9 +15,8 @@ from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
-from tqdm import tqdm
-
 from harness.endpoint import Endpoint, check_url
+from harness.progress import progress
 from model.prompts import chat_messages, full_question, load_image
 from sources.funnel import Response
 
@@ -124,7 +123,7 @@ def ask_endpoint(
     responses: list[list[Response]] = [[] for _ in examples]
 
     starts = range(0, len(requests), size)
-    for start in tqdm(starts, desc=title, disable=title is None, leave=False):
+    for start in progress(starts, title or "", show=title is not None):
         batch = requests[start : start + size]
         replies = endpoint.ask_all([request_body(examples[i], n, cfg) for i, n in batch])
         for (i, _), reply in zip(batch, replies):

@@ -16,9 +16,9 @@ import datasets
 from model.prompts import THINK_INSTRUCTION
 from model.records import ExampleError
 from rewards.grading import read_gold
+from sources.columns import resolve_path
 from sources.orsta import without_instruction
 from sources.rows import RowExamples, make_example
-from sources.tables import resolve_path
 
 
 def mm_eureka_examples(file: str, count: int | None, instruction: str | None) -> Sequence[dict]:

@@ -88,7 +88,7 @@ def load_pairs(
     Pairs that cannot be used are named to `warn` and skipped, the same ones whatever the loss.
     Raises ValueError naming --pairs if a column is missing, or too few pairs can be used.
     """
-    table = open_table(cfg.pairs, "train", "--pairs")
+    table = open_table(cfg.pairs, "train", "--pairs", cfg.revision)
     missing = COLUMNS - set(table.column_names)
     if missing:
         raise ValueError(

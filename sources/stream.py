@@ -52,6 +52,7 @@ class PromptStream:
 
         self.position = 0
         self.skipped = 0
+        self.reported: set[int] = set()  # examples that were warned about: once, not every epoch
         shared_out = len(examples) - len(examples) % world_size  # equally, without the remainder
         # Positions in the shuffled order, of any epoch, that belong to this rank.
         self.places = range(rank, shared_out, world_size)
@@ -63,12 +64,15 @@ class PromptStream:
         while True:
             index = self.next_index()
             try:
-                prompt = self.encoder.encode(self.examples[index], self.max_prompt_tokens)
+                prompt = self.encode(index)
             except ExampleError as error:
-                self.warn(f"skipped: {error}")
+                if index not in self.reported:
+                    self.warn(f"skipped, in every epoch: {error}")
+                    self.reported.add(index)
                 self.skipped += 1
                 skipped_in_a_row += 1
-                if skipped_in_a_row >= len(self.places):  # without this, it would search for ever
+                # A single good one may be the first of an epoch and the last of the next.
+                if skipped_in_a_row > 2 * (len(self.places) - 1):  # there is none
                     raise ValueError(
                         f"--data: none of {len(self.places)} examples can be used, "
                         f"the last: {error}"
@@ -86,6 +90,18 @@ class PromptStream:
             self.order = list(range(len(self.examples)))
             random_of(self.seed, f"order of epoch {epoch}").shuffle(self.order)  # as on all ranks
         return self.order[self.places[step]]
+
+    def preview(self, count: int) -> list[Prompt]:
+        """Up to `count` prompts from all over the examples; the stream stays where it is.
+
+        Those that cannot be used are left out, and warned about when their turn comes.
+        """
+        apart = max(1, len(self.examples) // count)
+        indices = range(0, len(self.examples), apart)[:count]
+        return read_usable(self.encode, indices, warn=lambda text: None)
+
+    def encode(self, index: int) -> Prompt:
+        return self.encoder.encode(self.examples[index], self.max_prompt_tokens)
 
     def state(self) -> dict[str, int]:
         """What `restore` needs to go on exactly here."""

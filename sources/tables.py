@@ -3,11 +3,9 @@
 The arrows show the order of the calls:
 
     open_table       a split as a `datasets.Dataset`, no image decoded yet
+      -> find_columns  which of its columns is which part of an example (`columns.py`)
       -> read_record   one of its records, images still encoded
       -> to_example    the record as an example: optional columns filled in, unusable ones refused
-
-A data set with other column names needs a script that writes the columns of `sources/__init__.py`,
-or another function in the place of `to_example`.
 """
 
 import hashlib
@@ -18,10 +16,10 @@ from pathlib import Path
 import datasets
 
 from model.prompts import THINK_INSTRUCTION
-from model.records import ExampleError
+from sources.columns import Columns, find_columns, to_example
 
-ANSWER_TYPES = ("number", "choice", "math", "text", "boxes")
-MAX_CHOICES = 10  # choices have the letters A to J; `rewards` reads no others
+datasets.disable_progress_bars()  # a file is read in a moment, and a log is no terminal
+
 FILE_TYPES = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
 
 
@@ -36,46 +34,93 @@ class TableExamples(Sequence):
     table: datasets.Dataset
     source: str
     instruction: str
+    columns: Columns
 
     def __len__(self) -> int:
         return len(self.table)
 
     def __getitem__(self, index: int) -> dict:
-        record = read_record(self.table, index)
+        record = self.columns.part_of(read_record(self.table, index))
         return to_example(record, index, self.instruction, self.source)
+
+    def understood(self) -> list[str]:
+        """What is to be said about the table as a whole."""
+        lines = [f"--data {self.source}: {len(self)} examples; {self.columns.in_words()}"]
+        if "id" in self.columns.used:
+            ids = self.column("id", len(self))
+            repeated = len(ids) - len(set(ids))
+            if repeated:
+                lines.append(f"  {repeated} examples have the id of another one")
+        return lines
+
+
+    def labels(self, count: int) -> list[tuple[str, str]]:
+        """(kind, answer) of the first `count` examples, without reading any image."""
+        answers = [str(answer) for answer in self.column("answer", count)]
+        kinds = self.column("kind", count) if "kind" in self.columns.used else [""] * len(answers)
+        return list(zip(kinds, answers))
+
+    def column(self, part: str, count: int) -> list:
+        return self.table[self.columns.used[part]][:count]
 
 
 def table_examples(
-    source: str, split: str, count: int | None, instruction: str | None
+    source: str,
+    split: str,
+    count: int | None,
+    instruction: str | None,
+    columns: str = "",
+    revision: str = "",
 ) -> TableExamples:
     """The first `count` examples of a table (None: all). See `sources.load_examples`."""
-    table = open_table(source, split)
+    table = open_table(source, split, revision=revision)
+    used = find_columns(table, columns, f"--data {source}")
     if count is not None:
         table = table.select(range(min(count, len(table))))
     if instruction is None:
         instruction = THINK_INSTRUCTION
-    return TableExamples(table, source, instruction)
+    return TableExamples(table, source, instruction, used)
 
 
-def open_table(source: str, split: str, flag: str = "--data") -> datasets.Dataset:
+def open_table(
+    source: str, split: str, flag: str = "--data", revision: str = ""
+) -> datasets.Dataset:
     """Open a split of a folder, a file or a hub data set.
 
-    source   folder, file, or name on the hub
-    split    ignored for a file, which has no splits
-    flag     the flag that named the source, for the message
+    source     folder, file, or name on the hub
+    split      ignored for a file, which has no splits
+    flag       the flag that named the source, for the message
+    revision   of a hub data set: a branch, a tag or a commit; "" is its newest
 
     Raises ValueError naming `flag` if it cannot be opened.
     """
     path = Path(source)
+    if not path.exists() and looks_like_path(source):
+        raise ValueError(f"{flag} {source}: no such file or folder")
     try:
         if path.is_file():
             return open_file(path)
         cache = cache_for(path) if path.is_dir() else None
-        return datasets.load_dataset(source, split=split, cache_dir=cache)
+        return datasets.load_dataset(
+            source, split=split, cache_dir=cache, revision=revision or None
+        )
     except StopIteration as error:  # `datasets` raises this for a jsonl file without a line
         raise ValueError(f"{flag} {source}: holds no examples") from error
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise ValueError(f"{flag} {source}: cannot be opened: {error}") from error
+
+
+def looks_like_path(source: str) -> bool:
+    """True if a name is a file's or a folder's, and not OWNER/NAME on the hub.
+
+    The hub is not asked about these: without a network that would take minutes, and end in an error
+    about the network.
+    """
+    parts = Path(source).parts
+    named_like_one = Path(source).suffix in (*FILE_TYPES, ".txt", ".tsv", ".xlsx", ".zip")
+    in_a_folder_here = len(parts) > 1 and Path(parts[0]).is_dir()
+    not_two_parts = len(parts) > 2 or source.startswith((".", "/", "~"))
+    return named_like_one or in_a_folder_here or not_two_parts
 
 
 def open_file(path: Path) -> datasets.Dataset:
@@ -119,66 +164,3 @@ def encoded_images(feature):
         inner = {name: encoded_images(part) for name, part in feature.items()}
         return datasets.Features(inner) if isinstance(feature, datasets.Features) else inner
     return feature
-
-
-def to_example(record: dict, index: int, instruction: str, source: str) -> dict:
-    """Turn a record into an example, with its optional columns filled in.
-
-    record        see `sources/__init__.py` for its columns
-    index         number of the record, its id if it has none
-    instruction   used if the record has no instruction
-    source        the value of --data, for messages and relative image paths
-
-    Raises ExampleError with the example's id if the record could not be graded.
-    """
-    example_id = str(record.get("id") or index)
-    where = f"--data {source}: example {example_id}"
-
-    answer = "" if record.get("answer") is None else str(record["answer"]).strip()
-    if not answer:
-        raise ExampleError(f"{where} has no answer")
-    if not record.get("question"):
-        raise ExampleError(f"{where} has no question")
-    wanted = {"question": str, "instruction": str, "format": str, "kind": str, "choices": list,
-              "images": list}
-    for column, kind in wanted.items():
-        if not isinstance(record.get(column), (kind, type(None))):
-            found = type(record[column]).__name__
-            raise ExampleError(f"{where} has {found} as {column}, wanted {kind.__name__}")
-
-    choices = [str(choice) for choice in record.get("choices") or []]
-    if len(choices) > MAX_CHOICES:
-        raise ExampleError(f"{where} has more than {MAX_CHOICES} choices")
-
-    answer_type = record.get("answer_type") or ("choice" if choices else "math")
-    if answer_type not in ANSWER_TYPES:
-        raise ExampleError(f"{where} has answer_type {answer_type!r}, wanted {ANSWER_TYPES}")
-
-    images = record.get("images") or []
-    if not images and record.get("image") is not None:
-        images = [record["image"]]
-
-    return {
-        "id": example_id,
-        "images": [resolve_path(image, source) for image in images],
-        "question": record["question"],
-        "instruction": record.get("instruction") or instruction,
-        "format": record.get("format") or "think",
-        "answer": answer,
-        "answer_type": answer_type,
-        "choices": choices,
-        "kind": record.get("kind") or "",
-    }
-
-
-def resolve_path(image, source: str):
-    """Make a relative image path relative to the folder of the data; other images stay as they are.
-
-    The folder is `source`, or the folder that holds the file `source`.
-    """
-    if isinstance(image, dict) and image.get("bytes") is None:
-        image = image.get("path")
-    if not isinstance(image, str) or Path(image).is_absolute():
-        return image
-    folder = Path(source) if Path(source).is_dir() else Path(source).parent
-    return str(folder / image)

@@ -3,6 +3,7 @@
 import json
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -25,6 +26,9 @@ from toy.train_base import (
 )
 
 BASE = Path(__file__).parent.parent / "toy" / "base"
+
+# In the place of `harness.parts.Parts`, which keeps what is finished in the folder of a run.
+KEEP_NOTHING = SimpleNamespace(each=lambda name, items, size, work, generator: work(items))
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +92,9 @@ def test_base_behaves_as_documented(base):
     for name, asked in (("own", examples), ("shuffled", with_shuffled_images(examples))):
         prompts = encode_all(asked, encoder)
         measurement = Measurement(name, "sampled", temperature=1.0)
-        records[name] = collect_responses(policy, encoder, prompts, cfg, None, measurement)
+        records[name] = collect_responses(
+            policy, encoder, prompts, cfg, None, measurement, KEEP_NOTHING
+        )
 
     assert 0.33 < rate_with_interval(records["own"], "in_format")["mean"] < 0.47
     assert 0.18 < rate_with_interval(records["own"], "score")["mean"] < 0.32

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from harness import settings
-from harness.cli import flag, parse_cli, run_stage
+from harness.cli import flag, nearest_flag, parse_cli, run_stage
 from harness.run import read_jsonl
 from model.loading import load_model
 
@@ -35,7 +35,7 @@ def help_of(stage: str) -> str:
 
 @dataclass(frozen=True)
 class Small:
-    lr: float = flag(0.5, "a rate, per step")
+    lr: float = flag(0.5, "learning rate, per step")
     max_examples: int | None = flag(None, "how many, None for all", alias="rows")
     verify: bool = flag(True, "check it")
     instruction: str = flag("", "words")
@@ -49,6 +49,7 @@ class Small:
     "argv, words",
     [
         (["--lrr", "1"], ["--lrr", "did you mean --lr?"]),
+        (["--learning_rate", "1"], ["--learning_rate", "did you mean --lr?"]),
         (["--lr", "x"], ["--lr", "'x'"]),
         (["--max_examples", "1.5"], ["--max_examples", "1.5"]),
         (["--rows", "1.5"], ["--rows", "1.5"]),
@@ -57,11 +58,44 @@ class Small:
     ],
 )
 def test_wrong_flags_are_named(argv, words, capsys):
-    """Unknown, ill-typed, out of range: the message names the flag, and the nearest that exists."""
+    """Unknown, ill-typed, out of range: the message names the flag, and the nearest that exists.
+
+    It comes first, and one line of usage behind it: a list of all flags would push it away.
+    """
     with pytest.raises(SystemExit):
         parse_cli(Small, "doc", argv)
     error = capsys.readouterr().err
     assert all(word in error for word in words), error
+    first, second = error.splitlines()
+    assert first.startswith("error: ") and second.startswith("usage: ")
+
+
+@pytest.mark.parametrize(
+    "stage, name, wanted",
+    [
+        ("grpo.py", "learning_rate", "lr"),  # as the help calls it
+        ("grpo.py", "num_generations", "group_size"),  # as TRL calls it
+        ("grpo.py", "max-new-tokens", "max_new_tokens"),
+        ("grpo.py", "instructions", "instruction"),
+        ("dpo_sft.py", "num_train_epochs", "epochs"),
+        ("dpo_sft.py", "group_size", None),  # not of this stage, and like none
+    ],
+)
+def test_the_nearest_flag_is_found(stage, name, wanted):
+    assert nearest_flag(name.replace("-", "_"), stage_module(stage).Config) == wanted
+
+
+HEAVY = ["transformers.modeling_utils", "torch._dynamo", "sympy", "matplotlib.pyplot"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_help_loads_no_model(stage):
+    """What takes seconds to import is imported when a model is loaded, not to print --help."""
+    module = stage.removesuffix(".py")
+    code = f"import sys, {module}; print([name for name in {HEAVY} if name in sys.modules])"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_flags_and_files(tmp_path):

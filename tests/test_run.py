@@ -276,7 +276,9 @@ def test_images_given_as_files_are_recorded(start, tmp_path):
     data.write_text("".join(lines))
 
     folder = tmp_path / "run"
-    cfg = grpo_config(start, folder, data=str(data), max_examples=None, steps=2)
+    cfg = grpo_config(
+        start, folder, data=str(data), instruction="", max_examples=None, steps=2
+    )
     grpo.main(cfg)
     sample = read_jsonl(folder / "samples.jsonl")[0]
     assert (folder / sample["images"][0]).is_file()

@@ -1,6 +1,8 @@
 """The report of an evaluation as text and as bars: what was not measured is left out."""
 
-from harness.plots import draw_gf, draw_rates, import_pyplot
+from matplotlib.figure import Figure
+
+from harness.plots import draw_gf, draw_rates
 from harness.tables import (
     MAIN_COLUMNS,
     OOD_ACCURACY_COLUMNS,
@@ -37,7 +39,7 @@ def test_bars_show_the_columns_of_the_table():
     """One group of bars per column, centred on its tick, one bar per model that has the rate."""
     columns = MAIN_COLUMNS + OOD_ACCURACY_COLUMNS + OOD_FORMAT_COLUMNS
     everything = {column.measurement: MEASURED for column in columns}
-    axis = import_pyplot().figure().subplots()
+    axis = Figure().subplots()
     draw_rates(axis, {"a": everything, "b": {"id sampled": MEASURED}})
 
     titles = [label.get_text() for label in axis.get_xticklabels()]
@@ -55,7 +57,7 @@ def test_bars_show_the_columns_of_the_table():
 def test_legend_of_gf_names_the_run_of_each_line():
     """Two runs, four lines, no two with the same name."""
     curve = [{"step": 0, "gf": 0.0, "ood": 0.1}, {"step": 8, "gf": 0.2, "ood": 0.3}]
-    axis = import_pyplot().figure().subplots()
+    axis = Figure().subplots()
     draw_gf(axis, {"hybrid": curve, "sft": curve})
 
     names = [text.get_text() for text in axis.get_legend().get_texts()]

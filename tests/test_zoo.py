@@ -20,8 +20,8 @@ from model.images import MAX_PIXELS, load_image
 from model.prompts import THINK_INSTRUCTION
 from model.records import ExampleError
 from sources import load_evaluation_sets, load_examples
+from sources.columns import to_example
 from sources.stream import encode_all
-from sources.tables import to_example
 
 ROOT = Path(__file__).parent.parent
 GREY = (128, 128, 128)
@@ -264,7 +264,7 @@ ROWS = {  # name -> what is odd about the row, a word of the refusal (None: it i
     "eleven choices": ({"choices": list("abcdefghijk")}, "more than 10 choices"),
     "unknown answer type": ({"answer_type": "poem"}, "answer_type"),
     "null images": ({"images": None}, None),
-    "images are text": ({"images": "a.png"}, "str as images"),
+    "images are a path": ({"images": "a.png"}, None),
     "an image is null": ({"images": [None]}, "NoneType, wanted"),
     "an image is missing": ({"images": ["nowhere.png"]}, "No such file"),
     "an image too many": ({"images": ["a.png"] * 2, "question": "<image> q"}, "placeholders"),
