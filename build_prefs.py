@@ -51,7 +51,7 @@ from model.records import Prompt, is_truncated
 from model.sampling import sample_groups
 from rewards import AskLater, Judge, grade, is_in_format, make_judge
 from rewards.consistency import AGREES, UNSURE, check_consistency
-from rewards.judge import BATCH, take_counts
+from rewards.judge import QUESTIONS_AT_A_TIME, take_counts
 from sources import load_examples
 from sources.elsewhere import is_elsewhere, responses_from
 from sources.funnel import Candidate, Response, count_question, drop_repeats, kept, write_funnel
@@ -246,7 +246,7 @@ def ask_ahead(prompts: list[Prompt], zero_responses: list[list[Response]],
                 choose(response, prompt.example, later, cfg)
             for response in by_base:
                 reject(response, prompt.example, later, random.Random(0), cfg)
-        later.ask(BATCH)
+        later.ask(QUESTIONS_AT_A_TIME)
 
 
 def make_pairs(prompts: list[Prompt], zero_responses: list[list[Response]],

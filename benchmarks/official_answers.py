@@ -30,7 +30,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from rewards.digits import words_to_digits
-from rewards.expression import math_equal
+from rewards.expression import MATH_VERIFY
 from rewards.grading import grade
 
 LETTERS = "ABCDEFGHIJ"
@@ -283,7 +283,7 @@ def main() -> None:
         print("SPECS_REAL_DATA is not set: nothing to grade")
         return
 
-    math_equal.start()
+    MATH_VERIFY.start()
     files = official_records(Path(os.environ["SPECS_REAL_DATA"]))
     if args.out is not None:
         write_jsonl(files, args.out)

@@ -83,21 +83,23 @@ def padded(lines: list[list[float]]) -> torch.Tensor:
 def clipped_tokens(sample: dict, advantages: torch.Tensor, config: dict) -> list[list[int]]:
     """Of each completion, the tokens whose ratio has left the band: the clip stops their gradient.
     """
-    if "logp" not in sample:  # a record of an older run
+    if "logp_sampler" not in sample:  # a record of an older run
         return [[] for _ in sample["completions"]]
-    logp, logp_old = padded(sample["logp"]), padded(sample["logp_old"])  # (G, T)
-    terms = policy_loss(logp, logp_old, advantages, torch.ones_like(logp), config["clip_low"],
+    # The sampler's log-probabilities stand for logp_old: both are of the policy before the update.
+    logp, logp_sampler = padded(sample["logp"]), padded(sample["logp_sampler"])  # (G, T)
+    terms = policy_loss(logp, logp_sampler, advantages, torch.ones_like(logp), config["clip_low"],
                         config["clip_high"])  # fmt: skip
     return [line.nonzero()[:, 0].tolist() for line in terms["clipped"]]
 
 
 def token_data(sample: dict, i: int, clipped: list[list[int]]) -> dict:
     """The tokens of completion i with their numbers; the middle of a long one is left out."""
-    if "logp" not in sample:
+    if "logp_sampler" not in sample:
         words = sample["completions"][i].split(" ")
-        return {"tokens": words, "logp": None, "logp_old": None, "clipped": [], "left_out": None}
+        return {"tokens": words, "logp": None, "logp_sampler": None, "clipped": [],
+                "left_out": None}  # fmt: skip
 
-    tokens, logp, logp_old = (sample[key][i] for key in ("tokens", "logp", "logp_old"))
+    tokens, logp, logp_sampler = (sample[key][i] for key in ("tokens", "logp", "logp_sampler"))
     count, left_out = len(tokens), None
     kept = list(range(count))
     if count > FIRST_TOKENS + LAST_TOKENS:
@@ -107,7 +109,7 @@ def token_data(sample: dict, i: int, clipped: list[list[int]]) -> dict:
     return {
         "tokens": [tokens[t] for t in kept],
         "logp": [round(logp[t], 3) for t in kept],
-        "logp_old": [round(logp_old[t], 3) for t in kept],
+        "logp_sampler": [round(logp_sampler[t], 3) for t in kept],
         "clipped": [place for place, t in enumerate(kept) if t in is_clipped],
         "left_out": left_out,
     }

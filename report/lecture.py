@@ -14,7 +14,7 @@ def explain_update(runs: list[LoadedRun]) -> dict | None:
     candidates = []
     for run in runs:
         for sample in run.samples:
-            if run.stage == "GRPO" and "logp" in sample and None not in sample["totals"]:
+            if run.stage == "GRPO" and "logp_sampler" in sample and None not in sample["totals"]:
                 candidates.append((run, sample))
     candidates = [(run, sample) for run, sample in candidates if len(set(sample["totals"])) > 1]
     if not candidates:
@@ -34,9 +34,10 @@ def loss_terms(run: LoadedRun, sample: dict) -> tuple[dict[str, torch.Tensor], t
     """What grpo.py's own functions say about a record: terms (G, T), advantages (G,)."""
     totals = torch.tensor(sample["totals"])  # (G,)
     advantages = group_advantages(totals[None], not run.config.get("dr_grpo", False))[0]
-    logp, logp_old = padded(sample["logp"]), padded(sample["logp_old"])  # (G, T)
+    # The sampler's log-probabilities stand for logp_old: both are of the policy before the update.
+    logp, logp_sampler = padded(sample["logp"]), padded(sample["logp_sampler"])  # (G, T)
     mask = padded([[1.0] * len(line) for line in sample["logp"]])  # (G, T)
-    terms = policy_loss(logp, logp_old, advantages, mask, run.config["clip_low"],
+    terms = policy_loss(logp, logp_sampler, advantages, mask, run.config["clip_low"],
                         run.config["clip_high"])  # fmt: skip
     terms = {name: values * mask for name, values in terms.items()}
     return terms | {"mask": mask}, advantages
@@ -81,14 +82,14 @@ def explain(run: LoadedRun, sample: dict) -> dict:
 
 def token_rows(sample: dict, i: int, terms: dict[str, torch.Tensor], advantage: float) -> dict:
     """The tokens of completion i that moved most, in their order."""
-    moved = [abs(new - old) for new, old in zip(sample["logp"][i], sample["logp_old"][i])]
+    moved = [abs(new - old) for new, old in zip(sample["logp"][i], sample["logp_sampler"][i])]
     largest = sorted(range(len(moved)), key=lambda t: -moved[t])[:TOKENS_SHOWN]
     rows = []
     for t in sorted(largest):
         rows.append(
             {
                 "token": sample["tokens"][i][t],
-                "logp_old": sample["logp_old"][i][t],
+                "logp_sampler": sample["logp_sampler"][i][t],
                 "logp": sample["logp"][i][t],
                 "ratio": float(terms["ratio"][i, t]),
                 "loss": float(terms["loss"][i, t]),

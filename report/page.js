@@ -67,9 +67,9 @@ function tokenLine(completion) {
     const span = make("span", (isTag[t] ? "tag " : "") + (clipped.has(t) ? "clipped" : ""), token);
     span.style.background = shade(completion.advantage);
     if (completion.logp) {
-      const ratio = Math.exp(completion.logp[t] - completion.logp_old[t]);
-      span.dataset.tip = `logp ${completion.logp[t].toFixed(3)}   logp_old ` +
-        `${completion.logp_old[t].toFixed(3)}\nratio ${ratio.toFixed(3)}   ` +
+      const ratio = Math.exp(completion.logp[t] - completion.logp_sampler[t]);
+      span.dataset.tip = `logp ${completion.logp[t].toFixed(3)}   logp_sampler ` +
+        `${completion.logp_sampler[t].toFixed(3)}\nratio ${ratio.toFixed(3)}   ` +
         (clipped.has(t) ? "clipped" : "not clipped") + `\nadvantage ${completion.advantage.toFixed(3)}`;
     }
     line.append(span);

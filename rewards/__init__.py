@@ -50,7 +50,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from rewards.bounding_boxes import box_reward
-from rewards.expression import math_equal
+from rewards.expression import MATH_VERIFY
 from rewards.format import is_in_format
 from rewards.grading import Grade, ask_judge, grade
 from rewards.judge import AskLater, Judge, make_judge
@@ -80,7 +80,7 @@ def make_rewards(cfg, judge: Judge | None) -> dict[str, Reward]:
     # run goes on; started by the first expression, they would hold up the first rollout. Golds of
     # the toy world are numbers and letters, which never need them.
     if cfg.data != "toy":
-        math_equal.start()
+        MATH_VERIFY.start()
 
     def in_format(example: dict, completion: Completion) -> float:
         return float(is_in_format(completion.text))

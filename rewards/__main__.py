@@ -5,9 +5,13 @@ FILE has one JSON object a line, an example in the project's keys with a respons
     {"id": "7", "question": "...", "answer": "B", "answer_type": "choice",
      "choices": ["cat", "dog"], "response": "The answer is B.", "verdict": true}
 
-Only `answer` and `response` are needed. With a `verdict`, someone else's, the agreement is printed,
-and the false rights and false wrongs by answer type and rule, each with an example. An error names
-the line.
+Only `answer` and `response` are needed. `verdict` is someone else's. With it, this prints how often
+we agree, and the false positives and false negatives by answer type and rule, each with an example:
+
+    false right    a false positive: right here, wrong by the verdict
+    false wrong    a false negative: wrong here, right by the verdict
+
+An error names the line.
 """
 
 import argparse
@@ -17,7 +21,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from rewards.expression import math_equal
+from rewards.expression import MATH_VERIFY
 from rewards.grading import Grade, grade
 
 ANSWER_TYPES = ("number", "choice", "math", "text")
@@ -44,7 +48,7 @@ class Graded:
 
     @property
     def outcome(self) -> str:
-        """Our verdict against the other one."""
+        """Our verdict against the given one."""
         right = self.grade.score == 1.0
         if self.verdict is None or self.grade.score is None:
             return "not compared"
@@ -88,16 +92,16 @@ def read_line(line: str) -> dict:
     try:
         example = json.loads(line)
     except json.JSONDecodeError as error:
-        raise ValueError(f"no JSON: {error}") from error
+        raise ValueError(f"not JSON: {error}") from error
     if not isinstance(example, dict):
         raise ValueError(f"{type(example).__name__}, wanted an object")
 
     for key in ("answer", "response"):
         if not isinstance(example.get(key), str):
-            raise ValueError(f"{key!r} is missing or no text")
+            raise ValueError(f"{key!r} is missing or is not a string")
     choices = example.get("choices") or []
     if not isinstance(choices, list):
-        raise ValueError("choices are no list")
+        raise ValueError("choices must be a list")
     answer_type = example.get("answer_type") or ("choice" if choices else "math")
     if answer_type not in ANSWER_TYPES:
         raise ValueError(f"answer_type {answer_type!r}, wanted one of {', '.join(ANSWER_TYPES)}")
@@ -114,19 +118,19 @@ def read_line(line: str) -> dict:
 
 # --- The report ----------------------------------------------------------------------------------
 
-COLUMNS = {  # heading -> width
-    "type": -8, "responses": 9, "right": 7, "no answer": 9, "unscored": 8, "compared": 8,
+COLUMNS = {  # heading -> width, behind the column of the answer type
+    "responses": 9, "right": 7, "no answer": 9, "unscored": 8, "compared": 8,
     "agree": 8, "false right": 11, "false wrong": 11,
 }
 
 
 def summarise(graded: list[Graded]) -> str:
     """The table of agreement, then the disagreements by type and rule with an example each."""
-    lines = [table_row(list(COLUMNS))]
+    lines = [table_row("type", list(COLUMNS))]
     for answer_type in (*ANSWER_TYPES, "all"):
-        chosen = [g for g in graded if answer_type in (g.answer_type, "all")]
+        chosen = [g for g in graded if answer_type == "all" or g.answer_type == answer_type]
         if chosen:
-            lines.append(table_row(counts(answer_type, chosen)))
+            lines.append(table_row(answer_type, counts(chosen)))
 
     by_rule = Counter(g.rule for g in graded).most_common()
     rules = ", ".join(f"{rule} {count}" for rule, count in by_rule)
@@ -136,21 +140,19 @@ def summarise(graded: list[Graded]) -> str:
     return "\n".join(lines)
 
 
-def table_row(cells: list) -> str:
-    """The cells in columns, the first one to the left, the others to the right."""
-    widths = COLUMNS.values()
-    return " ".join(
-        str(cell).ljust(-width) if width < 0 else str(cell).rjust(width)
-        for cell, width in zip(cells, widths)
-    )
+def table_row(title: str, cells: list) -> str:
+    """The title to the left of its column, the cells to the right of theirs."""
+    columns = [f"{title:<8}"]
+    for cell, width in zip(cells, COLUMNS.values()):
+        columns.append(f"{cell:>{width}}")
+    return " ".join(columns)
 
 
-def counts(title: str, graded: list[Graded]) -> list:
+def counts(graded: list[Graded]) -> list:
     """The cells of a row, in the order of COLUMNS."""
     outcomes = Counter(g.outcome for g in graded)
     compared = len(graded) - outcomes["not compared"]
     return [
-        title,
         len(graded),
         sum(g.grade.score == 1.0 for g in graded),
         sum(g.rule == "no answer" for g in graded),
@@ -188,7 +190,7 @@ def main() -> None:
     parser.add_argument("file", type=Path, help=f"JSON lines: {keys}")
     file = parser.parse_args().file
 
-    math_equal.start()
+    MATH_VERIFY.start()
     try:
         graded = grade_file(file)
     except (OSError, ValueError) as error:

@@ -8,7 +8,7 @@ A box is {"bbox_2d": [x1, y1, x2, y2], "label": "..."}, in thousandths of the im
 
 Two boxes match if their labels are the same and their IoU reaches a threshold, which rises while a
 run trains: 0.85 in the first tenth, 0.95 in the next 15 %, then 0.99. The weight and the ramp are
-Orsta's; how the parts are normalised is not stated, and ours.
+Orsta's. Orsta does not state how the parts are normalised: that is ours.
 """
 
 import ast
@@ -37,11 +37,14 @@ def threshold_at(progress: float) -> float:
     >>> [threshold_at(progress) for progress in (0.05, 0.2, 0.9)]
     [0.85, 0.95, 0.99]
     """
-    return next(threshold for end, threshold in RAMP if progress <= end or end == 1.0)
+    for end, threshold in RAMP:
+        if progress <= end:
+            return threshold
+    return RAMP[-1][1]
 
 
 def read_boxes(text: str) -> list[dict]:
-    """The boxes of an answer block, or of the text itself; those that are none are left out."""
+    """The boxes of an answer block, or of the text. Entries that are not boxes are skipped."""
     block = last_block(text)
     text = (text if block is None else block).strip()
     start, end = text.find("["), text.rfind("]")
@@ -81,14 +84,14 @@ def match(wanted: list[dict], given: list[dict], threshold: float) -> list[float
     for i, gold in enumerate(wanted):
         for j, box in enumerate(given):
             if gold["label"].lower() == box["label"].lower():
-                overlap = iou(gold["bbox_2d"], box["bbox_2d"])
-                if overlap >= threshold:
-                    pairs.append((overlap, i, j))
+                pair_iou = iou(gold["bbox_2d"], box["bbox_2d"])
+                if pair_iou >= threshold:
+                    pairs.append((pair_iou, i, j))
 
     ious, used_golds, used_boxes = [], set(), set()
-    for overlap, i, j in sorted(pairs, reverse=True):
+    for pair_iou, i, j in sorted(pairs, reverse=True):
         if i not in used_golds and j not in used_boxes:
-            ious.append(overlap)
+            ious.append(pair_iou)
             used_golds.add(i)
             used_boxes.add(j)
     return ious

@@ -22,7 +22,7 @@ class Box:
 def boxes(text: str) -> list[str]:
     r"""The contents of all boxes, those of one statement joined to a list "1, 2".
 
-    A "final answer" that is stated after the last box supersedes it: then there are none.
+    A "final answer" that is stated after the last box takes the place of all boxes: then [].
 
     >>> boxes(r"\boxed{1}. Then \boxed{2} and \boxed{3}.")
     ['1', '2, 3']
@@ -41,16 +41,6 @@ def boxes(text: str) -> list[str]:
         lists[-1].append(content_of(box, text))
         previous = box
     return [", ".join(contents) for contents in lists]
-
-
-def last_boxed(text: str) -> str | None:
-    r"""The content of the last box that closes; None if there is none.
-
-    >>> last_boxed(r"\boxed{\frac{1}{2}} and \boxed{"), last_boxed("1/2")
-    ('\\frac{1}{2}', None)
-    """
-    found = find_boxes(text)
-    return content_of(found[-1], text) if found else None
 
 
 def content_of(box: Box, text: str) -> str:
@@ -86,11 +76,12 @@ def find_boxes(text: str) -> list[Box]:
         if brace[0] != "}":
             open_braces.append(brace)
             continue
-        if not open_braces:
+        if not open_braces:  # "} \boxed{5}": this brace closes nothing
             continue
 
         opening = open_braces.pop()
         is_box = opening[0] != "{"
+        # In "\boxed{p = \boxed{3}}" the inner box was found before the outer one closes.
         holds_a_box = bool(found) and found[-1].start > opening.start()
         if is_box and not holds_a_box:
             found.append(Box(opening.start(), opening.end(), brace.start()))
@@ -101,8 +92,10 @@ def find_boxes(text: str) -> list[Box]:
 
 BRACE = re.compile(r"\\boxed\s*\{|\\[{}]|[{}]")
 FINAL = re.compile(r"\bfinal answer(?: is|:)\s*\S", re.IGNORECASE)
-NO_CONCLUSION = r"(?:(?!\bso\b|\bthus\b|\btherefore\b|\bthen\b)[^.\n])*"  # words of one sentence
+# Words of one sentence that do not begin a conclusion: the "for x" of "{1} for x and {2}", but not
+# the "so y" of "{1}, so y = {2}".
+NO_CONCLUSION = r"(?:(?!\bso\b|\bthus\b|\btherefore\b|\bthen\b)[^.\n])*"
 JOINT = re.compile(  # what may stand between two boxes of one list
     r"(?:[\s$,;+|&\\{}()\[\]]|quad|text|\band\b|\bor\b)*"  # signs and "and"
-    rf"|{NO_CONCLUSION}\b(?:and|or)\b{NO_CONCLUSION}"  # a few words with an "and"
+    rf"|{NO_CONCLUSION}\b(?:and|or)\b{NO_CONCLUSION}"  # " for x and"
 )

@@ -1,15 +1,16 @@
 r"""Which option an answer names: by letter, by its text, or by its value.
 
 The answers to a question with the options A "cat", B "dog", C "$\frac{3}{4}$", in the order in
-which they are tried:
+which `read_option` tries them:
 
-    "dog", "a dog"                         the text and nothing else    `options.by_whole_text`
-    "B", "(B)", "B. dog", "B, since ..."   a letter in front            `letters.by_letter`
-    "dog (B)"                              a letter behind its text     `by_text_and_letter`
-    "0.75"                                 the value of one option      `options.by_value`
+    1. "B"                              one letter and nothing else    `read_option`
+    2. "dog", "a dog"                   a text and nothing else        `options.by_whole_text`
+    3. "(B)", "B. dog", "B, since ..."  a letter in front              `letters.by_letter`
+    4. "dog (B)"                        a letter behind its text       `by_text_and_letter`
+    5. "0.75"                           the value of one option        `options.by_value`
 
-An answer that names two of them, or takes one back, names none. A whole sentence is searched for
-the text of an option by `named_in`, where an extraction rule asks for it.
+An answer that names two options, or takes an option back, names no option. A whole sentence is
+searched for the text of an option by `named_in`, where an extraction rule asks for it.
 """
 
 import re
@@ -19,6 +20,7 @@ from rewards.letters import BRACKETED, by_letter
 from rewards.options import (
     ANOTHER_TEXT,
     ANOTHER_VALUE,
+    EMPTY,
     LETTERS,
     NEGATED,
     NO_OPTION,
@@ -31,17 +33,8 @@ from rewards.options import (
 )
 from rewards.typesetting import plain, strip_marks
 
-NEGATIVE = re.compile(  # a word that may turn a sentence into its opposite
-    r"""\b(?: no | not | never | neither | nor | none | cannot | without | except
-            | wrong | incorrect | false | unlikely )\b
-      | n't\b | 不 | 非 | 没
-    """,
-    re.IGNORECASE | re.VERBOSE,
-)
-LETTER_BEHIND = re.compile(  # "dog (B)"
-    r"(?P<words>.+?)\s*[(\[（](?:option\s*)?(?P<letter>[A-J])[)\]）]", re.IGNORECASE | re.DOTALL
-)
 LONGEST_WITH_LETTER = 300  # characters of an answer that ends in its letter
+SHORTEST_TEXT = 3  # characters of an option that a sentence may name
 
 
 # --- The answer and the gold ---------------------------------------------------------------------
@@ -60,10 +53,10 @@ def read_option(text: str, choices: list[str]) -> Option:
     """
     text = strip_marks(text)
     if not text:
-        return Option(None, "empty")
+        return EMPTY
 
-    # A bare letter is a letter, as it is in the gold: also where the options are "C", "A", "B".
-    # Of the options "K", "E", "N" it is the text.
+    # A single letter names the option with that label, even if the option texts are letters too.
+    # Exception: texts that are not labels, such as K, E, N; there it is a text.
     by_text = by_whole_text(text, choices)
     is_text = by_text.letter is not None
     is_letter = len(text) == 1 and text.upper() in letters_of(choices)
@@ -134,7 +127,9 @@ def by_text_and_letter(text: str, choices: list[str]) -> Option:
 
 
 def named_in(sentence: str, choices: list[str]) -> Option:
-    """The one option whose text stands in a sentence; none if several do, or beside a "not".
+    """The one option whose text stands in a sentence.
+
+    Several texts, or a "not" in the sentence, name no option.
 
     >>> colours = ["red", "dark red", "blue"]
     >>> named_in("We see a dark red ball.", colours).letter
@@ -142,11 +137,11 @@ def named_in(sentence: str, choices: list[str]) -> Option:
     >>> named_in("It is red or blue.", colours).how, named_in("It is not red.", colours).how
     ('several options', 'negation')
     """
-    rest = f" {plain(without_bold(sentence))} "
+    rest = f" {plain(without_marks(sentence))} "
     found = []
     longest_first = sorted(range(len(choices)), key=lambda i: -len(str(choices[i])))
     for i in longest_first:  # "dark red" is taken out before "red" is looked for
-        words = plain(without_bold(choices[i]))
+        words = plain(without_marks(choices[i]))
         if not is_searchable(words):
             continue
         pattern = re.compile(rf"(?<![\w-]){re.escape(words)}(?![\w-])")
@@ -154,18 +149,41 @@ def named_in(sentence: str, choices: list[str]) -> Option:
             found.append(i)
             rest = pattern.sub(" ", rest)
 
-    if len(found) > 1:
+    if len(found) > 1:  # the short ones count here: "up and down" names two
         return SEVERAL
-    if not found or len(plain(choices[found[0]])) < 3:  # "no", "up": too short to be meant
+    if not found or is_too_short(choices[found[0]]):
         return NO_OPTION
     return NEGATED if NEGATIVE.search(rest) else Option(LETTERS[found[0]], "option's text")
 
 
-def without_bold(text: str) -> str:
+def without_marks(text: str) -> str:
+    """Without the `*` of bold type and the `$` of mathematics."""
     return re.sub(r"[*$]", "", text)
 
 
 def is_searchable(words: str) -> bool:
-    """Are these words that a sentence may hold by intent? A letter, a number or LaTeX is not."""
+    """Are these words distinctive enough to look for in a sentence?
+
+    A letter, a number or LaTeX is not.
+    """
     num_letters = len(re.findall(r"[a-z\u4e00-\u9fff]", words))
     return num_letters >= 2 and "\\" not in words
+
+
+def is_too_short(choice: str) -> bool:
+    """Is it a text like "no" or "up", which a sentence may hold without naming the option?"""
+    return len(plain(choice)) < SHORTEST_TEXT
+
+
+# --- Patterns ------------------------------------------------------------------------------------
+
+NEGATIVE = re.compile(  # a word that may turn a sentence into its opposite
+    r"""\b(?: no | not | never | neither | nor | none | cannot | without | except
+            | wrong | incorrect | false | unlikely )\b
+      | n't\b | 不 | 非 | 没
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+LETTER_BEHIND = re.compile(  # "dog (B)"
+    r"(?P<words>.+?)\s*[(\[（](?:option\s*)?(?P<letter>[A-J])[)\]）]", re.IGNORECASE | re.DOTALL
+)

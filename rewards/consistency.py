@@ -1,13 +1,13 @@
 r"""Does the reasoning of a response come to the answer that the response gives?
 
-    agrees          the reasoning states a conclusion, and it is the answer
-    disagrees       it states another one, or that the answer cannot be found
-    unsure          it states none, or one that the rule cannot compare
+    agrees          the reasoning states a conclusion, and the conclusion equals the answer
+    disagrees       the reasoning states another conclusion, or says that it finds no answer
+    unsure          the reasoning states no conclusion, or the rule cannot compare the two
     judge silent    a judge was to decide, and gave no verdict
 
-With a judge, it decides (SPECS asks Gemini-2.5-flash). Without one, a rule does, ours: it looks for
-the conclusion that the reasoning *states*, and compares it with the answer by the same equality as
-the reward. The first of these that is there counts:
+With a judge, the judge decides (SPECS asks Gemini-2.5-flash). Without a judge, a rule decides,
+ours: it looks for the conclusion that the reasoning *states*, and compares it with the answer by
+the same equality as the reward. The first of these that is found counts:
 
     boxed                  so \boxed{12}
     answer is              So the answer is 12.
@@ -15,9 +15,9 @@ the reward. The first of these that is there counts:
     its last value         Therefore, AB = 2 * 4 = 8 cm. It is a long side.
     a count                There are three shapes: a, b and c.     where the question asks how many
 
-Trap: a value in the reasoning is no conclusion because it comes last. "Since AB = 6, we can find
-AD" announces a result and states none. Graded as if it were the response, it agrees with an answer
-of 6, and "I see four things" has none (test_values_that_are_no_conclusion).
+Trap: a value is not a conclusion because it comes last. If the reasoning were graded like a
+response, "Since AB = 6, we can find AD" would count as concluding 6, and "I see four things" as
+concluding nothing. Both are wrong (test_values_that_are_no_conclusion).
 """
 
 import re
@@ -25,49 +25,29 @@ import re
 from rewards.boxes import boxes
 from rewards.digits import WORD, words_to_digits
 from rewards.expression import is_value
-from rewards.extract import IN_PROSE, extract_answer, find_answer
+from rewards.extract import Found, extract_answer, find_answer
 from rewards.grading import compare
 from rewards.judge import Judge
 from rewards.judge_prompts import consistency_question
 from rewards.number import read_number
+from rewards.rules import IN_PROSE
 from rewards.typesetting import plain
-from rewards.views import CONCLUDES, plain_text, sentences_of
+from rewards.views import CONCLUDES, HAS_NUMBER, plain_text, sentences_of
 
 AGREES, DISAGREES, UNSURE, SILENT = "agrees", "disagrees", "unsure", "judge silent"
 OUTCOMES = (AGREES, DISAGREES, UNSURE, SILENT)
-READ = 20_000  # characters at the end of a reasoning
 
-OPENING_RULES = {rule.name for rule in IN_PROSE if rule.where == "first_line"}  # no conclusions
-STATED_RULES = {"answer is", "答案"}
+LONGEST_REASONING = 20_000  # characters, from the end: the conclusion stands there
+LAST_LINKS = 3  # see `last_value`
+NEGATION_REACH = 12  # characters, see `last_value`
 
-ASKS_HOW_MANY = re.compile(r"\bhow many\b|\bnumber of\b|\bcount\b", re.IGNORECASE)
-COUNT = re.compile(
-    r"\b(?:there (?:is|are|were)|contains?|shows?|I (?:can )?see)\s+"
-    rf"(?:(?:a total of|in total|only|exactly|about)\s+)*(\d+(?![\d.,]*\d)|(?:{WORD})\b)",
-    re.IGNORECASE,
-)
-IS = re.compile(  # what a value may follow
-    r"""(?<![<>!])=|≈|:|：|等于|是|为
-        |\b(?:is|are|was|were|be|becomes?|equals?|equaling|equal\ to|gives?|get|makes?|leaves?
-             |needs?|has|have|contains?|approximately|about|of)\b""",
-    re.IGNORECASE | re.VERBOSE,
-)
-FILLER = re.compile(r"^(?:\s|also\b|only\b|exactly\b|then\b|therefore\b|just\b)+", re.I)
-MARKS = re.compile(r"\\[()\[\]]|\$")  # of mathematics
-INTENDS = re.compile(  # it says what could be done, not what comes out
-    r"\b(?:can|could|need to|let's|let us|will|want to|have to|must|should)\b[^.=]*?"
-    r"\b(?:find|calculate|compute|determine|use|solve|substitute|subtract|add|get|obtain)\b"
-    r"|\bto find\b|\bto (?:calculate|determine|solve)\b",
-    re.IGNORECASE,
-)
-TAKES_BACK = re.compile(r"^\W*(?:however|but|wait|yet|no)\b", re.IGNORECASE)
-NOT = re.compile(r"\b(?:not|never|neither|nor)\b|n't\b|≠", re.IGNORECASE)
-OPTION_LINE = re.compile(r"^\s*[A-Z][.)]\s*(\S.{0,60}?)\s*$", re.MULTILINE)
+STATED_RULES = {rule.name for rule in IN_PROSE if rule.states_conclusion}
+OPENING_RULES = {rule.name for rule in IN_PROSE if rule.where == "first_line"}  # before reasoning
 
 
 def check_consistency(example: dict, response: str, judge: Judge | None = None) -> str:
     """One of OUTCOMES for a response in the full format."""
-    reasoning = response.split("<think>")[-1].split("</think>")[0][-READ:]
+    reasoning = response.split("<think>")[-1].split("</think>")[0][-LONGEST_REASONING:]
     answer = extract_answer(
         response, example["answer_type"], example["choices"], example["question"]
     )
@@ -85,40 +65,73 @@ def check_consistency(example: dict, response: str, judge: Judge | None = None) 
 
 
 def check_value(example: dict, reasoning: str, answer: str) -> str:
-    """Compare the conclusion with the answer, both as values."""
-    found = find_answer(reasoning, example["answer_type"], (), example["question"])
+    """Compare the stated conclusion with the answer, both as values."""
+    question = example["question"]
+    found = find_answer(reasoning, example["answer_type"], (), question)
     if found.rule == "refusal":
         return DISAGREES
 
-    conclusion = boxes(reasoning)[-1] if boxes(reasoning) else None
-    if conclusion is None and found.rule in STATED_RULES and is_value(found.answer or ""):
-        conclusion = found.answer
-    if conclusion is None:
-        conclusion = conclusion_in_prose(plain_text(reasoning), example["question"])
+    conclusion = stated_conclusion(reasoning, found, question)
     if conclusion is None:
         return UNSURE
 
-    answer = answer.split("≈")[-1]  # what a chain of values ends with
-    # Either may be the rounded one, so that each is once in the place of the gold.
-    verdicts = [
-        compare(conclusion, answer, example, None)[0], compare(answer, conclusion, example, None)[0]
-    ]  # fmt: skip
-    if True in verdicts:
+    answer = answer.split("≈")[-1]  # of "√2 ≈ 1.41" keep 1.41
+    equal = equal_either_way(conclusion, answer, example)
+    if equal is None:
+        return UNSURE
+    if equal:
         return AGREES
-    if None in verdicts:
-        return UNSURE
+    return DISAGREES if same_kind(conclusion, answer, question) else UNSURE
 
-    # Two numbers that differ disagree, and so do two expressions. A number and an expression may
-    # differ only by rounding: 37.68 for 12 pi.
-    numbers = [read_number(text, example["question"]) for text in (conclusion, answer)]
-    are_expressions = numbers == [None, None] and is_value(conclusion) and is_value(answer)
-    return DISAGREES if None not in numbers or are_expressions else UNSURE
+
+def equal_either_way(conclusion: str, answer: str, example: dict) -> bool | None:
+    """Are the two equal? None if neither order says yes and one of them gives no verdict.
+
+    `compare` is asymmetric: the gold may be the rounded value, so both orders are tried.
+    """
+    forward, _ = compare(conclusion, answer, example, judge=None)
+    backward, _ = compare(answer, conclusion, example, judge=None)
+    if forward or backward:
+        return True
+    if forward is None or backward is None:
+        return None
+    return False
+
+
+def same_kind(conclusion: str, answer: str, question: str) -> bool:
+    """Are both numbers, or both expressions? Then two values that are not equal disagree.
+
+    A number and an expression may differ only by rounding: 37.68 for 12 pi.
+    """
+    conclusion_is_number = read_number(conclusion, question) is not None
+    answer_is_number = read_number(answer, question) is not None
+    if conclusion_is_number or answer_is_number:
+        return conclusion_is_number and answer_is_number
+    return is_value(conclusion) and is_value(answer)
+
+
+# --- The stated conclusion -----------------------------------------------------------------------
+
+
+def stated_conclusion(reasoning: str, found: Found, question: str) -> str | None:
+    """The value that the reasoning concludes with, or None.
+
+    found    the answer that the extraction rules find in the reasoning
+    """
+    boxed = boxes(reasoning)
+    if boxed:
+        return boxed[-1]
+    if found.rule in STATED_RULES and is_value(found.answer or ""):
+        return found.answer
+    return conclusion_in_prose(plain_text(reasoning), question)
 
 
 def conclusion_in_prose(reasoning: str, question: str) -> str | None:
-    """The value that the reasoning concludes with, or None."""
-    if OPTION_LINE.search(reasoning.rstrip().split("\n")[-1]):
+    """The value that the reasoning concludes with, without a box and without "the answer is"."""
+    last_line = reasoning.rstrip().split("\n")[-1]
+    if OPTION_LINE.search(last_line):
         return picked_option(reasoning)
+
     sentences = sentences_of(reasoning)
     value = value_at_end(sentences, question)
     if value is None and ASKS_HOW_MANY.search(question):
@@ -133,14 +146,16 @@ def value_at_end(sentences: list[str], question: str) -> str | None:
         if value is not None:
             return value
         # Only a remark without numbers may follow the conclusion: "It is a long side."
-        is_remark = not re.search(rf"\d|\b(?:{WORD})\b", sentence, re.IGNORECASE)
-        if not is_remark or INTENDS.search(sentence) or TAKES_BACK.search(sentence):
+        is_remark = not HAS_NUMBER.search(sentence)
+        if not is_remark or INTENTION.search(sentence) or CORRECTION.search(sentence):
             return None
     return None
 
 
 def stated_count(sentences: list[str]) -> str | None:
-    """N of "there are N things", if one N is stated, or one sentence says that it concludes.
+    """The N of "there are N things", if the sentences state only one N.
+
+    If they state several, the last N in a sentence with "therefore" or the like counts.
 
     >>> stated_count(["There are three things: two dots and a line.", "The line is red."])
     'three'
@@ -149,33 +164,48 @@ def stated_count(sentences: list[str]) -> str | None:
     """
     stated, concluded = [], []
     for sentence in sentences:
-        match = COUNT.search(sentence)
-        if match is None or NOT.search(sentence[: match.start()]):
+        match = STATES_COUNT.search(sentence)
+        if match is None:
+            continue
+        before = sentence[: match.start()]
+        if NEGATION.search(before):
             continue
         stated.append(match[1].lower())
-        if CONCLUDES.search(sentence[: match.start()]):
+        if CONCLUDES.search(before):
             concluded.append(match[1].lower())
+
     if concluded:
         return concluded[-1]
-    return stated[0] if len({words_to_digits(n) for n in stated}) == 1 else None
+    different = {words_to_digits(n) for n in stated}
+    return stated[0] if len(different) == 1 else None
 
 
 def last_value(sentence: str, question: str) -> str | None:
-    """The value that a sentence ends with, behind "is", "=" and the like, or None.
+    """The value that a sentence ends with, behind a link such as "is" or "="; or None.
+
+    The last link is tried first. In "So the line is 2x + 4 = y" no value follows the last link,
+    "=", but a value follows the link before it.
+
+    LAST_LINKS        links that are tried: behind an earlier one stands half a sentence, which is
+                      not a value
+    NEGATION_REACH    how far before a link a "not" denies its value, as in "AB does not equal 8";
+                      farther off it denies something else: "It is not a square, so AB = 8"
 
     >>> last_value("Therefore, AB = 2 * 4 = 8 cm.", ""), last_value("Angle 2 is also 35°.", "")
     ('8 cm', '35°')
+    >>> last_value("So the line is 2x + 4 = y.", "")
+    '2x + 4 = y'
     >>> last_value("With AB = 6, we can find AD.", "") is None
     True
     """
-    if INTENDS.search(sentence):
+    if INTENTION.search(sentence):
         return None
-    sentence = MARKS.sub(" ", sentence)
-    joints = list(IS.finditer(sentence))
-    for joint in reversed(joints[-3:]):
-        before, value = sentence[: joint.start()], sentence[joint.end() :]
+    sentence = MATH_MARKS.sub(" ", sentence)
+    links = list(BEFORE_A_VALUE.finditer(sentence))
+    for link in reversed(links[-LAST_LINKS:]):
+        before, value = sentence[: link.start()], sentence[link.end() :]
         value = FILLER.sub("", value).strip(" \n.。*")
-        if NOT.search(before[-12:]) or NOT.match(value):
+        if NEGATION.search(before[-NEGATION_REACH:]) or NEGATION.match(value):
             return None
         if read_number(value, question) is not None:
             return value
@@ -185,27 +215,31 @@ def last_value(sentence: str, question: str) -> str | None:
 
 
 def picked_option(reasoning: str) -> str | None:
-    """The last line of a list of options if it repeats one of them, or is the only one.
+    """The text of the option that a list of options ends with, if the option is picked; or None.
+
+    It is picked if its line repeats an earlier line, or is the only line of the list.
 
     >>> picked_option("A. 10\\nB. 9\\nB. 9"), picked_option("A. 10\\nB. 9")
     ('9', None)
     """
-    options = [match[1] for match in OPTION_LINE.finditer(reasoning)]
-    lines = [match[0].strip() for match in OPTION_LINE.finditer(reasoning)]
-    return options[-1] if len(lines) == 1 or lines[-1] in lines[:-1] else None
+    matches = list(OPTION_LINE.finditer(reasoning))
+    lines = [match[0].strip() for match in matches]
+    is_picked = len(lines) == 1 or lines[-1] in lines[:-1]
+    return matches[-1][1] if is_picked else None
 
 
 # --- Options and words ---------------------------------------------------------------------------
 
 
 def check_choice(example: dict, reasoning: str, answer: str) -> str:
-    """Compare the option that the reasoning names at its end with the one of the answer."""
+    """Compare the option that the reasoning names at its end with the option of the answer."""
     found = find_answer(reasoning, "choice", example["choices"], example["question"])
     if found.rule == "refusal":
         return DISAGREES
     if found.answer is None or found.rule in OPENING_RULES:
         return UNSURE
-    equal, _ = compare(found.answer, answer, example, None)
+
+    equal, _ = compare(found.answer, answer, example, judge=None)
     if equal is None:
         return UNSURE
     return AGREES if equal else DISAGREES
@@ -216,8 +250,38 @@ def check_words(example: dict, reasoning: str, answer: str) -> str:
     found = find_answer(reasoning, "text", (), example["question"])
     if found.answer is not None and plain(found.answer) == plain(answer):
         return AGREES
+
     sentences = sentences_of(plain_text(reasoning))
-    if not sentences or NOT.search(sentences[-1]):
+    if not sentences or NEGATION.search(sentences[-1]):
         return UNSURE
-    ending = re.search(rf"(?:^|\W){re.escape(plain(answer))}$", plain(sentences[-1]))
-    return AGREES if ending else UNSURE
+    ends_with_answer = re.search(rf"(?:^|\W){re.escape(plain(answer))}$", plain(sentences[-1]))
+    return AGREES if ends_with_answer else UNSURE
+
+
+# --- Patterns ------------------------------------------------------------------------------------
+
+ASKS_HOW_MANY = re.compile(r"\bhow many\b|\bnumber of\b|\bcount\b", re.IGNORECASE)
+STATES_COUNT = re.compile(  # "there are 3", "I can see exactly three"
+    r"\b(?:there (?:is|are|were)|contains?|shows?|I (?:can )?see)\s+"
+    rf"(?:(?:a total of|in total|only|exactly|about)\s+)*(\d+(?![\d.,]*\d)|(?:{WORD})\b)",
+    re.IGNORECASE,
+)
+BEFORE_A_VALUE = re.compile(  # a link: the word or sign that a value may follow
+    r"""(?<![<>!])=|≈|:|：|等于|是|为
+        |\b(?:is|are|was|were|be|becomes?|equals?|equaling|equal\ to|gives?|get|makes?|leaves?
+             |needs?|has|have|contains?|approximately|about|of)\b""",
+    re.IGNORECASE | re.VERBOSE,
+)
+FILLER = re.compile(  # words between the link and the value: "is also 35"
+    r"^(?:\s|also\b|only\b|exactly\b|then\b|therefore\b|just\b)+", re.IGNORECASE
+)
+MATH_MARKS = re.compile(r"\\[()\[\]]|\$")  # \( \) \[ \] $
+INTENTION = re.compile(  # says what could be done, not what comes out: "we can find AD"
+    r"\b(?:can|could|need to|let's|let us|will|want to|have to|must|should)\b[^.=]*?"
+    r"\b(?:find|calculate|compute|determine|use|solve|substitute|subtract|add|get|obtain)\b"
+    r"|\bto find\b|\bto (?:calculate|determine|solve)\b",
+    re.IGNORECASE,
+)
+CORRECTION = re.compile(r"^\W*(?:however|but|wait|yet|no)\b", re.IGNORECASE)  # "Wait, ..."
+NEGATION = re.compile(r"\b(?:not|never|neither|nor)\b|n't\b|≠", re.IGNORECASE)
+OPTION_LINE = re.compile(r"^\s*[A-Z][.)]\s*(\S.{0,60}?)\s*$", re.MULTILINE)  # "B. 9"

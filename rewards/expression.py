@@ -1,8 +1,10 @@
-r"""Are two expressions equal? What is of one kind is decided here, what is equal by math-verify.
+r"""Are two expressions equal?
 
-math-verify reads generously: it takes "2x = 6" for 6, "1:2" for 1/2, and "101_2", a number in base
-two, for 101. So it is asked last, and only about two expressions of the same kind. One answer
-through the file, with the gold `10\sqrt{3}`:
+This file rules out answers of another kind; math-verify decides equality of the rest. math-verify
+reads generously: it takes "2x = 6" for 6, "1:2" for 1/2, and "101_2", a number in base two, for
+101. So it is asked last, and only about two expressions of the same kind.
+
+One answer through the file, with the gold `10\sqrt{3}`:
 
     \sqrt{300} cm          1. the same text as the gold?         no
                            2. both plain numbers?                no
@@ -13,7 +15,7 @@ through the file, with the gold `10\sqrt{3}`:
 The kinds:
 
     one value         4\pi, 1/2; "x = 5" too, since a name in front of a value does not matter
-    an equation       2x + 4y = 3; the half of it, 2x + 4y, is another kind
+    an equation       2x + 4y = 3; one side alone, 2x + 4y, is another kind
     several values    "1, 2", "x=1 or x=2"; as many as the gold has
     words             "no solution"; the same words
 """
@@ -27,7 +29,7 @@ from rewards.typesetting import as_latex, squeeze
 from rewards.units import is_name_in, split_unit
 
 LONGEST = 1000  # characters; no answer of a benchmark is longer, and algebra on more would not end
-math_equal = MathVerifier()
+MATH_VERIFY = MathVerifier()  # a pool of processes; none starts before `start` or a question
 
 # --- Equality ------------------------------------------------------------------------------------
 
@@ -46,9 +48,9 @@ def same_expression(answer: str, gold: str, question: str = "") -> tuple[bool | 
         return False, "too long for an expression"
 
     gold_number = read_gold_number(gold, question)
-    number = read_answer_number(answer, gold_number, question)
-    if number is not None and gold_number is not None:
-        return same_number(number, gold_number)
+    answer_number = read_answer_number(answer, gold_number, question)
+    if answer_number is not None and gold_number is not None:
+        return same_number(answer_number, gold_number)
 
     gold = as_latex(gold)
     wanted = split_unit(gold, question, measured=ends_in_a_unit(gold, question))
@@ -58,10 +60,10 @@ def same_expression(answer: str, gold: str, question: str = "") -> tuple[bool | 
     if squeeze(given.body) == squeeze(wanted.body):
         return True, "same expression"
 
-    difference = other_kind(given.body, wanted.body)
+    difference = other_kind(answer=given.body, gold=wanted.body)
     if difference is not None:
         return False, difference
-    return ask_math_verify(given.body, wanted.body)
+    return ask_math_verify(answer=given.body, gold=wanted.body)
 
 
 def ends_in_a_unit(gold: str, question: str) -> bool:
@@ -77,10 +79,10 @@ def ends_in_a_unit(gold: str, question: str) -> bool:
 
 
 def ask_math_verify(answer: str, gold: str) -> tuple[bool | None, str]:
-    """Its verdict on two expressions of one kind."""
-    verdict = math_equal(without_names(gold), without_names(answer))
+    """The verdict of math-verify on two expressions of one kind."""
+    verdict = MATH_VERIFY(gold=without_names(gold), answer=without_names(answer))
     if verdict is None:
-        return None, f"math-verify gave no verdict within {math_equal.timeout_s:.0f} s"
+        return None, f"math-verify gave no verdict within {MATH_VERIFY.timeout_s:.0f} s"
     return verdict, "equal by math-verify" if verdict else "not equal by math-verify"
 
 
@@ -88,7 +90,7 @@ def ask_math_verify(answer: str, gold: str) -> tuple[bool | None, str]:
 
 
 def other_kind(answer: str, gold: str) -> str | None:
-    """Why the two cannot be the same thing, or None if they are of one kind."""
+    """Why the two cannot be equal; None if they are of one kind."""
     if words_of(answer) - words_of(gold):  # "4 million" for 4
         return "words that are no expression"
     if re.search(r"\d_", answer) and not re.search(r"\d_", gold):  # "101_2" for 101
@@ -96,16 +98,17 @@ def other_kind(answer: str, gold: str) -> str | None:
     if not is_balanced(answer):  # "(1, 2" for (1, 2)
         return "brackets that do not match"
     if is_ratio(answer) != is_ratio(gold) and not EQUALS.search(gold):  # "1:2" for 1/2
-        return "a ratio and no ratio"
+        return "only one of them is a ratio"
 
-    values = without_repetitions(list_of(answer))
-    wanted = without_repetitions(list_of(gold))
-    if len(values) != len(wanted):  # "1, 2" for 2
-        return f"{len(values)} values, not {len(wanted)}"
-    for value, other in zip(values, wanted):
-        if is_bare_equation(other) and not EQUALS.search(value):  # "2x+4y" for 2x+4y = 3
+    answer_values = without_repetitions(list_of(answer))
+    gold_values = without_repetitions(list_of(gold))
+    if len(answer_values) != len(gold_values):  # "1, 2" for 2
+        return f"{len(answer_values)} values, not {len(gold_values)}"
+
+    for answer_value, gold_value in zip(answer_values, gold_values):
+        if is_bare_equation(gold_value) and not EQUALS.search(answer_value):  # 2x+4y for 2x+4y = 3
             return "half of an equation"
-        if is_bare_equation(value) and not EQUALS.search(other):  # "2x = 6" for 6
+        if is_bare_equation(answer_value) and not EQUALS.search(gold_value):  # "2x = 6" for 6
             return "an equation, not its value"
     return None
 
@@ -116,12 +119,12 @@ def without_repetitions(values: list[str]) -> list[str]:
 
 
 def is_ratio(text: str) -> bool:
-    """Is it a ratio, "1:2"?"""
+    """Is the text a ratio, "1:2"?"""
     return re.search(r":|\\colon", text) is not None
 
 
 def is_bare_equation(text: str) -> bool:
-    """An equation with more on its left than a name or numbers: it says what no one value says.
+    """An equation that does not just name a value: 2x + 4y = 3, but not x = 5.
 
     >>> is_bare_equation("2x + 4y = 3"), is_bare_equation("x = 5"), is_bare_equation("2 + 3 = 5")
     (True, False, False)
@@ -150,7 +153,7 @@ def is_name(side: str) -> bool:
 
 
 def is_value(text: str) -> bool:
-    r"""A number or an expression, not words.
+    r"""Is the text a number or an expression, and not words?
 
     >>> is_value("12 cm"), is_value(r"\frac{x}{2}"), is_value("2 red balls"), is_value("x")
     (True, True, False, False)
@@ -161,7 +164,7 @@ def is_value(text: str) -> bool:
 
 
 def words_of(text: str) -> set[str]:
-    r"""Its plain words: no LaTeX commands, no functions, no labels in capitals.
+    r"""The plain words of a text, without LaTeX commands, functions and labels in capitals.
 
     >>> sorted(words_of(r"\frac{1}{2} of the \sin ABC")), words_of("sin x and cos y")
     (['the'], set())
@@ -172,7 +175,7 @@ def words_of(text: str) -> set[str]:
 
 
 def has_letters(text: str) -> bool:
-    """Is there a letter in it, outside of LaTeX commands?"""
+    """Does the text have a letter outside of LaTeX commands?"""
     return re.search(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", text)) is not None
 
 

@@ -102,7 +102,7 @@ def first_rule(
     A match is the answer, or says that there is none, or is passed over.
     """
     for rule in rules:
-        if answer_type not in rule.types.split():
+        if answer_type not in rule.types:
             continue
         view = getattr(views, rule.where)
         for match in reversed(matches(rule, view)):

@@ -47,9 +47,12 @@ def grade(example: dict, response: str, judge: Judge | None = None) -> Grade:
 
 
 def ask_judge(responses: Iterable[tuple[dict, str]], judge: Judge | None) -> None:
-    """Ask the judge, at once, all that the grades of these (example, response) depend on.
+    """Ask the judge all questions in one batch, before grading.
 
-    `grade` then finds its verdicts; without this, it would ask one question after the other.
+    A dry run: AskLater takes the judge's place, notes every question that `grade` asks, and asks
+    them together. Without it, `grade` would ask one question after the other.
+
+    responses    (example, response)
     """
     if judge is None:
         return

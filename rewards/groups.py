@@ -47,17 +47,23 @@ def reward_groups(
     progress: float,
     judge: Judge | None = None,
 ) -> list[RewardedGroup]:
-    """The rewards of a rollout. A judge is asked about all of its completions at the same time."""
-    responses = [
-        (group.prompt.example, encoder.decode(ids)) for group in groups for ids in group.completions
+    """The rewards of a rollout. A judge is asked about all completions at the same time."""
+    responses = [[encoder.decode(ids) for ids in group.completions] for group in groups]
+
+    questions = []  # (example, response)
+    for group, texts in zip(groups, responses):
+        questions += [(group.prompt.example, text) for text in texts]
+    ask_judge(questions, judge)
+
+    return [
+        reward_group(group, texts, eos_ids, rewards, weights, progress)
+        for group, texts in zip(groups, responses)
     ]
-    ask_judge(responses, judge)
-    return [reward_group(g, encoder, eos_ids, rewards, weights, progress) for g in groups]
 
 
 def reward_group(
     group: SampledGroup,
-    encoder: PromptEncoder,
+    responses: list[str],
     eos_ids: list[int],
     rewards: dict[str, Reward],
     weights: dict[str, float],
@@ -65,11 +71,11 @@ def reward_group(
 ) -> RewardedGroup:
     """Compute each reward of each completion, by name, and their weighted sum.
 
-    weights   by name, 1 for a reward that is not named
-    progress  of the training, 0 to 1; see `Completion`
+    responses  the text of each completion
+    weights    by name, 1 for a reward that is not named
+    progress   of the training, 0 to 1; see `Completion`
     """
     example = group.prompt.example
-    responses = [encoder.decode(ids) for ids in group.completions]
     truncated = [is_truncated(ids, eos_ids) for ids in group.completions]
 
     by_completion, totals = [], []
@@ -114,8 +120,8 @@ def rollout_means(rollout: list[RewardedGroup]) -> Means:
     """Metrics of a rollout that do not depend on the update, as sums and counts of this rank."""
     means = Means()
     for rewarded in rollout:
-        totals = rewarded.known_totals()
-        means.add("reward", sum(totals), len(totals))
+        known_totals = rewarded.known_totals()
+        means.add("reward", sum(known_totals), len(known_totals))
         for name in rewarded.rewards[0]:
             known = rewarded.known(name)
             means.add(name, sum(known), len(known))
@@ -123,8 +129,8 @@ def rollout_means(rollout: list[RewardedGroup]) -> Means:
         lengths = [len(completion) for completion in rewarded.group.completions]
         means.add("length", sum(lengths), len(lengths))
         means.add("trunc%", 100 * sum(rewarded.truncated), len(lengths))
-        means.add("zero_std%", 100 * (len(set(totals)) < 2))
-        means.add_number("unscored", len(lengths) - len(totals))
+        means.add("zero_std%", 100 * (len(set(known_totals)) < 2))
+        means.add_number("unscored", len(lengths) - len(known_totals))
 
         entropies = rewarded.group.stats  # (t,) each
         means.add("entropy", sum(float(e.sum()) for e in entropies), sum(lengths))
@@ -134,13 +140,16 @@ def rollout_means(rollout: list[RewardedGroup]) -> Means:
 def sample_record(
     rewarded: RewardedGroup, logp: Tensor, encoder: PromptEncoder, judge: Judge | None
 ) -> dict:
-    """What samples.jsonl holds of a group: all that a page about it needs, so that none of it is
-    computed again there.
+    """What samples.jsonl holds of a group: everything the page shows, so that it computes nothing
+    itself.
 
-    logp  (G, T) log-probabilities of its tokens after the update; those from before it, `logp_old`
-          of the record, are the sampler's
+    logp  (G, T) log-probabilities of the tokens after the update
 
-    Graded once more, since a reward is only a number, without its reason.
+    In the record:
+
+    logp          after the update
+    logp_sampler  as sampled, before it
+    reasons       from grading once more, since a reward is only a number, without its reason
     """
     group, example = rewarded.group, rewarded.group.prompt.example
     return {
@@ -154,7 +163,7 @@ def sample_record(
         "totals": rewarded.totals,
         "reasons": [grade(example, text, judge).reason for text in rewarded.responses],
         "tokens": [encoder.tokenizer.batch_decode(ids[:, None]) for ids in group.completions],
-        "logp_old": token_numbers(group.logps),
+        "logp_sampler": token_numbers(group.logps),
         "logp": token_numbers([line[: len(ids)] for line, ids in zip(logp, group.completions)]),
     }
 

@@ -5,6 +5,9 @@ A rollout has all its questions asked at once, before it is graded; grading then
     judge.ask_all(questions)     at most --judge_rollout_s, whatever the endpoint does
     judge.yes(question)          True, False, or None: no verdict, and the response is left out
 
+`ask_all` retries failures; `yes` never does, or a dead judge would cost its time limit for every
+repeated question.
+
 The questions are in `judge_prompts.py`; how they are sent, and for how long, in
 `harness/endpoint.py`.
 """
@@ -16,11 +19,13 @@ from pathlib import Path
 from harness.endpoint import Endpoint, Reply
 from rewards.judge_prompts import read_verdict
 
+QUESTIONS_AT_A_TIME = 128  # that share one time limit, where there is no rollout
+
 
 class Judge:
     """A model behind an endpoint.
 
-    endpoint     where it is asked, and the cache of its replies
+    endpoint     where the model is asked, and the cache of its replies
     max_tokens   of a reply: a model that reasons needs thousands of them before its verdict
     """
 
@@ -30,7 +35,7 @@ class Judge:
         self.verdicts: dict[bytes, bool | None] = {}  # by a checksum of the question
 
     def ask_all(self, questions: Iterable[str]) -> None:
-        """Ask all questions that have no verdict yet, each once, those that failed before as well.
+        """Ask every question without a verdict, once; a question that failed before is retried.
 
         Raises ValueError if the endpoint refuses the key, or does not know the URL or the model.
         """
@@ -41,17 +46,17 @@ class Judge:
             self.verdicts[checksum(question)] = verdict
 
     def yes(self, question: str) -> bool | None:
-        """The verdict; None if there is none.
+        """The verdict; None if the judge gave none.
 
-        A question that was in no `ask_all` is asked now, alone. One that was, and has no verdict,
-        is not asked again: a judge that is down would cost each of its twins the same wait.
+        A question that was never asked is asked now, alone. A question that was asked without
+        success is not asked again.
         """
         if checksum(question) not in self.verdicts:
             self.ask_all([question])
         return self.verdict_of(question)
 
     def verdict_of(self, question: str) -> bool | None:
-        """What is known by now, without asking."""
+        """The verdict that is known by now, without asking."""
         return self.verdicts.get(checksum(question))
 
     def body(self, question: str) -> dict:
@@ -68,35 +73,36 @@ def checksum(question: str) -> bytes:
     return hashlib.sha256(question.encode(errors="surrogatepass")).digest()
 
 
-BATCH = 128  # questions that share a time limit where there is no rollout
-
-
 class AskLater:
-    """In the place of a judge: notes what it is asked, until all of it is asked at once."""
+    """A recording stand-in for a judge: has the same `yes`, which notes a question without asking.
+
+    pending    questions that are noted and not asked yet, in order, each once
+    settled    checksums of the questions that were asked, with or without success
+    """
 
     def __init__(self, judge: Judge):
         self.judge = judge
-        self.noted: dict[str, None] = {}  # in order, each once
-        self.asked: set[bytes] = set()  # checksums
+        self.pending: dict[str, None] = {}  # a set that keeps its order
+        self.settled: set[bytes] = set()
 
     def yes(self, question: str) -> bool | None:
-        """What the judge has said by now; None if it has yet to be asked, or was silent."""
+        """The verdict that the judge has given by now; None, and noted, if the judge gave none."""
         verdict = self.judge.verdict_of(question)
-        if verdict is None and checksum(question) not in self.asked:
-            self.noted[question] = None
+        if verdict is None and checksum(question) not in self.settled:
+            self.pending[question] = None
         return verdict
 
     def ask(self, size: int | None = None) -> None:
-        """Ask what is noted. What has no verdict after that is not noted again.
+        """Ask the pending questions. A question without a verdict after that is not noted again.
 
-        size    so many questions at a time, each with the time limit of a rollout; None: all
+        size    questions at a time, which share the time limit of a rollout; None: all questions
         """
-        questions = list(self.noted)
+        questions = list(self.pending)
         size = size or max(1, len(questions))
         for start in range(0, len(questions), size):
             self.judge.ask_all(questions[start : start + size])
-        self.asked |= {checksum(question) for question in questions}
-        self.noted.clear()
+        self.settled |= {checksum(question) for question in questions}
+        self.pending.clear()
 
 
 def take_counts(judge: Judge | None) -> dict[str, int]:

@@ -1,15 +1,15 @@
 r"""The number that a text begins with, if nothing behind it makes it another number.
 
-One text through the file:
+`LEADING` finds the number, behind a label if there is one: "12" in "x = 12 cm, as we saw". The rest
+of the text is then asked, in this order:
 
-    "x = 12 cm, as we saw"
-    number "12", rest " cm, as we saw"         `LEADING`: a label may stand in front
-                                               the rest is then asked, in this order:
-    "%"                     12%                1. a percent sign?
-    " or 13", ":30"         not one number     2. does it change the number?
-    ", as we saw"           12                 3. does something new begin?
-    " cm, as we saw"        12 cm              4. a unit, or what is counted?
-    "x", "!"                not one number     5. anything else changes the number
+    step                                example                result
+    1. a percent sign                   "12%", "12 percent"    12%
+    2. another number, which changes    "12 or 13", "12:30"    not one number
+    3. something new begins             "12, as we saw"        12
+    4. a unit                           "12 cm, as we saw"     12 cm
+    5. what is counted                  "12 balls"             12
+    6. anything else                    "12x", "12!"           not one number
 """
 
 import re
@@ -23,7 +23,7 @@ from rewards.units import read_unit
 
 
 def leading_number(text: str) -> Reading:
-    """The number that a text begins with, with its unit. NEXT if it begins with none.
+    """The number that a text begins with, with its unit. NEXT if it does not begin with a number.
 
     >>> leading_number("x = 12 cm, as we saw").answer, leading_number("twelve balls").answer
     ('12 cm', '12')
@@ -61,14 +61,20 @@ def with_unit(number: str, rest: str) -> Reading:
         return NOT_ONE_NUMBER
 
     word = unit["word"]
-    is_no_unit = len(word) == 1 or word.lower() in NO_UNITS - JOINING
-    if is_no_unit and read_unit(word) is None:  # "12y", "12 million"
+    is_letter = len(word) == 1  # "12y"
+    changes_the_number = word.lower() in NO_UNITS - JOINING  # "12 million"
+    if (is_letter or changes_the_number) and read_unit(word) is None:
         return NOT_ONE_NUMBER
     return Reading(f"{number} {unit[0].strip()}" if read_unit(unit[0]) else number)
 
 
-LEADING = re.compile(  # "12", "$12", "x = 12": a label only if a sign of equality follows it
-    rf"(?:(?=[^=:≈]*[=:≈]){LABEL.pattern}\s*[=:≈]\s*)?(?P<number>(?:-?\s*[$€£]\s*)?{NUMBER})"
+# --- Patterns ------------------------------------------------------------------------------------
+
+LABEL_IN_FRONT = (  # "x =", "Area:"; the lookahead gives up at once where no such sign follows
+    rf"(?=[^=:≈]*[=:≈]){LABEL.pattern}\s*[=:≈]\s*"
+)
+LEADING = re.compile(  # "12", "$12", "x = 12"
+    rf"(?:{LABEL_IN_FRONT})?(?P<number>(?:-?\s*[$€£]\s*)?{NUMBER})"
 )
 PERCENT = re.compile(r"\s*(?:%|percent\b)")
 CHANGES_IT = re.compile(
@@ -96,4 +102,6 @@ UNIT = re.compile(
     """,
     re.VERBOSE,
 )
-JOINING = {"and", "to"}  # "12 and then": they change a number only before another one
+# "12 and then" is 12: unlike other words of NO_UNITS, these change a number only if another number
+# follows, as in "12 and 13". CHANGES_IT has looked for that before.
+JOINING = {"and", "to"}

@@ -2,20 +2,26 @@ r"""An answer that begins with the letter of an option, and what may follow the 
 
 One answer through the file, where B is "dog":
 
-    "**(B)** because it barks"       an answer; `choice.py` takes the marks off
-    letter B, marked, rest           `read_start`: brackets, a point or "option" mark a letter
-    "because it barks"               what follows: B's own text? another letter? a remark?
+    "**(B)** because it barks"             an answer; `choice.py` takes the marks off
+    letter B, marked                       `read_start`: brackets, a point or "option" mark a letter
+    rest "because it barks"                a remark, which does not take B back
     Option("B", "letter with a remark")
 
-The rest decides whether the letter is meant:
+What follows the letter decides whether it is meant. `by_letter` asks, in this order:
 
-    nothing                          B
-    "dog"                            B         its own text
-    "because it barks"               B         a remark
-    "or C", "and C", ", (C)"         none      several options
-    "cat"                            none      the text of another option
-    "is wrong"                       none      the letter is taken back
-    "big dog", behind a bare "a"     none      the letter was an article
+    1. "B dog"                         B         its own text, right behind the letter
+    2. "Bob"                           none      this is not a letter
+    3. "E"                             none      no option has this letter
+    4. "B. dog"                        B         its own text
+    5. "B, C"                          none      several options
+    6. "B", "B, (B)"                   B         nothing else
+    7. "B or the dog"                  none      several options
+    8. "a big dog"                     none      "a" is the article, not option A
+    9. and then `by_words`, with words behind the letter:
+       "B. The cat"                    none      the text of another option
+       "B, 5 cm"                       B         its own value, where B is "5 cm"
+       "B is wrong"                    none      the letter is taken back
+       "B because it barks"            B         a remark
 """
 
 import re
@@ -39,12 +45,28 @@ from rewards.typesetting import plain
 
 @dataclass(frozen=True)
 class Start:
-    """How an answer begins: `(b) dog` is letter B, in lower case, marked, and the rest "dog"."""
+    """How an answer begins, and what follows. Of `b, the dog. It barks.`:
+
+    letter       B
+    is_lower     True: it was written "b"
+    is_marked    False; True for "(b)", "b." and "option b"
+    rest         ", the dog. It barks."
+    clause       ", the dog"               of several sentences only the first is read
+    words        "the dog"                 the clause without its opening punctuation
+    """
 
     letter: str
     is_lower: bool
     is_marked: bool
     rest: str
+
+    @property
+    def clause(self) -> str:
+        return CLAUSE_END.split(self.rest, maxsplit=1)[0]
+
+    @property
+    def words(self) -> str:
+        return re.sub(r"^[\s:,;.()\[\]-]+", "", self.clause)
 
 
 def by_letter(text: str, choices: list[str]) -> Option:
@@ -60,32 +82,48 @@ def by_letter(text: str, choices: list[str]) -> Option:
     >>> by_letter("E", animals).how, by_letter("a big dog", animals).how
     ('no such letter', 'no option')
     """
-    if is_text_of(text[1:], LETTERS.find(text[0]), choices):  # "B dog", and "E2" where E is "2"
-        return Option(text[0], "letter with its text")
+    # 1. "B dog", and "E2" where E is "2".
+    letter = text[0]
+    if letter in LETTERS and is_text_of(text[1:], LETTERS.index(letter), choices):
+        return Option(letter, "letter with its text")
 
+    # 2. "Bob" does not begin with a letter of its own.
     start = read_start(text)
     if start is None:
         return NO_OPTION
+
+    # 3. "(E)" is meant as a letter; the "I" of "I see" is not.
     if start.letter not in letters_of(choices):
-        is_meant = start.is_marked or not start.rest  # "(E)", but not the first word of "I see"
+        is_meant = start.is_marked or not start.rest
         return Option(None, "no such letter") if is_meant else NO_OPTION
-    if is_text_of(start.rest, LETTERS.index(start.letter), choices):  # "B. dog"
+
+    # 4. "B. dog"
+    if is_text_of(start.rest, LETTERS.index(start.letter), choices):
         return Option(start.letter, "letter with its text")
 
+    # 5. "B, C"
     rest = without_repetition(start.letter, start.rest)
-    if ANOTHER.match(rest):  # "B, C"
+    if ANOTHER.match(rest):
         return SEVERAL
+
+    # 6. "B", and "B, (B)"
     if not rest:
         return Option(start.letter, "letter")
-    if re.match(r"(?:or|and|nor)\b", rest):  # "B or the dog"
+
+    # 7. "B or the dog"
+    if re.match(r"(?:or|and|nor)\b", rest):
         return SEVERAL
-    if start.is_lower and not start.is_marked:  # "a big dog"
+
+    # 8. In "a big dog", "a" is the article, not option A.
+    if start.is_lower and not start.is_marked:
         return NO_OPTION
+
+    # 9. "B because it barks"
     return by_words(replace(start, rest=rest), choices)
 
 
 def read_start(text: str) -> Start | None:
-    """The letter that an answer begins with; None if it begins with something else.
+    """The letter that an answer begins with; None if the answer begins with something else.
 
     >>> read_start("option B: it barks")
     Start(letter='B', is_lower=False, is_marked=True, rest='it barks')
@@ -116,24 +154,21 @@ def without_repetition(letter: str, rest: str) -> str:
 
 
 def by_words(start: Start, choices: list[str]) -> Option:
-    """A letter and words. They must not be the text or the value of another option.
+    """A letter and words. The words must not be the text or the value of another option.
 
     Only the first clause is read: "B. dog. A cat would meow" names B.
     """
     index = LETTERS.index(start.letter)
-    clause = CLAUSE_END.split(start.rest, maxsplit=1)[0]
-    words = re.sub(r"^[\s:,;.()\[\]-]+", "", clause)  # without its opening punctuation
-
-    if any(is_text_of(part, index, choices) for part in (clause, words, start.rest)):
+    if any(is_text_of(part, index, choices) for part in (start.clause, start.words, start.rest)):
         return Option(start.letter, "letter with its text")
     for other in range(len(choices)):
-        if is_text_of(words, other, choices) or is_text_of(start.rest, other, choices):
+        if is_text_of(start.words, other, choices) or is_text_of(start.rest, other, choices):
             return ANOTHER_TEXT
 
-    named = by_its_value(start.letter, words, choices)
+    named = by_its_value(start.letter, start.words, choices)
     if named != NO_OPTION:
         return named
-    return by_remark(start, clause, words, choices)
+    return by_remark(start, choices)
 
 
 def by_its_value(letter: str, words: str, choices: list[str]) -> Option:
@@ -153,27 +188,25 @@ def by_its_value(letter: str, words: str, choices: list[str]) -> Option:
     return ANOTHER_VALUE
 
 
-def by_remark(start: Start, clause: str, words: str, choices: list[str]) -> Option:
-    """A letter and a remark, which must neither take it back nor name another letter.
-
-    clause, words    the first clause of the remark, with and without its opening punctuation
-    """
+def by_remark(start: Start, choices: list[str]) -> Option:
+    """A letter and a remark, which must neither take the letter back nor name another letter."""
     with_remark = Option(start.letter, "letter with a remark")
-    excluded = NOT_ANOTHER.match(words)
+    excluded = NOT_ANOTHER.match(start.words)
     if excluded is not None and excluded["letter"] != start.letter:  # "B, not C"
         return with_remark
 
     index = LETTERS.index(start.letter)
     own_text = plain(choices[index]) if index < len(choices) else ""
-    if TAKEN_BACK.match(words) and not own_text.startswith("not"):  # "B is wrong"
+    if TAKEN_BACK.match(start.words) and not own_text.startswith("not"):  # "B is wrong"
         return NEGATED
 
-    others = {letter.upper() for letter in BRACKETED.findall(clause)} - {start.letter}
-    if others or AND_ANOTHER.search(clause):  # "B, though (C) fits"
+    others = {letter.upper() for letter in BRACKETED.findall(start.clause)} - {start.letter}
+    if others or AND_ANOTHER.search(start.clause):  # "B, though (C) fits"
         return SEVERAL
 
+    # Behind a letter without a mark, other words may make it a name: "B flat" is a note of music.
     is_remark = start.is_marked or REMARK.match(start.rest)
-    return with_remark if is_remark else NO_OPTION  # "B flat" is a note
+    return with_remark if is_remark else NO_OPTION
 
 
 # --- Patterns ------------------------------------------------------------------------------------

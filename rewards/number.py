@@ -35,7 +35,7 @@ class Number:
 
 
 def read_number(text: str, question: str = "", measured: bool = False) -> Number | None:
-    """The one plain number that an answer is, or None.
+    """The plain number that a text is; None if the text is anything else.
 
     question    a word that it counts is a unit: "12 apples"
     measured    a letter right behind the digits is a unit: "4m", which else may be 4 times m
@@ -69,7 +69,7 @@ def read_number(text: str, question: str = "", measured: bool = False) -> Number
 
 
 def read_gold_number(gold: str, question: str) -> Number | None:
-    """The number that a gold is, or None.
+    """The number that a gold is; None if the gold is anything else.
 
     The letter in "3m" is a unit, unless the question uses it as a name.
 
@@ -85,12 +85,12 @@ def read_gold_number(gold: str, question: str) -> Number | None:
 
 
 def read_answer_number(answer: str, gold: Number | None, question: str) -> Number | None:
-    """The number that an answer is, or None. Where the gold has a unit, the "m" of "4m" is one."""
+    """The number that an answer is, or None. If the gold has a unit, the "m" of "4m" is a unit."""
     return read_number(answer, question, measured=gold is not None and gold.unit != "")
 
 
 def match_number(text: str) -> re.Match | None:
-    """The match of `NUMBER_ALONE`, once everything in front of the number is off.
+    """The match of `NUMBER_ALONE`, after everything in front of the number is removed.
 
     >>> match_number("It costs 5"), match_number("x = about 2,74 $")["number"]
     (None, '2.74')
@@ -125,7 +125,7 @@ def without_label(text: str) -> str | None:
 
 
 def begins_with_one_letter(rest: str) -> bool:
-    """Is it one letter with nothing between it and the digits: the m of "4m", the x of "4x"?"""
+    """Does one letter stand right behind the digits: the m of "4m", the x of "4x"?"""
     first, second = rest[:1], rest[1:2]
     return first.isascii() and first.isalpha() and not second.isalpha()
 
@@ -134,17 +134,19 @@ def begins_with_one_letter(rest: str) -> bool:
 
 
 def same_number(answer: Number, gold: Number) -> tuple[bool, str]:
-    """Are they equal, and how it was decided. A missing unit is no other unit.
+    """Are the two equal, and how it was decided. A missing unit is accepted.
 
     Percents    "50%" is right for 50 and for 0.5, as golds are written either way.
-    Rounding    An answer with more places than the gold is right if it rounds to it: 3.1416 for
-                3.14. One with fewer places is wrong: 3 for 3.14.
+    Rounding    An answer with more places than the gold is right if it rounds to the gold: 3.1416
+                for 3.14. An answer with fewer places is wrong: 3 for 3.14. A whole gold is exact.
 
     >>> same_number(read_number("50%"), read_number("0.5"))
     (True, 'equal number')
     >>> same_number(read_number("3.1416"), read_number("3.14"))
     (True, 'equal to 2 places')
     >>> same_number(read_number("3.14"), read_number("3.1416"))
+    (False, 'other number')
+    >>> same_number(read_number("3.2"), read_number("3"))
     (False, 'other number')
     >>> same_number(read_number("5 cm"), read_number("5 m"))
     (False, "unit 'cm', not 'm'")
@@ -159,7 +161,8 @@ def same_number(answer: Number, gold: Number) -> tuple[bool, str]:
     if gold.percent and not answer.percent and is_close(answer.value, gold.value / 100):
         return True, "equal number"
 
-    if gold.places and answer.places is not None and answer.places > gold.places:
+    has_places = gold.places is not None and gold.places > 0  # a whole gold is exact: 3.2 is not 3
+    if has_places and answer.places is not None and answer.places > gold.places:
         half_a_place = 0.5 * 10.0**-gold.places
         if abs(answer.value - gold.value) <= half_a_place * (1 + 1e-9):
             return True, f"equal to {gold.places} places"
@@ -191,6 +194,8 @@ DECIMAL_COMMA = re.compile(  # a comma that is a decimal point
 ABOUT = re.compile(  # what may stand in front of a number
     r"^(?:approximately|about|around|roughly|approx\.?|nearly|\\approx|≈|=)\s*", re.IGNORECASE
 )
+# The possessive ++ gives no part back. With a plain + the parts of a long name could be divided in
+# very many ways, and each would be tried where no "=" follows.
 LABEL = re.compile(  # the name of what is asked for; its parts may repeat: "\angle ABC", "f(x)"
     r"(?:"
     r"\\(?:angle|triangle|widehat|overline|overrightarrow|vec)(?![A-Za-z])"  # \angle

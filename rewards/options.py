@@ -22,10 +22,11 @@ LETTERS = "ABCDEFGHIJ"
 @dataclass(frozen=True)
 class Option:
     letter: str | None
-    how: str  # how it was named, or why it is none
+    how: str  # how the option was named, or why no option was
 
 
 NO_OPTION = Option(None, "no option")
+EMPTY = Option(None, "empty")
 SEVERAL = Option(None, "several options")
 NEGATED = Option(None, "negation")
 ANOTHER_TEXT = Option(None, "letter and text of different options")

@@ -1,9 +1,9 @@
 r"""Steps that read which option is chosen. `reading.py` says which step comes when.
 
-A step gets a piece of the response, and says what it is worth (see `piece.py`). With the options
+A step gets a piece of the response, and says what the piece is worth (see `piece.py`). With options
 A "cat", B "dog", C "5 cm":
 
-    an_option            "B. dog"                     B. dog    read again when it is graded
+    an_option            "B. dog"                     B. dog    `grading.py` reads it again
     an_option_in_words   "the dog in the picture"     B         only its text is there
     a_value_in_front     "5 cm, as we saw"            5 cm      the value of C
     a_denial             "It is not the largest."     no        to "Is it the largest?"
@@ -14,15 +14,15 @@ import re
 from rewards.choice import named_in, read_option
 from rewards.expression import is_value
 from rewards.leading import leading_number
-from rewards.options import NEGATED, NO_OPTION, SEVERAL, by_value
-from rewards.piece import NEXT, NO_SUCH_VALUE, Piece, Reading
+from rewards.options import EMPTY, NEGATED, NO_OPTION, SEVERAL, by_value
+from rewards.piece import NEGATION, NEXT, NO_SUCH_VALUE, Piece, Reading
 from rewards.typesetting import plain
 
 # --- By letter or text ---------------------------------------------------------------------------
 
 
 def an_option(piece: Piece) -> Reading:
-    """All of the piece, else its first sentence, names one option by letter, text or value.
+    """The piece, or else its first sentence, names one option by letter, text or value.
 
     >>> animals = ["cat", "dog"]
     >>> an_option(Piece("B. dog", animals)).answer, an_option(Piece("B or A", animals)).refused
@@ -34,7 +34,7 @@ def an_option(piece: Piece) -> Reading:
         option = read_option(part, piece.choices)
         if option.letter is not None:
             return Reading(part)
-        if option != NO_OPTION and option.how != "empty":
+        if option not in (NO_OPTION, EMPTY):
             return Reading(refused=option.how)
     return NEXT
 
@@ -54,9 +54,9 @@ def an_option_in_words(piece: Piece) -> Reading:
 
 
 def an_option_in_a_conclusion(piece: Piece) -> Reading:
-    """The same where nobody announced an answer: a sentence with a "not" may just not be one."""
+    """As above, but a negated sentence is passed over: nobody announced an answer in it."""
     reading = an_option_in_words(piece)
-    return NEXT if reading.refused == NEGATED.how else reading
+    return NEXT if reading == NEGATION else reading
 
 
 # --- By value ------------------------------------------------------------------------------------
@@ -77,14 +77,14 @@ def a_value_in_front(piece: Piece) -> Reading:
 
 
 def refuse_another_value(piece: Piece) -> Reading:
-    """A value was stated, but no option has it: "The answer is 7 cm"."""
+    """The piece states a value, but no option has this value: "The answer is 7 cm"."""
     number = leading_number(piece.text)
     is_stated = number.answer is not None or is_value(piece.first_sentence)
     return NO_SUCH_VALUE if is_stated else NEXT
 
 
 def refuse_all_else(piece: Piece) -> Reading:
-    """What is boxed is meant as the answer, so that nothing else in the response may count."""
+    """A box is meant as the answer, so that nothing else in the response may count."""
     return NO_SUCH_VALUE
 
 

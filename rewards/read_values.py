@@ -1,13 +1,13 @@
 r"""Steps that read a number, an expression, or a text. `reading.py` says which step comes when.
 
-A step gets a piece of the response, and says what it is worth (see `piece.py`):
+A step gets a piece of the response, and says what the piece is worth (see `piece.py`):
 
     a_short_value           "Area: 12 cm"                       12 cm
     a_number                "12 cm"                             12 cm
     a_wordless_expression   "2x + 1"                            2x + 1
     a_number_in_front       "12 cm, as we saw"                  12 cm
     an_expression           "$x > 5$ for all of them"           x > 5
-    everything              "x > 5."                            x > 5.
+    the_whole_piece         "x > 5."                            x > 5.
 """
 
 import re
@@ -25,11 +25,11 @@ LONGEST_WORDLESS = 100  # characters
 # --- The piece is nothing but an answer ----------------------------------------------------------
 
 
-def everything(piece: Piece) -> Reading:
+def the_whole_piece(piece: Piece) -> Reading:
     return Reading(piece.text)
 
 
-def everything_without_stop(piece: Piece) -> Reading:
+def the_whole_piece_without_stop(piece: Piece) -> Reading:
     return Reading(without_stop(piece.text))
 
 
@@ -73,7 +73,7 @@ def without_stop(text: str) -> str:
 
 
 def without_title(text: str) -> str:
-    """`Area: 12 cm` -> `12 cm`. "Not: 12" and "times: 12" are no titles."""
+    """`Area: 12 cm` -> `12 cm`. In "Not: 12" and "times: 12" the word is not a title."""
     titled = TITLED.fullmatch(text)
     if titled is None:
         return text
@@ -84,7 +84,7 @@ def without_title(text: str) -> str:
 
 
 def negation_that_is_no_sentence(piece: Piece) -> Reading:
-    """As `negation`, but a sentence may begin with a "not" and come to an answer further on."""
+    """As `negation`, but passes over a sentence: "Not 12 but 13" may give an answer further on."""
     return NEXT if is_sentence(piece.text) else negation(piece)
 
 
@@ -96,13 +96,16 @@ def a_number_in_front(piece: Piece) -> Reading:
 
 
 def refuse_words(piece: Piece) -> Reading:
-    """The statement "red" says that there is no number. A long line may still come to one."""
+    """A short statement without a number, such as "red", gives no answer.
+
+    A long line is passed over: a number may follow in it, and a later rule may find it.
+    """
     first_line = piece.text.split("\n")[0]
     return NEXT if is_sentence(first_line, least=6) else NOT_ONE_NUMBER
 
 
 def an_expression(piece: Piece) -> Reading:
-    """The expression in front; words are none.
+    """The expression that the piece begins with. Words are not an expression.
 
     >>> an_expression(Piece("$x > 5$ for all of them")).answer, an_expression(Piece("x")).answer
     ('x > 5', 'x')
@@ -110,15 +113,15 @@ def an_expression(piece: Piece) -> Reading:
     True
     """
     expression = expression_in_front(piece.text)
-    is_whole_piece = len(piece.text) <= len(expression) + 1  # but for a stop
-    looks_like_one = is_whole_piece or re.search(r"[\d\\=<>]", expression)
-    if is_sentence(expression) or not looks_like_one:
+    is_whole_piece = len(piece.text) <= len(expression) + 1  # 1 for a full stop
+    looks_like_an_expression = is_whole_piece or re.search(r"[\d\\=<>]", expression)
+    if is_sentence(expression) or not looks_like_an_expression:
         return NEXT
     return Reading(expression)
 
 
 def words_in_front(piece: Piece) -> Reading:
-    """The first sentence of a statement, or the mathematics that it begins with."""
+    """The formula that the piece begins with, without its marks; else the first sentence."""
     return Reading(expression_in_front(piece.text))
 
 
@@ -137,9 +140,9 @@ def expression_in_front(text: str) -> str:
 
 # --- Patterns ------------------------------------------------------------------------------------
 
-TITLED = re.compile(  # "Area: 12 cm"; in "Cost : 2,74 $ a.." a word is cut off behind the amount
+TITLED = re.compile(  # "Area: 12 cm", and "Cost : 2,74 $ a..", as one public data set writes prices
     r"(?P<title>[^\W\d_]{3,})\s*:\s*(?P<amount>[^:]+?)"
-    r"(?:(?<=[$€£])\s+(?![bhkmt])[a-z]\.{2,})?"  # not "m..", which may be million
+    r"(?:(?<=[$€£])\s+(?![bhkmt])[a-z]\.{2,})?"  # " a..", a word cut off; "m.." may be million
 )
 MARKED = re.compile(  # $x$, $$x$$, \(x\), \[x\] at the beginning
     r"\$\$?(.+?)\$\$?(?=[\s.,;]|$)|\\\((.+?)\\\)|\\\[(.+?)\\\]"

@@ -45,17 +45,17 @@ from rewards.read_values import (
     a_short_value,
     a_wordless_expression,
     an_expression,
-    everything,
-    everything_without_stop,
     negation_that_is_no_sentence,
     refuse_words,
+    the_whole_piece,
+    the_whole_piece_without_stop,
     words_in_front,
 )
 
 # --- The tables: where the piece was found -> the steps that read it -----------------------------
 
 NUMBER = {
-    "box": [negation, everything],
+    "box": [negation, the_whole_piece],
     "block": [negation_that_is_no_sentence, a_short_value],
     "whole": [negation, a_number],
     "bold": [negation, a_number],
@@ -63,7 +63,7 @@ NUMBER = {
     "number": [negation, a_number_in_front],
 }
 MATH = {
-    "box": [negation, everything],
+    "box": [negation, the_whole_piece],
     "block": [negation_that_is_no_sentence, a_short_value],
     "whole": [negation, a_number, a_wordless_expression],
     "statement": [negation, an_expression],
@@ -84,9 +84,9 @@ CHOICE = {
     "denial": [a_denial],
 }
 TEXT = {
-    "box": [everything_without_stop],
-    "block": [everything_without_stop],
-    "whole": [everything_without_stop],
+    "box": [the_whole_piece_without_stop],
+    "block": [the_whole_piece_without_stop],
+    "whole": [the_whole_piece_without_stop],
     "statement": [words_in_front],
 }
 STEPS = {"number": NUMBER, "math": MATH, "choice": CHOICE, "text": TEXT}

@@ -3,12 +3,14 @@ r"""The rules by which the answer of a response is found: two tables, and the pa
 One rule, as it stands in the table below:
 
     name        answer is
-    types       number choice math text      the answer types that it serves
-    where       response                     the view that is searched (an attribute of `Views`)
+    types       number choice math text      the answer types that the rule serves
+    where       plain                        the view that is searched (an attribute of `Views`)
     place       statement                    how the match is read (a row of `reading.py`)
     pattern     ANSWER_IS                    its last group is what is read
     example     The answer to the question is (B).
-    answer      (B)                          what the rule finds in the example; a test runs it
+    answer      (B)                          what the rule finds in the example; a test checks it
+    states_conclusion   yes                  the match says that it is the conclusion
+    in_sentences        yes                  also tried in an answer block that holds a sentence
 
 Rules are tried in the order of the table. Within a rule the last match counts, since a conclusion
 comes last.
@@ -24,18 +26,19 @@ LONGEST_MATCH = 400  # characters of a match that are read
 @dataclass(frozen=True)
 class Rule:
     name: str
-    types: str
+    types: tuple[str, ...]
     where: str
     place: str
-    pattern: str
+    pattern: str | None  # None: `boxes.py` searches, as no pattern can balance braces
     example: str  # for choices a response about cat, dog, a bird, fish
     answer: str
+    states_conclusion: bool = False
+    in_sentences: bool = True
 
 
 # --- Patterns ------------------------------------------------------------------------------------
 
 ALL = r"(?s)^(.*)$"
-BOX = r"\\boxed\s*(\{)"  # only where a box begins; `boxes.py` finds where it ends
 
 # The rest of the line is looked at but not used up: a later statement on it is found as well.
 REST = rf"(?=(.{{0,{LONGEST_MATCH}}}))"
@@ -89,57 +92,61 @@ A_NUMBER = (  # any number, but for these
 
 # --- The tables ----------------------------------------------------------------------------------
 
-ANY = "number choice math text"
-VALUE = "number choice math"
+ANY = ("number", "choice", "math", "text")
+VALUE = ("number", "choice", "math")
+CHOICE, NUMBER_ONLY, MATH = ("choice",), ("number",), ("math",)
 
 IN_TAGS = [  # for what stands in an <answer> block
     #    name, types, where, place, pattern
-    #    example, answer
-    Rule("boxed in the block", ANY, "response", "box", BOX,
-         r"The answer is $\boxed{12}$", "12"),
-    Rule("block", ANY, "response", "block", ALL,
-         "12 cm", "12 cm"),
+    Rule("boxed in the block", ANY, "plain", "box", None,
+         example=r"The answer is $\boxed{12}$", answer="12"),
+    Rule("block", ANY, "plain", "block", ALL,
+         example="12 cm", answer="12 cm"),
 ]
 
 IN_PROSE = [  # for a response without a block
     # an answer that is announced
-    Rule("boxed", ANY, "response", "box", BOX,
-         r"so \boxed{3}, as \boxed{3}", "3"),
-    Rule("answer is", ANY, "response", "statement", ANSWER_IS,
-         "The answer to the question is (B).", "(B)"),
-    Rule("答案", ANY, "response", "statement", ANSWER_IS_IN_CHINESE,
-         "所以答案是A。", "A"),
+    Rule("boxed", ANY, "plain", "box", None,
+         example=r"so \boxed{3}, as \boxed{3}", answer="3",
+         in_sentences=False),
+    Rule("answer is", ANY, "plain", "statement", ANSWER_IS,
+         example="The answer to the question is (B).", answer="(B)",
+         states_conclusion=True),
+    Rule("答案", ANY, "plain", "statement", ANSWER_IS_IN_CHINESE,
+         example="所以答案是A。", answer="A",
+         states_conclusion=True),
     Rule("whole response", ANY, "whole", "whole", ALL,
-         "B. dog", "B. dog"),
+         example="B. dog", answer="B. dog",
+         in_sentences=False),
 
     # an option, the plainest words first
-    Rule("correct option", "choice", "response", "statement", OPTION_IS,
-         "The correct option is D.", "D"),
-    Rule("must be", "choice", "conclusion", "must be", MUST_BE,
-         "So it must be A.", "A"),
-    Rule("option E", "choice", "conclusion", "answer", OPTION_E,
-         "Thus option D fits.", "option D fits."),
-    Rule("letter in brackets", "choice", "conclusion", "answer", IN_BRACKETS,
-         "Hence (C) holds.", "(C) holds."),
-    Rule("first words", "choice", "first_line", "answer", FIRST_WORDS,
-         "A dog, since it barks.", "A dog"),
-    Rule("denial", "choice", "first_line", "denial", DENIAL,
-         "It is not the largest.", "no"),
-    Rule("option's text", "choice", "conclusion", "sentence", ALL,
-         "So we see the dog here.", "B"),
-    Rule("option's text, first", "choice", "first_line", "sentence", ALL,
-         "We see the dog.\nIt barks.", "B"),
+    Rule("correct option", CHOICE, "plain", "statement", OPTION_IS,
+         example="The correct option is D.", answer="D"),
+    Rule("must be", CHOICE, "conclusion", "must be", MUST_BE,
+         example="So it must be A.", answer="A"),
+    Rule("option E", CHOICE, "conclusion", "answer", OPTION_E,
+         example="Thus option D fits.", answer="option D fits."),
+    Rule("letter in brackets", CHOICE, "conclusion", "answer", IN_BRACKETS,
+         example="Hence (C) holds.", answer="(C) holds."),
+    Rule("first words", CHOICE, "first_line", "answer", FIRST_WORDS,
+         example="A dog, since it barks.", answer="A dog"),
+    Rule("denial", CHOICE, "first_line", "denial", DENIAL,
+         example="It is not the largest.", answer="no"),
+    Rule("option's text", CHOICE, "conclusion", "sentence", ALL,
+         example="So we see the dog here.", answer="B"),
+    Rule("option's text, first", CHOICE, "first_line", "sentence", ALL,
+         example="We see the dog.\nIt barks.", answer="B"),
 
     # a value that a sentence ends with
-    Rule("bold number", "number", "marked", "bold", BOLD,
-         "It was **2019**, with 25 %.", "2019"),
-    Rule("expression that concludes", "math", "conclusion", "expression", LAST_FORMULA,
-         "Therefore $x > 5$ holds.", "x > 5"),
+    Rule("bold number", NUMBER_ONLY, "with_bold", "bold", BOLD,
+         example="It was **2019**, with 25 %.", answer="2019"),
+    Rule("expression that concludes", MATH, "conclusion", "expression", LAST_FORMULA,
+         example="Therefore $x > 5$ holds.", answer="x > 5"),
     Rule("is N", VALUE, "conclusion", "number", IS_NUMBER,
-         "So there are 3 balls of size 6.", "3"),
+         example="So there are 3 balls of size 6.", answer="3"),
     Rule("number that concludes", VALUE, "conclusion", "number", A_NUMBER,
-         "So he needs 7. I hope this helps!", "7"),
+         example="So he needs 7. I hope this helps!", answer="7"),
 ]
 
-# For a block that holds a sentence. Its boxes and its whole were read by IN_TAGS.
-IN_SENTENCES = [rule for rule in IN_PROSE if rule.name not in ("boxed", "whole response")]
+# For an answer block that holds a sentence. Its boxes and its whole were read by IN_TAGS.
+IN_SENTENCES = [rule for rule in IN_PROSE if rule.in_sentences]

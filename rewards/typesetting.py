@@ -4,14 +4,14 @@ The same quantity, written in three ways, is the same after `squeeze`:
 
     $12\,\text{cm}^{2}$        12 cm^2.        **12** cm ^{2}        ->        12cm^2
 
-Each function below takes off more than the last one, or something else:
+What each function removes:
 
     tidy           wrappers, sizes and spaces of LaTeX; words stay apart
-    squeeze        and blanks: two expressions that are equal now are the same
-    as_latex       signs of Unicode become LaTeX, which is all that math-verify reads
-    plain          case and closing punctuation of words
-    strip_marks    Markdown, quotes and a box around an answer
-    comparable     all of it: the text of an option
+    squeeze        the same, and blanks: two texts that are equal now are the same expression
+    as_latex       the same as tidy, and signs of Unicode, which become LaTeX for math-verify
+    plain          case, double blanks and punctuation around words
+    strip_marks    Markdown, quotes, and a box around an answer
+    comparable     the same as squeeze, and quotes, case and brackets around an option's text
 
 The tables of replacements come last, each row with an example that a test checks.
 """
@@ -94,6 +94,9 @@ def strip_marks(text: str) -> str:
 
     >>> strip_marks(r"$\boxed{B}$."), strip_marks("**(B)**"), strip_marks("“dog”.")
     ('B', '(B)', 'dog')
+
+    The order is from the outside in, as each step may uncover what the next one removes. In
+    `**{$B$}**.` the stars hide the braces, and the braces hide the signs of mathematics.
     """
     text = BOX.sub(r" \1 ", text)
     text = re.sub(r"\\[()\[\]]", " ", text)  # \( and \[
@@ -148,8 +151,8 @@ class Replacement:
 
 def replace_all(text: str, table: list[Replacement]) -> str:
     """Every row of a table, in order."""
-    for row in table:
-        text = row.pattern.sub(row.replacement, text)
+    for entry in table:
+        text = entry.pattern.sub(entry.replacement, text)
     return text
 
 

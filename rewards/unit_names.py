@@ -1,6 +1,9 @@
-"""The units that are known, and the words that are none: data for `units.py`."""
+"""The known units, and the words that are not units: data for `units.py`.
 
-NAMES = {  # a unit -> its other spellings; a plural -s is understood, a hyphen is a blank
+"in" stands in both tables: "4 in" is 4 inches, but "in" is never a thing that is counted.
+"""
+
+NAMES = {  # a unit -> its other spellings; write a hyphen for a space, and no plural -s
     # length
     "nm": "nanometer nanometre",
     "μm": "micrometer micrometre micron",

@@ -6,8 +6,8 @@ One unit through the file:
     {"m": 1, "s": -2}                    its factors, by their names in `unit_names.py`
     "m s^-2"                             the same string for every spelling of it
 
-A unit is a product of known names with powers. Things that are counted are a unit too, one that
-says nothing: in "12 apples" the question must speak of apples.
+A unit is a product of known names with powers. Counted things are accepted and ignored: in
+"12 apples" the unit is "", if the question speaks of apples.
 
 Everything else makes a number another number: 4x, 4\pi, 4! and 4 million are not 4.
 """
@@ -24,9 +24,9 @@ LONGEST = 60  # characters
 
 
 def read_unit(text: str, question: str = "") -> str | None:
-    """The unit as one string for all its spellings; "" for none or for things counted.
+    """The unit as one string for all its spellings; "" for an empty text and for counted things.
 
-    Returns None if the text is no unit.
+    Returns None if the text is not a unit.
 
     >>> read_unit("cm^2"), read_unit("square centimeters"), read_unit("km/h")
     ('cm^2', 'cm^2', 'h^-1 km')
@@ -55,6 +55,8 @@ def read_unit(text: str, question: str = "") -> str | None:
 
 def read_factors(text: str) -> dict[str, int] | None:
     """The power of each unit in a product; None if anything in it is not a known unit.
+
+    Everything behind a slash divides: "m/s kg" is m/(s kg).
 
     >>> read_factors("kg m/s^{2}"), read_factors("m per x")
     ({'kg': 1, 'm': 1, 's': -2}, None)
@@ -99,7 +101,7 @@ def split_factors(text: str) -> list[tuple[str, int]] | None:
 
 
 def is_magnitude_of_money(powers: dict[str, int]) -> bool:
-    """Is money multiplied by something? "12 $ m" is 12 million, while "12 $/h" is a unit."""
+    """Is a letter after money a scale, as in "12 $ m" (12 million)? In "12 $/h" it is a unit."""
     has_money = any(name in MONEY for name in powers)
     return has_money and any(power > 0 for name, power in powers.items() if name not in MONEY)
 
@@ -156,7 +158,7 @@ def name_of(word: str) -> str | None:
 
 
 def is_counted(text: str, question: str) -> bool:
-    """Is it what the question asks to count? One to four words, all of them in the question.
+    """Does the text name what the question counts? One to four words, all in the question.
 
     >>> is_counted("red apple", "How many red apples are left?"), is_counted("pears", "How many?")
     (True, False)
@@ -166,14 +168,14 @@ def is_counted(text: str, question: str) -> bool:
         return False
     if not re.fullmatch(r"[A-Za-z' -]+", text) or len(text.strip(" '-")) < 3:
         return False
-    asked = {singular(word) for word in re.findall(r"[a-z]+", question.lower())}
-    return all(singular(word) in asked for word in words)
+    asked = {stem(word) for word in re.findall(r"[a-z]+", question.lower())}
+    return all(stem(word) in asked for word in words)
 
 
-def singular(word: str) -> str:
+def stem(word: str) -> str:
     """A crude stem, enough to match a plural with its singular.
 
-    >>> singular("boxes") == singular("box"), singular("apples") == singular("apple")
+    >>> stem("boxes") == stem("box"), stem("apples") == stem("apple")
     (True, True)
     """
     if word.endswith("es") and len(word) > 4:
@@ -216,6 +218,8 @@ def split_unit(text: str, question: str = "", measured: bool = False) -> Quantit
     A single letter may be a variable. It is a unit only if the question measures in it, or if
     `measured` says that it does.
 
+    The refused example of each step stands beside it.
+
     >>> split_unit(r"4\pi cm")
     Quantity(body='4\\pi', unit='cm')
     >>> split_unit("3 + 4m"), split_unit("3 + 4m", measured=True)
@@ -223,20 +227,20 @@ def split_unit(text: str, question: str = "", measured: bool = False) -> Quantit
     """
     no_unit = Quantity(text, "")
     words = LAST_WORDS.search(text)
-    if words is None:
+    if words is None:  # "x + 1": it ends in no word
         return no_unit
     body = text[: words.start()].rstrip()
-    if not body or body.endswith("\\"):  # "\cm" is a LaTeX command
+    if not body or body.endswith("\\"):  # " cm", without an expression; "3\ m", a LaTeX command
         return no_unit
-    if WANTS_A_TERM.search(body) and not body.endswith("\\pi"):
+    if ENDS_IN_OPERATOR.search(body) and not body.endswith("\\pi"):  # "3 + m", r"\sin m"
         return no_unit
 
     unit = read_unit(words[1].strip(), question)
-    if not unit:
+    if not unit:  # "3 x", and "3 apples", which are counted
         return no_unit
     first_word = re.match(r"[A-Za-z]*", words[1].strip())[0]
     is_letter = len(first_word) == 1
-    if is_letter and not measured and not is_measured_in(first_word, question):
+    if is_letter and not measured and not is_measured_in(first_word, question):  # "3 + 4m"
         return no_unit
     return Quantity(body, unit)
 
@@ -250,4 +254,4 @@ LAST_WORDS = re.compile(  # what may be a unit, behind a digit, a bracket, ° or
     """,
     re.VERBOSE,
 )
-WANTS_A_TERM = re.compile(r"[-+*/^=,<>(]$|\\[A-Za-z]+$")  # "3 +", "\sin": the m behind is a term
+ENDS_IN_OPERATOR = re.compile(r"[-+*/^=,<>(]$|\\[A-Za-z]+$")  # "3 +", "\sin": then m is a term

@@ -7,11 +7,11 @@ Of the response
 
 the rules see these views, each made when a rule asks for it:
 
-    response      all of it, without tags and without the marks of bold type
-    marked        the same with its marks, for a number in bold
+    plain         all of the response, without tags and without the marks of bold type
+    with_bold     the same with the marks of bold type, for a number in bold
     first_line    Let me think.
     conclusion    Therefore there are 12.
-    whole         all of it again, as it is so short that it may be nothing but an answer
+    whole         the same as plain, if it is so short that it may be nothing but an answer
 
 `last_block` gives the content of the answer block, and `is_refusal` says whether the response ends
 without an answer. Boxes have a file of their own, `boxes.py`.
@@ -22,12 +22,12 @@ from functools import cached_property
 
 from rewards.digits import WORD
 
-SEARCHED = 20_000  # characters at the end: the answer stands there, and a megabyte costs no more
+SEARCHED = 20_000  # only the last 20,000 characters are searched, so that the cost is bounded
 SHORT = 400  # characters of a response that may be nothing but an answer
 
 
 def last_block(response: str) -> str | None:
-    """What the last <answer> block holds, closed or not; None if there is none.
+    """What the last <answer> block holds, closed or not; None without a block.
 
     >>> last_block("<answer> 1 </answer> wait <answer> 2"), last_block("2")
     ('2', None)
@@ -39,7 +39,8 @@ def last_block(response: str) -> str | None:
 class Views:
     r"""The parts of a response.
 
-    must_conclude    the conclusion must say so ("therefore"): the last sentence alone is none
+    must_conclude    only a sentence with "therefore" or the like counts as the conclusion; the last
+                     sentence alone does not
 
     >>> views = Views("There are 3 and 4. Therefore there are **12**. I hope it helps!", "number")
     >>> views.conclusion
@@ -52,17 +53,17 @@ class Views:
         self.must_conclude = must_conclude
 
     @cached_property
-    def marked(self) -> str:
+    def with_bold(self) -> str:
         return TAG.sub("\n", self.raw[-SEARCHED:])
 
     @cached_property
-    def response(self) -> str:
-        return plain_text(self.marked)
+    def plain(self) -> str:
+        return plain_text(self.with_bold)
 
     @cached_property
     def whole(self) -> str:
-        is_short = len(self.response) < SHORT
-        return self.response.strip() if is_short else ""
+        is_short = len(self.plain) < SHORT
+        return self.plain.strip() if is_short else ""
 
     @cached_property
     def first_line(self) -> str:
@@ -75,11 +76,11 @@ class Views:
 
     @cached_property
     def conclusion(self) -> str:
-        """The last sentence that concludes, else the last one; "" for a refusal.
+        """The last sentence with "therefore" or the like, else the last one; "" for a refusal.
 
         For a number or an expression, only sentences with a number count.
         """
-        sentences = sentences_of(self.response)
+        sentences = sentences_of(self.plain)
         if self.answer_type in ("number", "math"):
             sentences = [sentence for sentence in sentences if HAS_NUMBER.search(sentence)]
 

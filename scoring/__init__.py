@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable
 
 from harness.cli import split_names
 from rewards import Grade, Judge, grade
-from rewards.judge import BATCH, AskLater
+from rewards.judge import QUESTIONS_AT_A_TIME, AskLater
 from scoring import mathverse, mathvision, mathvista, megabench, mmmu, mmmu_pro, toy
 from scoring.benchmark import Benchmark, grade_response, open_benchmark
 from sources import load_evaluation_sets, with_shuffled_images, with_unique_ids
@@ -60,7 +60,7 @@ def ask_judge(responses: Iterable[tuple[dict, str]], judge: Judge | None) -> Non
         name = example.get("benchmark")
         if find(name).asks_judge if name else example["answer_type"] == "text":
             grade_example(example, response, later)
-    later.ask(BATCH)
+    later.ask(QUESTIONS_AT_A_TIME)
 
 
 def load_sets(

@@ -8,7 +8,7 @@ there is one (--judge_url), else as texts and as expressions by math-verify.
 """
 
 from rewards.choice import read_option
-from rewards.expression import math_equal
+from rewards.expression import MATH_VERIFY
 from rewards.extract import find_answer
 from rewards.judge_prompts import equivalence_question
 from scoring.benchmark import Benchmark, make_example
@@ -54,7 +54,7 @@ def compare(example: dict, extraction: str, judge=None) -> tuple[float | None, s
         question = example["rule"]["question"]
         verdict = judge.yes(equivalence_question(question, gold, answer))
         return (None, "judge gave no answer") if verdict is None else (float(verdict), "judge")
-    return float(math_equal(gold, answer) is True), "rule, math-verify (no judge set)"
+    return float(MATH_VERIFY(gold=gold, answer=answer) is True), "rule, math-verify (no judge set)"
 
 
 BENCHMARK = Benchmark(

@@ -15,7 +15,7 @@ import unicodedata
 from collections.abc import Callable
 
 from rewards.boxes import boxes
-from rewards.expression import math_equal
+from rewards.expression import MATH_VERIFY
 from scoring.mathvista import edit_distance
 
 # --- Text ----------------------------------------------------------------------------------------
@@ -79,7 +79,8 @@ def single_number(response, gold) -> float:
     found, wanted = number_of(response), number_of(gold)
     if found is not None and wanted is not None:
         return float(abs(found - wanted) <= 0.01 * abs(wanted))
-    return simple(response, gold) or float(math_equal(str(gold), str(response)) is True)
+    equal = simple(response, gold)
+    return equal or float(MATH_VERIFY(gold=str(gold), answer=str(response)) is True)
 
 
 def boxed_number(response, gold) -> float:
@@ -201,7 +202,8 @@ def over_keys(metric: Callable, response, gold, union: bool) -> float:
 
 def latex(response, gold) -> float:
     """Equal expressions, else simple text."""
-    return float(math_equal(str(gold), str(response)) is True) or simple(response, gold)
+    equal = MATH_VERIFY(gold=str(gold), answer=str(response)) is True
+    return float(equal) or simple(response, gold)
 
 
 def text_with_latex(response, gold) -> float:

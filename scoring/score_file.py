@@ -19,7 +19,7 @@ from harness.run import append_jsonl
 from harness.tables import macro_line, rate_line
 from model.records import ExampleError
 from rewards import AskLater, Judge
-from rewards.judge import BATCH
+from rewards.judge import QUESTIONS_AT_A_TIME
 from scoring.benchmark import Benchmark, grade_extraction, grade_response, open_benchmark
 
 SHOWN = 40  # disagreements that are printed
@@ -45,7 +45,7 @@ def score_file(benchmark: Benchmark, cfg, judge: Judge | None) -> list[dict]:
     if judge is not None and benchmark.asks_judge:  # many questions at once, not one by one
         later = AskLater(judge)
         score_all(later)
-        later.ask(BATCH)
+        later.ask(QUESTIONS_AT_A_TIME)
     return score_all(judge)
 
 

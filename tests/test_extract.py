@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from rewards.boxes import boxes, last_boxed
+from rewards.boxes import boxes, content_of, find_boxes
 from rewards.extract import IN_PROSE, IN_TAGS, extract_answer, find_answer
 
 ANIMALS = ["cat", "dog", "a bird", "fish"]
@@ -17,7 +17,7 @@ def test_examples_of_prose_rules(rule):
     is_denial = rule.place == "denial"
     choices = ["yes", "no"] if is_denial else ANIMALS
     question = "Is it the largest?" if is_denial else ""
-    answer_type = "choice" if rule.answer in CHOICE_ANSWERS else rule.types.split()[0]
+    answer_type = "choice" if rule.answer in CHOICE_ANSWERS else rule.types[0]
 
     found = find_answer(rule.example, answer_type, choices, question)
     assert found.rule == rule.name
@@ -85,7 +85,8 @@ BOXES = [  # text, contents of its boxes, the last content
 def test_boxes(text, contents, last):
     """Braces are balanced; boxes of one statement are a list; of nested boxes the inner counts."""
     assert boxes(text) == contents
-    assert last_boxed(text) == last
+    found = find_boxes(text)
+    assert (content_of(found[-1], text) if found else None) == last
 
 
 PIECES = [

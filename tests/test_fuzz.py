@@ -113,14 +113,14 @@ class Never:
 @pytest.fixture(scope="module", autouse=True)
 def quick_math():
     """math-verify with a shorter limit, and its processes ready."""
-    usual = rewards.expression.math_equal
-    rewards.expression.math_equal = MathVerifier(timeout_s=MATH_S)
-    rewards.expression.math_equal("x + 1", "1 + x")
+    usual = rewards.expression.MATH_VERIFY
+    rewards.expression.MATH_VERIFY = MathVerifier(timeout_s=MATH_S)
+    rewards.expression.MATH_VERIFY("x + 1", "1 + x")
     yield
-    for worker in rewards.expression.math_equal.workers:
+    for worker in rewards.expression.MATH_VERIFY.workers:
         if worker.process is not None:
             worker.stop()
-    rewards.expression.math_equal = usual
+    rewards.expression.MATH_VERIFY = usual
 
 
 def check(example: dict, response: str) -> float | None:

@@ -43,10 +43,10 @@ def test_agreement_is_counted_by_type_and_rule(tmp_path):
 @pytest.mark.parametrize(
     "line, words",
     [
-        ("{", "line 2: no JSON"),
+        ("{", "line 2: not JSON"),
         ("[1]", "line 2: list"),
         ({"answer": "1"}, "line 2: 'response' is missing"),
-        ({"answer": 1, "response": "1"}, "line 2: 'answer' is missing or no text"),
+        ({"answer": 1, "response": "1"}, "line 2: 'answer' is missing or is not a string"),
         (
             {"answer": "1", "response": "1", "answer_type": "integer"},
             "line 2: answer_type 'integer'",

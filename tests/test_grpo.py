@@ -4,7 +4,6 @@ import copy
 import math
 from collections import Counter
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -35,13 +34,12 @@ TOTALS = [  # response, total reward
 def test_total_is_half_for_the_format_and_one_for_the_answer():
     """The default weights are the paper's: 0.5 and 1, independent and summed."""
     responses = [response for response, _ in TOTALS]
-    encoder = SimpleNamespace(decode=lambda ids: responses[int(ids[0])])
     completions = [torch.tensor([i, 99]) for i in range(len(responses))]
     prompt = Prompt(make_example(0), torch.tensor([1]), torch.zeros(3, 1), None, None)
 
     rewarded = reward_group(
         Group(prompt, completions),
-        encoder,
+        responses,
         [99],
         make_rewards(CFG, None),
         parse_weights(CFG.reward_weights),

@@ -34,7 +34,7 @@ def test_math_that_hangs_is_bounded():
 
 def test_no_verdict_is_not_a_wrong_answer(monkeypatch):
     """Out of time is `None`, could not be scored: the completion is left out of its group."""
-    monkeypatch.setattr("rewards.expression.math_equal", MathVerifier(timeout_s=0.5, workers=1))
+    monkeypatch.setattr("rewards.expression.MATH_VERIFY", MathVerifier(timeout_s=0.5, workers=1))
 
     verdict = grade(example(POWERS), f"<answer> {TOWER} </answer>")
     assert verdict.score is None

@@ -47,7 +47,7 @@ def make_sample(step: int, run: Path, texts: list[str], accuracies: list[float],
         "totals": [0.5 * f + a for f, a in zip(formats, accuracies)],
         "reasons": ["block: equal number"] * len(texts),
         "tokens": tokens,
-        "logp_old": [[-1.0] * len(line) for line in tokens],
+        "logp_sampler": [[-1.0] * len(line) for line in tokens],
         "logp": [[-1.0 + moved * (t + 1) for t in range(len(line))] for line in tokens],
         "images": [name],
     }
@@ -185,7 +185,7 @@ def test_which_tokens_are_clipped():
     line = [math.log(ratio) for ratio in ratios]
     sample = {
         "totals": [1.0, 0.0], "completions": ["", ""], "logp": [line, line],
-        "logp_old": [[0.0] * 3] * 2,
+        "logp_sampler": [[0.0] * 3] * 2,
     }  # fmt: skip
     advantages = gallery.group_advantages(gallery.torch.tensor([sample["totals"]]))[0]
     config = {"clip_low": 0.2, "clip_high": 0.28}
@@ -204,7 +204,7 @@ def test_the_lecture_adds_up(runs):
     mean = sum(totals) / 4
     std = math.sqrt(sum((t - mean) ** 2 for t in totals) / 3)
     loss, tokens = 0.0, 0
-    for total, new, old in zip(totals, sample["logp"], sample["logp_old"]):
+    for total, new, old in zip(totals, sample["logp"], sample["logp_sampler"]):
         advantage = (total - mean) / (std + 1e-6)
         for a, b in zip(new, old):
             ratio = math.exp(a - b)
@@ -222,7 +222,7 @@ def test_a_record_of_an_older_run_is_shown(tmp_path):
     """Without log-probabilities there are words and rewards, and no lecture."""
     folder = make_grpo_run(tmp_path / "old")
     sample = make_sample(1, folder, ["that is 2 .", "3"], [1.0, 0.0], moved=0.1)
-    for key in ("tokens", "logp", "logp_old", "question", "kind", "format", "instruction"):
+    for key in ("tokens", "logp", "logp_sampler", "question", "kind", "format", "instruction"):
         del sample[key]
     make_grpo_run(folder, [sample])
     page = build_page([folder])
@@ -266,7 +266,8 @@ def test_long_completions_lose_their_middle():
     """Head and tail are kept, with their own numbers, and the page says how many are missing."""
     count = gallery.FIRST_TOKENS + gallery.LAST_TOKENS + 50
     numbers = [-float(t) for t in range(count)]
-    sample = {"tokens": [[str(t) for t in range(count)]], "logp": [numbers], "logp_old": [numbers]}
+    tokens = [str(t) for t in range(count)]
+    sample = {"tokens": [tokens], "logp": [numbers], "logp_sampler": [numbers]}
     data = gallery.token_data(sample, 0, [[0, gallery.FIRST_TOKENS + 10, count - 1]])
     assert data["left_out"] == {"after": gallery.FIRST_TOKENS, "count": 50}
     assert data["tokens"][gallery.FIRST_TOKENS] == str(gallery.FIRST_TOKENS + 50)
@@ -362,7 +363,7 @@ def test_the_page_in_a_browser(runs, browser, tmp_path, width):
 
     view.locator("#groups .tokens span").nth(1).hover()
     tip = view.locator("#tip").inner_text()
-    assert "logp -0.800" in tip and "logp_old -1.000" in tip and "ratio 1.221" in tip
+    assert "logp -0.800" in tip and "logp_sampler -1.000" in tip and "ratio 1.221" in tip
     view.locator("#pair-filters select").select_option("no tags")
     assert view.locator("#pair-list .pair").count() == 1
     assert trouble == []

@@ -189,7 +189,7 @@ def test_a_sample_tells_what_the_update_did(tmp_path):
     sample = read_jsonl(folder / "samples.jsonl")[0]
     example = {**sample, "images": [str(folder / name) for name in sample["images"]]}
 
-    for model, name in ((base, "logp_old"), (folder / "step_00001", "logp")):
+    for model, name in ((base, "logp_sampler"), (folder / "step_00001", "logp")):
         policy, encoder = load_model(str(model))
         completions = []
         for tokens in sample["tokens"]:
@@ -202,7 +202,7 @@ def test_a_sample_tells_what_the_update_did(tmp_path):
             assert recorded == pytest.approx(line[: len(recorded)].tolist(), abs=2e-4)
         assert [len(line) for line in sample[name]] == [len(c) for c in completions]
 
-    assert sample["logp"] != sample["logp_old"]
+    assert sample["logp"] != sample["logp_sampler"]
     assert sample["question"] in sample["prompt"] and sample["kind"] == "subtract"
 
 
