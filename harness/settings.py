@@ -199,6 +199,9 @@ class Judge(Settings):
     judge_rollout_s: float = flag(
         300.0, "limit of all calls of a rollout (or of a draw of --dynamic_sampling), seconds; "
         "what has no verdict then is left out; ours", changeable=True,
+    )  # fmt: skip
+    judge_cache: str = flag(
+        "runs/judge", "folder of the replies, shared by ranks and runs; ours", changeable=True
     )
 
     def __post_init__(self):

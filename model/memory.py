@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
+import transformers
 
 from model.decoding import GROWTH
 
@@ -55,9 +55,9 @@ class Sizes:
                 f"{flag} {name}: --plan needs its config.json; give a folder that has one. "
                 f"Known by name: {known}"
             )
-        config = AutoConfig.from_pretrained(folder)
+        config = transformers.AutoConfig.from_pretrained(folder)
         with torch.device("meta"):  # the shapes of all weights, and no memory
-            vlm = Qwen2_5_VLForConditionalGeneration(config)
+            vlm = transformers.Qwen2_5_VLForConditionalGeneration(config)
 
         text = config.text_config
         return cls(

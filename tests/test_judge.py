@@ -490,6 +490,7 @@ def test_a_run_logs_its_judge(start, tmp_path):
         cfg = small_grpo(
             start, tmp_path / "run", data=str(data), instruction="", max_examples=4, steps=2,
             judge_url=server.url, judge_model="m", judge_cache=str(tmp_path / "judge"),
+            allow_unknown=True,
         )  # fmt: skip
         grpo.main(cfg)
         asked = len(server.asked)
