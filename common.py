@@ -249,12 +249,14 @@ def build_policies(
     """
     sampler = policy
     if samples and accelerator.mixed_precision == "bf16":
-        sampler = sampling_copy(policy).to(accelerator.device)
+        sampler = sampling_copy(policy)
 
     reference = None
     if kl_beta > 0:
-        reference = load_model(cfg.model)[0] if resumed else copy.deepcopy(policy)
-        reference.requires_grad_(False).to(accelerator.device)
+        reference = copy.deepcopy(policy)
+        if resumed:
+            reference, _ = load_model(cfg.model, device=accelerator.device)
+        reference.requires_grad_(False)
         if policy.vision_is_frozen():  # then the tower is the same in both
             reference.feature_cache = policy.feature_cache
 

@@ -393,7 +393,8 @@ def main(cfg: Config) -> None:
     run = Run(cfg, "grpo", accelerator)
     policy, encoder = load_model(
         run.latest_model() or cfg.model, freeze_vision=cfg.freeze_vision,
-        gradient_checkpointing=cfg.gradient_checkpointing, max_pixels=cfg.max_pixels)
+        gradient_checkpointing=cfg.gradient_checkpointing, max_pixels=cfg.max_pixels,
+        device=accelerator.device)
     policies = build_policies(policy, cfg, accelerator, samples=True, kl_beta=cfg.kl_beta,
                               resumed=run.has_state())
     stream, held_out = build_stream(cfg, encoder, accelerator, run.warn)
