@@ -44,7 +44,7 @@ DEVICES = {
 
 PATCH_BYTES = 4 * 3 * 2 * 14 * 14  # fp32 pixels of one patch of 14 x 14, two frames
 PATCHES_PER_TOKEN = 4
-PROCESS = 4 * GB  # Python, PyTorch and CUDA in one process; ours, by measurement without CUDA: 1
+PROCESS = 4 * GB  # Python, PyTorch and CUDA; ours: 1 GB measured without CUDA, and room for it
 
 
 def host_bytes(sizes: Sizes, work: Work, prompts: int) -> float:
@@ -78,7 +78,11 @@ def pass_seconds(sizes: Sizes, work: Work, device: Device) -> float:
 
 
 def work_of(cfg, device_name: str, ranks: int) -> Work:
-    """The work of a stage, from its settings; a stage without a flag does without its part."""
+    """The work of a stage, from its settings.
+
+    A stage that lacks a flag does not do that part of the work: without --lr it trains nothing,
+    without --sample_batch it samples nothing. Only pairs have --max_response_tokens.
+    """
     bf16 = cfg.precision == "bf16" or (cfg.precision == "auto" and device_name != "cpu")
     is_pairs = hasattr(cfg, "max_response_tokens")
     completion_tokens = cfg.max_response_tokens if is_pairs else cfg.max_new_tokens
@@ -129,8 +133,11 @@ def plan(cfg) -> str:
 
 def memory_table(found: list[Part], device: Device) -> list[str]:
     """A line for each part, its bytes under each moment at which it is there, and the verdict."""
-    seen = {moment for part in found if part.moments != ALWAYS for moment in part.moments}
-    moments = [moment for moment in ALWAYS if moment in seen]
+    # Only the moments at which this stage has something that is not there always.
+    moments = []
+    for moment in ALWAYS:
+        if any(moment in part.moments for part in found if part.moments != ALWAYS):
+            moments.append(moment)
     unit, unit_name = (GB, "GB") if peak(found) > GB else (GB / 1e3, "MB")
 
     def line(name: str, values: list[float | None]) -> str:
@@ -149,14 +156,18 @@ def memory_table(found: list[Part], device: Device) -> list[str]:
         return [*lines, f"fits: {needed} ({MARGIN:.0%} of the device is left free)"]
 
     fullest = moments[totals.index(max(totals))]
-    largest = sorted((p for p in found if fullest in p.moments), key=lambda p: -p.bytes)
-    helps = dict.fromkeys(flag for part in largest for flag in part.smaller_by)  # each once
-    return [*lines, f"DOES NOT FIT: {needed} at `{fullest}`; what helps: {', '.join(helps)}"]
+    there = [part for part in found if fullest in part.moments]
+    helps = []  # the flag that makes the largest part smaller first
+    for part in sorted(there, key=lambda part: -part.bytes):
+        helps += [flag for flag in part.smaller_by if flag not in helps]
+    what = f"; what helps: {', '.join(helps)}" if helps else ""
+    return [*lines, f"DOES NOT FIT: {needed} at the moment `{fullest}`{what}"]
 
 
 def how_long(cfg, sizes: Sizes, work: Work, device: Device) -> list[str]:
     """Work and time of a rollout or of a step at full lengths, and the memory of the host."""
-    prompts = 2 * max(1, work.sequences // work.group_size)  # of one batch, and of the next one
+    # Encoded prompts in main memory: those of a batch, and of the next one, on its way.
+    prompts = 2 * max(1, work.sequences // work.group_size)
     if hasattr(cfg, "prompts_per_step"):
         lines = rollout_time(cfg, sizes, work, device)
         prompts = max(prompts, cfg.prompts_per_step // work.ranks)
@@ -183,8 +194,9 @@ def rollout_time(cfg, sizes: Sizes, work: Work, device: Device) -> list[str]:
     drawing = batches * sampling_seconds(sizes, work, device)
     learning = passes * pass_seconds(sizes, work, device)
     updates = cfg.updates_per_rollout
-    forward_only = 2 / 6 * (updates - 1) / updates  # logp_old, for all updates but the first
-    learning *= 1 + forward_only
+    # logp_old, for all updates but the first: a forward pass is 2 operations of the 6 or 8.
+    forward = 2 / (8 if work.checkpointing else 6)
+    learning *= 1 + forward * (updates - 1) / updates
     return [
         f"a rollout: {completions} completions of at most {work.completion_tokens:,} tokens, "
         f"{updates} optimizer steps",

@@ -19,6 +19,7 @@ import transformers
 
 from model.decoding import GROWTH
 
+FP32, BF16 = 4, 2  # bytes of a number
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
@@ -103,7 +104,7 @@ class Work:
     @property
     def bytes_per_number(self) -> int:
         """Of activations and of the cache."""
-        return 2 if self.bf16 else 4
+        return BF16 if self.bf16 else FP32
 
     @property
     def completions_per_pass(self) -> int:
@@ -120,7 +121,6 @@ PREFILL, LAST_TOKEN, HEAD, LAYER = "prefill", "last token", "head", "layer"
 UPDATE = (HEAD, LAYER)
 ALWAYS = (PREFILL, LAST_TOKEN, HEAD, LAYER)
 
-SHARDED = ("LoRA or sharding (not built yet)",)
 PASS = ("--max_tokens_per_micro_batch", "--max_response_tokens")
 
 
@@ -154,39 +154,47 @@ def weight_parts(sizes: Sizes, work: Work) -> list[Part]:
     if not work.trains:
         return [Part("weights", work.bytes_per_number * sizes.weights, ALWAYS)]
 
-    trained = sizes.weights - (sizes.vision if work.freeze_vision else 0)
-    has_copy = work.bf16 and work.sequences > 0
-    without_tower = sizes.weights - sizes.vision  # the copy asks the policy's tower
+    trained = sizes.weights
+    if work.freeze_vision:
+        trained -= sizes.vision
     # Alone, a process frees its gradients after each step; DDP keeps the buckets that hold them.
     gradients = ALWAYS if work.ranks > 1 else UPDATE
-    return [
-        Part("weights, fp32", 4 * sizes.weights, ALWAYS),
-        Part("AdamW's two moments", 8 * trained, ALWAYS, SHARDED),
-        Part("gradients", 4 * trained, gradients, SHARDED),
-        Part("bf16 copy that samples", 2 * without_tower * has_copy, ALWAYS),
-        Part("reference, fp32", 4 * sizes.weights * work.reference, ALWAYS, ("--kl_beta 0",)),
+
+    found = [
+        Part("weights, fp32", FP32 * sizes.weights, ALWAYS),
+        Part("AdamW's two moments", 2 * FP32 * trained, ALWAYS),
+        Part("gradients", FP32 * trained, gradients),
     ]
+    if work.bf16 and work.sequences:  # without a tower: the copy asks the policy for its features
+        copied = sizes.weights - sizes.vision
+        found.append(Part("bf16 copy that samples", BF16 * copied, ALWAYS))
+    if work.reference:
+        found.append(Part("reference, fp32", FP32 * sizes.weights, ALWAYS, ("--kl_beta 0",)))
+    return found
 
 
 def sampling_parts(sizes: Sizes, work: Work) -> list[Part]:
     """The prompts on their way through the model, and the cache at its full length."""
-    number = work.bytes_per_number
+    width = work.bytes_per_number
     prompts = -(-work.sequences // work.group_size)  # rounded up
     prompt_tokens = prompts * work.prompt_tokens
-    in_layer = number * prompt_tokens * (3 * sizes.hidden + 3 * sizes.intermediate)
+
+    # A layer without gradients is fullest in its MLP: residual stream, norm and output of width D;
+    # gate, up and their product of the intermediate width.
+    in_layer = width * prompt_tokens * (3 * sizes.hidden + 3 * sizes.intermediate)
 
     slots = work.sequences * (work.prompt_tokens + work.completion_tokens)
-    cache = sizes.cache_bytes(slots, number)
+    cache = sizes.cache_bytes(slots, width)
     if work.completion_tokens > GROWTH:
         cache += cache / sizes.layers / 2  # growing copies the keys, or the values, of one layer
     return [
-        Part("prompts, keys and values", sizes.cache_bytes(prompt_tokens, number), (PREFILL,),
+        Part("prompts, keys and values", sizes.cache_bytes(prompt_tokens, width), (PREFILL,),
              ("--sample_batch",)),
         Part("prompts, in a layer", in_layer, (PREFILL,), ("--sample_batch",)),
         Part("cache of all sequences", cache, (LAST_TOKEN,),
              ("--sample_batch", "--max_new_tokens")),
-        # fp32: the logits, and two of their size for log-probabilities and entropy.
-        Part("logits of one token", 12 * work.sequences * sizes.vocabulary, (LAST_TOKEN,),
+        # The logits, and two tensors of their size for log-probabilities and entropy.
+        Part("logits of one token", 3 * FP32 * work.sequences * sizes.vocabulary, (LAST_TOKEN,),
              ("--sample_batch",)),
     ]  # fmt: skip
 
@@ -202,46 +210,62 @@ def update_parts(sizes: Sizes, work: Work) -> list[Part]:
     in_layer = layer_bytes(sizes, work)
     kept, again = sizes.layers * in_layer, 0.0
     if work.checkpointing:  # the input of each layer, and one layer computed again
-        kept, again = sizes.layers * 4 * tokens * sizes.hidden, in_layer
-    gradients = tokens * (2 * work.bytes_per_number * sizes.intermediate + 2 * 4 * sizes.hidden)
+        kept, again = sizes.layers * FP32 * tokens * sizes.hidden, in_layer
+    # Two gradients of the intermediate width, two of the residual stream.
+    width = work.bytes_per_number
+    gradients = tokens * (2 * width * sizes.intermediate + 2 * FP32 * sizes.hidden)
 
-    # The head's gradient: that of one chunk, and the sum of the earlier ones; under autocast also
-    # weights and gradient in bf16. The sum waits until the embedding table adds its part.
-    of_head = 4 * head
-    if chunk < predicted:
-        of_head += (8 if work.bf16 else 4) * head
     return [
         Part("activations of a micro-batch", kept + mask_bytes(work), UPDATE,
              () if work.checkpointing else ("--gradient_checkpointing",)),
         Part("one layer, computed again", again, (LAYER,), PASS),
         Part("gradients inside a layer", gradients, (LAYER,), PASS),
-        # fp32: logits, their softmax, two gradients.
-        Part("logits of one chunk", 16 * chunk * sizes.vocabulary, (HEAD,)),
-        Part("gradient of the head, chunk by chunk", of_head, (HEAD,)),
-        Part("gradient of the head, summed", 4 * head, (LAYER,)),
+        # The logits, their softmax, and the gradients of both.
+        Part("logits of one chunk", 4 * FP32 * chunk * sizes.vocabulary, (HEAD,)),
+        Part("gradient of the head, chunk by chunk", head_bytes(head, chunk < predicted, work),
+             (HEAD,)),
+        # With tied embeddings the head's gradient waits until the embedding table adds its part.
+        Part("gradient of the head, summed", FP32 * head, (LAYER,)),
     ]  # fmt: skip
+
+
+def head_bytes(head: int, in_chunks: bool, work: Work) -> float:
+    """What the gradient of the head's weights takes while the backward pass is there.
+
+    In one chunk: the gradient alone. In several: the sum of the earlier chunks as well, and under
+    autocast the weights and this chunk's gradient in bf16.
+    """
+    needed = FP32 * head
+    if in_chunks:
+        needed += FP32 * head
+        if work.bf16:
+            needed += 2 * BF16 * head
+    return needed
 
 
 def layer_bytes(sizes: Sizes, work: Work) -> float:
     """What one decoder layer keeps for the backward pass."""
-    number = work.bytes_per_number
+    width = work.bytes_per_number
     completions = work.completions_per_pass
     tokens = work.prompt_tokens + completions * (work.completion_tokens - 1)
-    queries = sizes.heads * sizes.head_dim
+    queries = sizes.heads * sizes.head_dim  # width of all query heads
     keys = sizes.kv_heads * sizes.head_dim
+    seen = completions * (work.prompt_tokens + work.completion_tokens - 1)  # keys of completions
 
-    norms = 4 * 4 * tokens * sizes.hidden  # fp32: the input of two norms, and it normalised
-    # Inputs of linears. Autocast casts them anew for q, k, v, o, gate and up; fp32 shares them.
-    linear_inputs = (6 * 2 if work.bf16 else 3 * 4) * tokens * sizes.hidden
-    mlp = 4 * number * tokens * sizes.intermediate  # gate, up, silu(gate), their product
+    # Two norms keep their input, and the input divided by its size: four tensors of width D.
+    norms = 4 * FP32 * tokens * sizes.hidden
+    # Inputs of linears. Autocast casts anew for q, k, v, o, gate and up; in fp32 q, k and v share
+    # one input, and gate and up another.
+    linears = (6 * BF16 if work.bf16 else 3 * FP32) * tokens * sizes.hidden
+    # gate, up, silu(gate), and the product of the last two
+    mlp = 4 * width * tokens * sizes.intermediate
 
-    # Attention: queries and outputs; keys and values that each completion sees, repeated to all
-    # query heads; those of the prompt for itself.
-    seen = completions * (work.prompt_tokens + work.completion_tokens - 1)
-    attention = 2 * number * (tokens * queries + seen * queries + work.prompt_tokens * keys)
+    queries_and_outputs = 2 * width * tokens * queries
+    # Keys and values that completions see, repeated to all query heads; those of the prompt itself.
+    keys_and_values = 2 * width * (seen * queries + work.prompt_tokens * keys)
 
-    casts = 2 * sizes.layer_weights if work.bf16 else 0  # the layer's weights in bf16
-    return norms + linear_inputs + mlp + attention + casts
+    weights = BF16 * sizes.layer_weights if work.bf16 else 0  # the layer's weights, cast
+    return norms + linears + mlp + queries_and_outputs + keys_and_values + weights
 
 
 def mask_bytes(work: Work) -> float:
