@@ -48,13 +48,14 @@ from model.loading import load_model
 from model.prompts import PromptEncoder
 from model.qwen import Policy
 from model.records import Prompt, is_truncated
-from model.sampling import sample_groups
+from model.sampling import sample_groups, sampling_dtype
 from rewards import AskLater, Judge, grade, is_in_format, make_judge
 from rewards.consistency import AGREES, UNSURE, check_consistency
 from rewards.judge import QUESTIONS_AT_A_TIME, take_counts
 from sources import load_examples
 from sources.elsewhere import is_elsewhere, responses_from
 from sources.funnel import Candidate, Response, count_question, drop_repeats, kept, write_funnel
+from sources.lazily import Prompts
 from sources.pairs import TABLE_PATH, pair_record, write_readme, write_table
 from sources.stream import encode_all
 from sources.understood import LOOKED_AT, say_what_was_understood
@@ -208,7 +209,7 @@ def reject(response: Response, example: dict, judge: Judge | None, rng: random.R
 # --- 3. Pairs ------------------------------------------------------------------------------------
 
 
-def sample_responses(policy: Policy, encoder: PromptEncoder, prompts: list[Prompt], cfg: Config,
+def sample_responses(policy: Policy, encoder: PromptEncoder, prompts: Prompts, cfg: Config,
                      accelerator: Accelerator, parts: Parts, side: str) -> list[list[Response]]:
     """--samples responses of a model to each prompt, for one side of the pairs.
 
@@ -233,37 +234,36 @@ def sample_responses(policy: Policy, encoder: PromptEncoder, prompts: list[Promp
     return [list(map(Response, record["texts"], record["truncated"])) for record in records]
 
 
-def ask_ahead(prompts: list[Prompt], zero_responses: list[list[Response]],
-              base_responses: list[list[Response]], cfg: Config, judge: Judge) -> None:
+def ask_ahead(examples: list[dict], chosen_side: list[list[Response]],
+              rejected_side: list[list[Response]], cfg: Config, judge: Judge) -> None:
     """Ask the judge all that `make_pairs` will ask, at once: one by one, it would take hours.
 
     First whether answers are right, then whether the reasoning of those that are comes to them.
     """
     later = AskLater(judge)
     for _ in range(2):
-        for prompt, by_zero, by_base in zip(prompts, zero_responses, base_responses):
-            for response in by_zero:
-                choose(response, prompt.example, later, cfg)
-            for response in by_base:
-                reject(response, prompt.example, later, random.Random(0), cfg)
+        for example, for_chosen, for_rejected in zip(examples, chosen_side, rejected_side):
+            for response in for_chosen:
+                choose(response, example, later, cfg)
+            for response in for_rejected:
+                reject(response, example, later, random.Random(0), cfg)
         later.ask(QUESTIONS_AT_A_TIME)
 
 
-def make_pairs(prompts: list[Prompt], zero_responses: list[list[Response]],
-               base_responses: list[list[Response]], cfg: Config, judge: Judge | None,
+def make_pairs(examples: list[dict], chosen_side: list[list[Response]],
+               rejected_side: list[list[Response]], cfg: Config, judge: Judge | None,
                rng: random.Random) -> tuple[list[dict], Counter]:
     """(pairs, funnel): the i-th chosen with the i-th rejected of each question.
 
     Which one meets which does not matter: both are samples of the same question.
     """
     if judge is not None:
-        ask_ahead(prompts, zero_responses, base_responses, cfg, judge)
+        ask_ahead(examples, chosen_side, rejected_side, cfg, judge)
 
     pairs, funnel = [], Counter()
-    for prompt, by_zero, by_base in zip(prompts, zero_responses, base_responses):
-        example = prompt.example
-        chosen = drop_repeats([choose(r, example, judge, cfg) for r in by_zero])
-        rejected = drop_repeats([reject(r, example, judge, rng, cfg) for r in by_base])
+    for example, for_chosen, for_rejected in zip(examples, chosen_side, rejected_side):
+        chosen = drop_repeats([choose(r, example, judge, cfg) for r in for_chosen])
+        rejected = drop_repeats([reject(r, example, judge, rng, cfg) for r in for_rejected])
 
         matched = list(zip(kept(chosen), kept(rejected)))
         for better, worse in matched[: cfg.pairs_per_question]:
@@ -275,7 +275,7 @@ def make_pairs(prompts: list[Prompt], zero_responses: list[list[Response]],
 # --- 4. Main -----------------------------------------------------------------------------------
 
 
-Writer = Callable[[list[Prompt]], list[list[Response]]]  # the responses to each prompt
+Writer = Callable[[Prompts], list[list[Response]]]  # the responses to each prompt
 
 
 def open_writer(side: str, base_model: Policy, encoder: PromptEncoder, cfg: Config,
@@ -288,13 +288,14 @@ def open_writer(side: str, base_model: Policy, encoder: PromptEncoder, cfg: Conf
     source = {"chosen": cfg.source, "rejected": cfg.rejected_source}[side]
     if is_elsewhere(source):
         responses_to = responses_from(source, flag_name, cfg, run.warn, show=run.writes)
-        return lambda prompts: responses_to([prompt.example for prompt in prompts])
+        return lambda prompts: responses_to(prompts.examples)
 
     policy = base_model
     if source != "base":
         folder = cfg.zero if source == "zero" else source
         flag_name = "--zero" if source == "zero" else flag_name
-        policy, _ = load_model(folder, flag=flag_name, freeze_vision=True)
+        policy, _ = load_model(folder, flag=flag_name, freeze_vision=True,
+                               dtype=sampling_dtype(run.accelerator))
     return partial(sample_responses, policy, encoder, cfg=cfg, accelerator=run.accelerator,
                    parts=parts, side=side)
 
@@ -324,7 +325,7 @@ def main(cfg: Config) -> None:
     rank, world_size = accelerator.process_index, accelerator.num_processes
 
     base_model, encoder = load_model(cfg.base, flag="--base", freeze_vision=True,
-                                     max_pixels=cfg.max_pixels)
+                                     max_pixels=cfg.max_pixels, dtype=sampling_dtype(accelerator))
     parts = Parts(run)
     write_chosen = open_writer("chosen", base_model, encoder, cfg, run, parts)
     write_rejected = open_writer("rejected", base_model, encoder, cfg, run, parts)
@@ -340,13 +341,13 @@ def main(cfg: Config) -> None:
     # Each side draws numbers of its own: with the same ones, similar models would write the same
     # responses, and with --source base all would be the same. In evaluate.py the same numbers are
     # right: there, only the models should make a difference.
-    zero_responses, base_responses = write_chosen(prompts), write_rejected(prompts)
+    chosen_side, rejected_side = write_chosen(prompts), write_rejected(prompts)
 
     rng = random_of(cfg.seed, "corruptions", rank)
-    pairs, funnel = make_pairs(prompts, zero_responses, base_responses, cfg, judge, rng)
+    pairs, funnel = make_pairs(prompts.examples, chosen_side, rejected_side, cfg, judge, rng)
     funnel += Counter(take_counts(judge))
-    funnel[f"chosen: from {cfg.source}"] = sum(map(len, zero_responses))
-    funnel[f"rejected: from {cfg.rejected_source}"] = sum(map(len, base_responses))
+    funnel[f"chosen: from {cfg.source}"] = sum(map(len, chosen_side))
+    funnel[f"rejected: from {cfg.rejected_source}"] = sum(map(len, rejected_side))
     questions_of_rank = len(range(rank, len(examples), world_size))
     funnel["questions: skipped, see the warnings"] = questions_of_rank - len(prompts)
     save_pairs(pairs, funnel, len(examples), run)

@@ -65,7 +65,8 @@ from harness.run import Run
 from model.loading import load_model
 from model.qwen import Policy
 from model.records import Group, completion_mask
-from sources.read_pairs import AT_A_TIME, Pairs, load_pairs
+from sources.lazily import AT_A_TIME
+from sources.read_pairs import Pairs, load_pairs
 from sources.understood import LOOKED_AT, say_what_was_understood
 
 

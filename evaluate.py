@@ -35,7 +35,7 @@ Where this departs from the paper, or fills in what it leaves open:
 
 import math
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -48,11 +48,11 @@ from harness.randomness import torch_generator
 from harness.ranks import gather_objects, make_accelerator
 from harness.run import Run, check_models, check_runs, checkpoints
 from harness.tables import format_table
-from model.loading import load_model
+from model.loading import load_model, smallest_max_pixels
 from model.prompts import PromptEncoder
 from model.qwen import Policy
 from model.records import Prompt, is_truncated
-from model.sampling import sample_groups
+from model.sampling import sample_groups, sampling_dtype
 from rewards import Judge, make_judge
 from rewards.judge import take_counts
 from scoring import ask_judge, category_rates, find, grade_example, load_gf_sets, load_sets
@@ -66,6 +66,7 @@ from scoring.responses import (
 )
 from scoring.score_file import score_file, write_scores
 from sources.asking import ask_models, side_by_side
+from sources.lazily import Prompts
 from sources.stream import EncodedSets
 from sources.understood import LOOKED_AT, say_what_was_understood
 
@@ -225,9 +226,9 @@ def measure(name: str, folder: str, encoded: EncodedSets, judge: Judge | None, c
             run: Run, parts: Parts) -> list[dict]:
     """The records of one model, over this rank's prompts of each set."""
     rank, world_size = run.accelerator.process_index, run.accelerator.num_processes
-    policy, encoder = load_model(folder, flag="--models", freeze_vision=True,
-                                 max_pixels=cfg.max_pixels)
-    policy.to(run.accelerator.device)
+    policy, encoder = load_model(
+        folder, flag="--models", freeze_vision=True, max_pixels=cfg.max_pixels,
+        dtype=sampling_dtype(run.accelerator), device=run.accelerator.device)
     prompts = encoded.for_encoder(encoder)
     say_what_was_understood(run, encoder, prompts["id"][:LOOKED_AT], judge=judge)
 
@@ -240,7 +241,7 @@ def measure(name: str, folder: str, encoded: EncodedSets, judge: Judge | None, c
     return records
 
 
-def collect_responses(policy: Policy, encoder: PromptEncoder, prompts: list[Prompt], cfg: Config,
+def collect_responses(policy: Policy, encoder: PromptEncoder, prompts: Prompts, cfg: Config,
                       judge: Judge | None, measurement: Measurement, parts: Parts, *,
                       model_name: str = "", rank: int = 0) -> list[dict]:
     """Sample and grade; one record per response. What is finished is read from `parts`.
@@ -276,7 +277,7 @@ def collect_responses(policy: Policy, encoder: PromptEncoder, prompts: list[Prom
         return records
 
     prompts_at_a_time = max(1, cfg.sample_batch // measurement.samples)
-    return parts.each(f"{model_name}: {purpose}", prompts[: measurement.max_prompts],
+    return parts.each(f"{model_name}: {purpose}", prompts.first(measurement.max_prompts),
                       prompts_at_a_time, sample_and_grade, generator)
 
 
@@ -365,9 +366,9 @@ def measure_gf(run_folder: Path, encoded: EncodedSets, judge: Judge | None, cfg:
     rank, key = run.accelerator.process_index, "score" if cfg.gf_id else "in_format"
     curve = []
     for step, folder in checkpoints(run_folder, "--gf_runs"):
-        policy, encoder = load_model(str(folder), flag="--gf_runs", freeze_vision=True,
-                                     max_pixels=cfg.max_pixels)
-        policy.to(run.accelerator.device)
+        policy, encoder = load_model(
+            str(folder), flag="--gf_runs", freeze_vision=True, max_pixels=cfg.max_pixels,
+            dtype=sampling_dtype(run.accelerator), device=run.accelerator.device)
 
         rates = {}
         for name, prompts in encoded.for_encoder(encoder).items():
@@ -404,6 +405,14 @@ def measure_gf_runs(cfg: Config, judge: Judge | None, run: Run, parts: Parts
 # --- 5. Main --------------------------------------------------------------------------------------
 
 
+def all_folders(cfg: Config) -> list[str]:
+    """The model folders of --models, and those of the checkpoints of --gf_runs."""
+    folders = list(split_names(cfg.models, "--models").values())
+    for run_folder in split_names(cfg.gf_runs, "--gf_runs").values():
+        folders += [str(folder) for _, folder in checkpoints(Path(run_folder), "--gf_runs")]
+    return folders
+
+
 def main(cfg: Config) -> None:
     if cfg.rescore:
         rescore(cfg)
@@ -421,6 +430,9 @@ def main(cfg: Config) -> None:
     run = Run(cfg, "evaluate", accelerator, columns=[])
     rank, world_size = accelerator.process_index, accelerator.num_processes
     judge = make_judge(cfg, run.warn)
+    folders = all_folders(cfg)
+    if cfg.max_pixels is None and folders:  # otherwise base would be shown the largest images
+        cfg = replace(cfg, max_pixels=smallest_max_pixels(folders))
 
     sets = load_sets(cfg, run.warn, run.say)
     sets_of_rank = {name: examples[rank::world_size] for name, examples in sets.items()}

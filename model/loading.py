@@ -66,6 +66,19 @@ def load_model(
     return policy, encoder
 
 
+def smallest_max_pixels(names: list[str]) -> int:
+    """The smallest limit of pixels an image among some models.
+
+    A limit is saved with every model that was trained under one, and the public base has none: it
+    would be shown larger images than its successors (test_models_are_shown_the_same_images).
+    """
+    limits = []
+    for name in names:
+        processor = transformers.AutoImageProcessor.from_pretrained(name, backend="pil")
+        limits.append(dict(processor.size)["longest_edge"])
+    return min(limits)
+
+
 def check_folder(name: str, flag: str) -> None:
     """Raise ValueError if `name` is a path and not a whole model folder. A hub name passes."""
     # OWNER/NAME has one slash, so a folder of that form that is missing is tried on the hub.

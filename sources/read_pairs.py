@@ -15,11 +15,10 @@ from harness.ranks import gather_objects
 from model.prompts import PromptEncoder
 from model.qwen import Policy
 from model.records import ExampleError, Group
-from sources.lazily import Lazily
+from sources.lazily import Lazily, usable
 from sources.tables import open_table, read_record
 
 COLUMNS = {"images", "question", "instruction", "chosen", "rejected"}
-AT_A_TIME = 64  # pairs that are encoded together
 
 
 @dataclass(frozen=True)
@@ -137,16 +136,9 @@ def check_pairs(
     """Encode every pair once, each rank its share; what all ranks found, in order."""
     mine = range(accelerator.process_index, count, accelerator.num_processes)
     checked = []
-    for start in range(0, len(mine), AT_A_TIME):
-        lazily.start(mine[start : start + 2 * AT_A_TIME])
-        for i in mine[start : start + AT_A_TIME]:
-            try:
-                group = lazily.take(i)
-            except ExampleError as error:
-                warn(f"skipped: {error}")
-                continue
-            length = max(len(ids) for ids in group.completions)
-            checked.append(Checked(i, length, digest_of(group)))
+    for i, group in usable(lazily, mine, warn):
+        length = max(len(ids) for ids in group.completions)
+        checked.append(Checked(i, length, digest_of(group)))
 
     everything = sum(gather_objects(checked, accelerator), [])
     return sorted(everything, key=lambda pair: pair.row)

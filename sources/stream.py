@@ -10,6 +10,7 @@ from typing import TypeVar
 from harness.randomness import random_of
 from model.prompts import PromptEncoder
 from model.records import ExampleError, Prompt
+from sources.lazily import Prompts, Room
 
 Value = TypeVar("Value")
 
@@ -142,13 +143,10 @@ def encode_all(
     warn: Callable[[str], None] = print,
     rank: int = 0,
     world_size: int = 1,
-) -> list[Prompt]:
-    """The prompts of this rank's part of the examples, in order. Raises ValueError without any."""
-
-    def encode(i: int) -> Prompt:
-        return encoder.encode(examples[i], max_prompt_tokens)
-
-    prompts = read_usable(encode, range(rank, len(examples), world_size), warn)
+) -> Prompts:
+    """The prompts of this rank's part of the examples. Raises ValueError without any."""
+    indices = range(rank, len(examples), world_size)
+    prompts = Prompts(examples, encoder, max_prompt_tokens, warn, indices)
     if not prompts:
         raise ValueError(f"--data: none of {len(examples)} examples can be used")
     return prompts
@@ -170,17 +168,21 @@ class EncodedSets:
         self.sets = sets
         self.max_prompt_tokens = max_prompt_tokens
         self.warn = warn
-        self.encoded: dict[str, dict[str, list[Prompt]]] = {}
+        self.encoded: dict[str, dict[str, Prompts]] = {}
+        self.room = Room()  # of all sets together
 
-    def for_encoder(self, encoder: PromptEncoder) -> dict[str, list[Prompt]]:
+    def for_encoder(self, encoder: PromptEncoder) -> dict[str, Prompts]:
         """Name of the set -> its prompts."""
         key = self.key(encoder)
         if key not in self.encoded:
-            prompts: dict[str, list[Prompt]] = {name: [] for name in self.sets}
+            prompts = {}
             for name, examples in self.sets.items():
-                if examples:
-                    limit = self.max_prompt_tokens
-                    prompts[name] = encode_all(examples, encoder, limit, self.warn)
+                rows = range(len(examples))
+                prompts[name] = Prompts(
+                    examples, encoder, self.max_prompt_tokens, self.warn, rows, self.room
+                )
+                if examples and not prompts[name]:
+                    raise ValueError(f"--data: none of {len(examples)} examples can be used")
             self.encoded[key] = prompts
         return self.encoded[key]
 

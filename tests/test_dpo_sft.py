@@ -230,7 +230,7 @@ def test_pairs_are_encoded_when_needed(tiny, tmp_path, monkeypatch):
 
     texts = []
     for room in (2**30, 0):
-        monkeypatch.setattr(lazily.Lazily.__init__, "__defaults__", (room,))
+        monkeypatch.setattr(lazily.Room.__init__, "__defaults__", (room,))
         pairs = load_pairs(Config(pairs=file), encoder, policy, print, accelerator)
         found = []
         for groups in pairs.batches(batches):

@@ -191,13 +191,12 @@ class CountingJudge(Judge):
 def test_judge_is_asked_about_all_questions_at_once():
     """First whether the answers are right, then about the reasoning; never one by one."""
     example = make_example(answer="a pair", answer_type="text")
-    prompts = [SimpleNamespace(example=example)] * 3
     good = [Response(GOOD.replace("red", colour), False) for colour in ("red", "blue")]
     plain = [Response("the answer is two .", False)]
 
     judge = CountingJudge()
     _, funnel = make_pairs(
-        prompts, [good] * 3, [plain] * 3, Config(), judge, random.Random(0)
+        [example] * 3, [good] * 3, [plain] * 3, Config(), judge, random.Random(0)
     )  # fmt: skip
     assert judge.batches == [2, 2], "the answers 2 and two; the reasonings in red and in blue"
     assert funnel["chosen: reasoning agrees"] == 6
@@ -265,13 +264,13 @@ def test_coupled_pairs_take_wrong_answers():
 
 def test_pairs_of_a_question():
     """The i-th chosen with the i-th rejected, not more than asked, of each question."""
-    prompts = [SimpleNamespace(example=EXAMPLE)] * 2
     good = [Response(GOOD.replace("red", colour), False) for colour in ("red", "blue", "green")]
     plain = [Response(f"{word} . the answer is 2 .", False) for word in ("a", "b", "c", "d")]
 
     cfg = Config(pairs_per_question=2)
     rng = random.Random(0)
-    pairs, funnel = make_pairs(prompts, [good, good[:1]], [plain, plain], cfg, None, rng)
+    pairs, funnel = make_pairs(
+        [EXAMPLE] * 2, [good, good[:1]], [plain, plain], cfg, None, rng)
     assert [pair["chosen"][0]["content"] for pair in pairs] == [
         good[0].text, good[1].text, good[0].text]
     assert [pair["rejected"][0]["content"] for pair in pairs] == [
