@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
+import pyarrow
 
 from model.prompts import THINK_INSTRUCTION
 from sources.columns import Columns, find_columns, to_example
@@ -99,15 +100,21 @@ def open_table(
         raise ValueError(f"{flag} {source}: no such file or folder")
     try:
         if path.is_file():
-            return open_file(path)
-        cache = cache_for(path) if path.is_dir() else None
-        return datasets.load_dataset(
-            source, split=split, cache_dir=cache, revision=revision or None
-        )
+            table = open_file(path)
+        else:
+            cache = cache_for(path) if path.is_dir() else None
+            table = datasets.load_dataset(
+                source, split=split, cache_dir=cache, revision=revision or None
+            )
     except StopIteration as error:  # `datasets` raises this for a jsonl file without a line
         raise ValueError(f"{flag} {source}: holds no examples") from error
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise ValueError(f"{flag} {source}: cannot be opened: {error}") from error
+
+    # Reading a parquet leaves buffers behind, 90 MB for 4,000 images
+    # (test_memory_does_not_grow_with_the_examples).
+    pyarrow.default_memory_pool().release_unused()
+    return table
 
 
 def looks_like_path(source: str) -> bool:
