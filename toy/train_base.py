@@ -295,7 +295,7 @@ def main() -> None:
     folder = str(Path(__file__).parent / "base")
     parser.add_argument("--out", default=folder, help="folder to write")
     parser.add_argument("--perception_steps", type=int, default=2000, help="phase 1, steps; ours")
-    parser.add_argument("--hard_steps", type=int, default=640, help="phase 2, steps; ours")
+    parser.add_argument("--hard_steps", type=int, default=500, help="phase 2, steps; ours")
     parser.add_argument("--habit_steps", type=int, default=240, help="phase 3, steps; ours")
     parser.add_argument("--batch", type=int, default=64, help="questions a step; ours")
     parser.add_argument("--seed", type=int, default=0, help="of weights and questions; ours")
