@@ -230,7 +230,9 @@ def write_response(
 ) -> str:
     """What the base is taught to say: obedient, sloppy or plain.
 
-    A sloppy response lacks one word of its format's template.
+    A sloppy response lacks one word of its format's template. The committed toy/base was trained
+    before this was exact: where the reasoning had that word as well and came first, the reasoning
+    lost it (the colon of `answer :`, `is` and `.` of the plain format).
     """
     reasoning = write_reasoning(rng, question, phase)
     habit = rng.random()
