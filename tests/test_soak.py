@@ -64,7 +64,7 @@ def test_memory_does_not_grow_with_the_examples(start, tmp_path):
         file = tmp_path / f"{count}.parquet"
         table = datasets.Dataset.from_list(list(questions(count)))
         table.cast_column("images", datasets.List(datasets.Image())).to_parquet(file)
-        settings = dict(data=str(file), max_examples=None, steps=40, prompts_per_step=8)
+        settings = dict(data=str(file), instruction="", max_examples=None, steps=40)
         peaks.append(max(memory_of(start, tmp_path / f"run{count}", **settings)))
     assert peaks[1] < FLAT * peaks[0]
 
