@@ -96,9 +96,19 @@ class Config(settings.Data, settings.Sampling, settings.Judge, settings.RunFolde
 AS_SAMPLED = "as sampled"  # the note of a candidate whose text was left as it was
 
 
-def is_whole(response: Response) -> bool:
-    """False for a response that ran into its limit, or that an endpoint did not give."""
-    return response.text is not None and not response.truncated
+def refusal(response: Response, example: dict, judge: Judge | None, wanted: float) -> str | None:
+    """Why a response cannot be used where the score `wanted` is asked for; None if it can."""
+    if response.text is None:
+        return "no reply"
+    if response.truncated:
+        return "truncated"
+
+    score = grade(example, response.text, judge).score
+    if score is None:
+        return "could not be graded"
+    if score != wanted:
+        return "wrong answer" if wanted == 1.0 else "right answer"
+    return None
 
 
 # --- 1. Chosen: right, in the full format, consistent --------------------------------------------
@@ -121,13 +131,9 @@ def supplement(response: str) -> str | None:
 
 def choose(response: Response, example: dict, judge: Judge | None, cfg: Config) -> Candidate:
     """A response as the chosen side of a pair, or why it cannot be that side."""
-    if not is_whole(response):
-        return Candidate(None, "no reply" if response.text is None else "truncated")
-    score = grade(example, response.text, judge).score
-    if score is None:
-        return Candidate(None, "could not be graded")
-    if score != 1.0:
-        return Candidate(None, "wrong answer")
+    reason = refusal(response, example, judge, wanted=1.0)
+    if reason is not None:
+        return Candidate(None, reason)
 
     text = supplement(response.text)
     if text is None:
@@ -192,16 +198,9 @@ def corrupt(response: str, rng: random.Random) -> tuple[str, str]:
 def reject(response: Response, example: dict, judge: Judge | None, rng: random.Random,
            cfg: Config) -> Candidate:
     """A response as the rejected side of a pair, or why it cannot serve as that side."""
-    if not is_whole(response):
-        return Candidate(None, "no reply" if response.text is None else "truncated")
-
-    score = grade(example, response.text, judge).score
-    if score is None:
-        return Candidate(None, "could not be graded")
-    if cfg.coupled and score != 0.0:
-        return Candidate(None, "right answer")
-    if not cfg.coupled and score != 1.0:
-        return Candidate(None, "wrong answer")
+    reason = refusal(response, example, judge, wanted=0.0 if cfg.coupled else 1.0)
+    if reason is not None:
+        return Candidate(None, reason)
     text, kind = corrupt(response.text, rng)
     return Candidate(text, note=kind)
 
