@@ -13,7 +13,7 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from model.prompts import PromptEncoder
 from model.records import ExampleError, Group, Prompt
@@ -81,11 +81,20 @@ def usable(
     """Encode everything once: each index with its value; `warn` names what cannot be used."""
     for start in range(0, len(indices), AT_A_TIME):
         lazily.start(indices[start : start + 2 * AT_A_TIME])
-        for i in indices[start : start + AT_A_TIME]:
-            try:
-                yield i, lazily.take(i)
-            except ExampleError as error:
-                warn(f"skipped: {error}")
+        yield from without_refused(lazily.take, indices[start : start + AT_A_TIME], warn)
+
+
+def without_refused(
+    read: Callable[[int], Any], indices: Iterable[int], warn: Callable[[str], None]
+) -> Iterator[tuple[int, Any]]:
+    """Each index with `read(i)`, in order; `warn` names the examples that cannot be used."""
+    for i in indices:
+        try:
+            value = read(i)
+        except ExampleError as error:
+            warn(f"skipped: {error}")
+        else:
+            yield i, value
 
 
 class Prompts(Sequence):

@@ -10,7 +10,7 @@ from typing import TypeVar
 from harness.randomness import random_of
 from model.prompts import PromptEncoder
 from model.records import ExampleError, Prompt
-from sources.lazily import Prompts, Room
+from sources.lazily import Prompts, Room, without_refused
 
 Value = TypeVar("Value")
 
@@ -122,13 +122,7 @@ def read_usable(
     read: Callable[[int], Value], indices: Iterable[int], warn: Callable[[str], None]
 ) -> list[Value]:
     """`read(i)` for every index for which it works, in order; `warn` reports the others."""
-    values = []
-    for i in indices:
-        try:
-            values.append(read(i))
-        except ExampleError as error:
-            warn(f"skipped: {error}")
-    return values
+    return [value for _, value in without_refused(read, indices, warn)]
 
 
 def read_all(examples: Sequence[dict], warn: Callable[[str], None]) -> list[dict]:
