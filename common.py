@@ -32,7 +32,7 @@ from model.attention import Layout
 from model.loading import load_model
 from model.qwen import Policy, max_logits, next_positions
 from model.records import Group, padded
-from model.sampling import sampling_copy
+from model.sampling import sampling_copy, sampling_dtype
 
 # --- 1. Log-probabilities, the one function that both losses share ------------------------------
 
@@ -248,7 +248,7 @@ def build_policies(
     the wrapped policy, so no stage has to.
     """
     sampler = policy
-    if samples and accelerator.mixed_precision == "bf16":
+    if samples and sampling_dtype(accelerator) == torch.bfloat16:
         sampler = sampling_copy(policy)
 
     reference = None

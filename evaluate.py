@@ -258,13 +258,12 @@ def collect_responses(policy: Policy, encoder: PromptEncoder, prompts: Prompts, 
             temperature=measurement.temperature, generator=generator,
             sample_batch=cfg.sample_batch, compile_decode=cfg.compile_decode,
             logits_stat=nucleus_size if measurement.branching else None)
-        answers = [(group.prompt.example, ids, sizes) for group in groups
+        answers = [(group.prompt.example, encoder.decode(ids), ids, sizes) for group in groups
                    for ids, sizes in zip(group.completions, group.stats)]
-        ask_judge([(example, encoder.decode(ids)) for example, ids, _ in answers], judge)
+        ask_judge([(example, response) for example, response, _, _ in answers], judge)
 
         records = []
-        for example, ids, sizes in answers:
-            response = encoder.decode(ids)
+        for example, response, ids, sizes in answers:
             records.append({
                 "model": model_name,
                 "set": measurement.set_name,

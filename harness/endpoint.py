@@ -159,12 +159,12 @@ class Endpoint:
                 self.write_cache(key, reply)
 
         async with httpx2.AsyncClient(**settings) as client:
-            todo = list(missing.items())
+            waiting = list(missing.items())
             try:
                 async with asyncio.timeout(self.limit_s):
                     if self.failures >= BREAKER:  # it was open: one request tries first
-                        await ask_one(*todo.pop(0))
-                    await asyncio.gather(*[ask_one(key, body) for key, body in todo])
+                        await ask_one(*waiting.pop(0))
+                    await asyncio.gather(*[ask_one(key, body) for key, body in waiting])
             except TimeoutError:
                 unasked = sum(key not in replies for key in missing)
                 self.warn(
