@@ -80,6 +80,18 @@ def token_logps(policy: nn.Module, groups: list[Group], temperature: float = 1.0
     return policy(score_groups, groups, temperature)  # through `forward`, which DDP wraps
 
 
+@torch.no_grad()
+def fixed_logps(
+    policy: nn.Module, groups: list[Group], accelerator, cfg, temperature: float = 1.0
+) -> Tensor:
+    """logp (B, T) on the CPU, no gradient: what a loss compares with, in its micro-batches."""
+    logps = []
+    for batch in micro_batches(groups, cfg.max_tokens_per_micro_batch):
+        with accelerator.autocast():
+            logps += list(token_logps(policy, batch.groups, temperature).cpu())  # (b, t)
+    return padded(logps)  # (B, T)
+
+
 def score_groups(policy: Policy, groups: list[Group], temperature: float) -> Tensor:
     """The body of `token_logps`, on the bare policy."""
     prompts = [group.prompt for group in groups]
@@ -309,21 +321,13 @@ def training_step(
     sums: dict[str, Tensor] = {}
 
     for i in range(num_passes):
-        is_filler = i >= len(batches)
-        is_last = i == num_passes - 1
-
         # Only in the last pass does DDP add up the gradients of all ranks.
+        is_last = i == num_passes - 1
         with nullcontext() if is_last else accelerator.no_sync(policies.trained):
-            if is_filler:
-                # Every rank runs the same number of passes, or the others would wait for ever
-                # (test_uneven_ranks_do_not_hang). This pass adds gradients of zero. It does not
-                # compute the loss: if that were infinite, zero times it would be nan. One
-                # completion is enough, so that the pass is never larger than the others.
-                smallest = Group(filler.prompt, filler.completions[:1])
-                loss = 0.0 * token_logps(policies.trained, [smallest]).sum()
-                metrics = {}
-            else:
+            if i < len(batches):
                 loss, metrics = loss_and_metrics(batches[i])
+            else:
+                loss, metrics = filler_loss(policies.trained, filler), {}
 
             # DDP averages gradients over ranks; times the number of ranks, they add up.
             accelerator.backward(loss / normalizer * accelerator.num_processes)
@@ -339,6 +343,17 @@ def training_step(
     result["skipped_updates"] = float(policies.skipped_in_a_row > 0)
     result["grad_norm"] = grad_norm if math.isfinite(grad_norm) else 0.0
     return result
+
+
+def filler_loss(policy: nn.Module, filler: Group) -> Tensor:
+    """A loss whose gradients are zero, for a pass that a rank only runs because others do.
+
+    All ranks run equally many, or the others would wait for ever (test_uneven_ranks_do_not_hang).
+    The step's own loss is not computed: if it were infinite, zero times it would be nan. One
+    completion is enough, so that this pass is never larger than the others.
+    """
+    smallest = Group(filler.prompt, filler.completions[:1])
+    return 0.0 * token_logps(policy, [smallest]).sum()
 
 
 def step_or_skip(policies: Policies, grad_norm: float, max_skipped: int) -> None:

@@ -50,6 +50,7 @@ from common import (
     MicroBatch,
     Policies,
     build_policies,
+    fixed_logps,
     micro_batches,
     set_learning_rate,
     token_logps,
@@ -208,23 +209,13 @@ def reference_logps(policy: Policy, pairs: Pairs, cfg: Config, accelerator, show
 
     sums = []
     for groups in progress(pairs.batches(parts), "reference log-probs", show, len(parts)):
-        sums.append(summed_logps(policy, groups, cfg, accelerator))
+        logp = fixed_logps(policy, groups, accelerator, cfg)  # (2n, T), 0 behind a response
+        sums.append(logp.sum(-1).view(-1, 2))  # (n, 2) chosen, rejected
 
     logp_ref = torch.zeros(len(pairs), 2)
     for other, of_rank in enumerate(gather_objects(torch.cat(sums), accelerator)):
         logp_ref[other::ranks] = of_rank
     return logp_ref
-
-
-@torch.no_grad()
-def summed_logps(policy: Policy, groups: list[Group], cfg: Config, accelerator) -> Tensor:
-    """(n, 2) summed log-probabilities of chosen and rejected of n pairs."""
-    sums = []
-    for batch in micro_batches(groups, cfg.max_tokens_per_micro_batch):
-        with accelerator.autocast():
-            logp = token_logps(policy, batch.groups)  # (b, t)
-        sums.append(logp.sum(-1).cpu())
-    return torch.cat(sums).view(-1, 2)
 
 
 def reference_key(policy: Policy, pairs: Pairs, accelerator) -> str:

@@ -37,7 +37,6 @@ letters (n, b, t): the same counts in a micro-batch or in one optimizer step.
     accelerate launch --config_file configs/one_gpu.yaml grpo.py @configs/grpo_3b.args
 """
 
-import time
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
@@ -49,6 +48,7 @@ from common import (
     MicroBatch,
     Policies,
     build_policies,
+    fixed_logps,
     micro_batches,
     set_learning_rate,
     token_logps,
@@ -64,8 +64,7 @@ from model.loading import load_model
 from model.qwen import Policy
 from model.records import Group, completion_mask, padded
 from model.sampling import refresh, sample_groups, token_entropy
-from rewards import make_judge, make_rewards
-from rewards.groups import RewardedGroup, parse_weights, reward_groups, rollout_means, sample_record
+from rewards.groups import GroupRewards, RewardedGroup, parse_weights, rollout_means, sample_record
 from rewards.judge import take_counts
 from sources import build_stream
 from sources.stream import PromptStream
@@ -102,7 +101,7 @@ class Config(settings.Data, settings.Sampling, settings.Training, settings.Judge
     def __post_init__(self):
         super().__post_init__()
         parse_weights(self.reward_weights)
-        arithmetic(self, ranks=1)
+        check_shares(self, ranks=1)
         if self.group_size < 2:
             raise ValueError("--group_size must be at least 2, to have something to compare with")
         if self.temperature <= 0:
@@ -122,18 +121,22 @@ PANELS = {"length, tokens": ["length"], "entropy, nats": ["entropy"],
 # --- 1. Sample a group for each prompt, and reward it ------------------------------------------
 
 
-def collect_rollout(sampler: Policy, stream: PromptStream, count: int, reward, generator,
-                    sampling: Stopwatch, cfg: Config) -> list[RewardedGroup]:
-    """Sample `count` groups and reward each; `reward` is a function of groups.
+def collect_rollout(sampler: Policy, stream: PromptStream, reward, generator,
+                    sampling: Stopwatch, accelerator, cfg: Config) -> list[RewardedGroup]:
+    """Sample a group for each of this rank's prompts, and reward it.
 
-    With dynamic sampling, draw on until that many groups are informative; a surplus is thrown away.
-    Reward and accuracy are then logged for the kept groups only.
+    reward    a function: sampled groups -> rewarded groups
+    sampling  counts the seconds in which tokens are drawn
+
+    With dynamic sampling, draw on until there are enough informative groups; a surplus is thrown
+    away. Reward and accuracy are then logged for the kept groups only.
     """
+    count = cfg.prompts_per_step // accelerator.num_processes
     kept: list[RewardedGroup] = []
 
     for _ in range(cfg.max_draws if cfg.dynamic_sampling else 1):
         prompts = stream.take(count)
-        with sampling:
+        with sampling, accelerator.autocast():
             groups = sample_groups(
                 sampler, prompts, cfg.group_size, max_new_tokens=cfg.max_new_tokens,
                 temperature=cfg.temperature, generator=generator, sample_batch=cfg.sample_batch,
@@ -244,38 +247,39 @@ class UpdateBatch:
     mask: Tensor  # (B, T) 1 where a token counts in the loss
     logp_sampler: Tensor  # (B, T) what the sampler gave its tokens
     logp_old: Tensor | None  # (B, T); None before the first step, where it equals logp
-    normalizer: float  # M of the module docstring; groups without a gradient count too
+    num_tokens: float  # this rank's part of M; groups without a gradient count too
     filler: Group  # any group, for the passes of a rank that has fewer than the others
 
 
-def prepare_updates(rollout: list[RewardedGroup], policies: Policies,
+def prepare_updates(rollout: list[RewardedGroup], policies: Policies, accelerator,
                     cfg: Config) -> list[UpdateBatch]:
     """Cut a rollout into optimizer steps; compute what depends on the policy that sampled it."""
     size = len(rollout) // cfg.updates_per_rollout
     parts = [rollout[u * size : (u + 1) * size] for u in range(cfg.updates_per_rollout)]
-    return [prepare_update(part, u == 0, policies, cfg) for u, part in enumerate(parts)]
+    return [prepare_update(part, u == 0, policies, accelerator, cfg)
+            for u, part in enumerate(parts)]
 
 
-def prepare_update(part: list[RewardedGroup], is_first: bool, policies: Policies,
+def prepare_update(part: list[RewardedGroup], is_first: bool, policies: Policies, accelerator,
                    cfg: Config) -> UpdateBatch:
     """The part of a rollout that one optimizer step learns from."""
     rewards = torch.tensor([rewarded.totals for rewarded in part])  # (n, G)
     advantages = group_advantages(rewards, divide_by_std=not cfg.dr_grpo)  # (n, G)
 
-    counts = ~rewards.isnan()  # (n, G) completions that are in the loss
+    in_loss = ~rewards.isnan()  # (n, G) whether a completion is in the loss
     if cfg.mask_truncated:
-        counts &= ~torch.tensor([rewarded.truncated for rewarded in part])
+        in_loss &= ~torch.tensor([rewarded.truncated for rewarded in part])
     mask = completion_mask([rewarded.group for rewarded in part])  # (n * G, T)
-    mask = mask.unflatten(0, counts.shape) * counts[..., None]  # (n, G, T)
+    mask = mask.unflatten(0, in_loss.shape) * in_loss[..., None]  # (n, G, T)
 
     # M counts the tokens of every group. The more groups have no gradient, the smaller is the step;
     # dynamic sampling avoids that.
-    normalizer = counts.numel() * cfg.max_new_tokens if cfg.dr_grpo else float(mask.sum())
+    num_tokens = in_loss.numel() * cfg.max_new_tokens if cfg.dr_grpo else float(mask.sum())
 
     # The gradient of a group of equal rewards is exactly 0, unless the KL term pulls on it: such a
     # group needs no pass (test_groups_without_gradient_change_nothing). The others are sorted, so
     # that similar lengths share a micro-batch.
-    learns = ((advantages != 0) & counts).any(-1) | (cfg.kl_beta > 0)  # (n,)
+    learns = ((advantages != 0) & in_loss).any(-1) | (cfg.kl_beta > 0)  # (n,)
     kept = [n for n in range(len(part)) if learns[n]]
     kept.sort(key=lambda n: max(len(c) for c in part[n].group.completions))
     groups = [part[n].group for n in kept]
@@ -284,30 +288,24 @@ def prepare_update(part: list[RewardedGroup], is_first: bool, policies: Policies
     # step, and by the function that computes logp: the sampler's own log-probabilities come from
     # other kernels, or bf16 weights, and the first ratio would not be exactly 1
     # (test_first_update_ratio_is_one). The metric `gap` is that difference.
+    logp_old = None
+    if not is_first:
+        logp_old = fixed_logps(policies.trained, groups, accelerator, cfg, cfg.temperature)
+
     return UpdateBatch(
         groups,
         advantages[kept].flatten(),
         mask[kept].flatten(0, 1),
         logp_sampler=padded([logp for group in groups for logp in group.logps]),
-        logp_old=None if is_first else recompute_logps(policies, groups, cfg),
-        normalizer=normalizer,
+        logp_old=logp_old,
+        num_tokens=num_tokens,
         filler=part[0].group,
     )
 
 
-@torch.no_grad()
-def recompute_logps(policies: Policies, groups: list[Group], cfg) -> Tensor:
-    """logp (B, T) of all completions without gradient, in the micro-batches of the update."""
-    logps = []
-    for batch in micro_batches(groups, cfg.max_tokens_per_micro_batch):
-        logp = token_logps(policies.trained, batch.groups, cfg.temperature).cpu()  # (b, t)
-        logps += list(logp)
-    return padded(logps)
-
-
 def update(batch: UpdateBatch, policies: Policies, accelerator, cfg: Config) -> dict[str, float]:
     """One optimizer step. Returns sums over this rank's tokens, to be divided later."""
-    normalizer = max(1.0, sum_over_ranks({"M": batch.normalizer}, accelerator)["M"])
+    M = max(1.0, sum_over_ranks({"M": batch.num_tokens}, accelerator)["M"])  # over all ranks
 
     def loss_and_metrics(micro: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
         logp = token_logps(policies.trained, micro.groups, cfg.temperature)  # (b, t)
@@ -335,8 +333,8 @@ def update(batch: UpdateBatch, policies: Policies, accelerator, cfg: Config) -> 
 
     sums = training_step(
         policies, accelerator, micro_batches(batch.groups, cfg.max_tokens_per_micro_batch),
-        loss_and_metrics, normalizer=normalizer, filler=batch.filler, cfg=cfg)
-    return {**sums, "normalizer": batch.normalizer}
+        loss_and_metrics, normalizer=M, filler=batch.filler, cfg=cfg)
+    return {**sums, "M": batch.num_tokens}
 
 
 # --- 5. The loop -------------------------------------------------------------------------------
@@ -345,7 +343,7 @@ def update(batch: UpdateBatch, policies: Policies, accelerator, cfg: Config) -> 
 def train_on(rollout: list[RewardedGroup], policies: Policies, accelerator, cfg) -> Counter:
     """Consume a rollout in --updates_per_rollout optimizer steps; sums over all of them."""
     # a) Freeze everything that depends on the sampling policy.
-    batches = prepare_updates(rollout, policies, cfg)
+    batches = prepare_updates(rollout, policies, accelerator, cfg)
 
     # b) Optimise.
     sums = Counter()
@@ -363,7 +361,7 @@ def summarize(rollout: list[RewardedGroup], sums: Counter, counts: dict[str, int
         means.add_number(name, count)
 
     # Over the tokens that were passed through the model: those of groups with a gradient.
-    means.add("loss", sums["loss"], sums["normalizer"])
+    means.add("loss", sums["loss"], sums["M"])
     for name in ("ratio", "kl_ref", "gap", "gap_k3"):
         if name in sums:  # without a reference there is no kl_ref
             means.add(name, sums[name], sums["tokens"])
@@ -376,70 +374,76 @@ def summarize(rollout: list[RewardedGroup], sums: Counter, counts: dict[str, int
             "grad_norm": sums["grad_norm"] / steps_taken}
 
 
-def arithmetic(cfg: Config, ranks: int) -> str:
-    """What a rollout is made of, in words. Raises ValueError if it cannot be shared out evenly."""
+def check_shares(cfg: Config, ranks: int) -> None:
+    """Raise ValueError if a rollout cannot be shared out evenly over ranks and updates."""
     if cfg.prompts_per_step % (ranks * cfg.updates_per_rollout):
         raise ValueError(f"--prompts_per_step {cfg.prompts_per_step} must be a multiple of "
                          f"processes ({ranks}) x --updates_per_rollout ({cfg.updates_per_rollout})")
-    return (f"{cfg.prompts_per_step} prompts x {cfg.group_size} samples = "
-            f"{cfg.prompts_per_step * cfg.group_size} completions a rollout -> "
-            f"{cfg.updates_per_rollout} optimizer steps, {ranks} process(es)")
 
 
-def main(cfg: Config) -> None:
+def set_up(cfg: Config):
+    """Whatever the loop works with, from a new start or from where --resume found it."""
     accelerator = make_accelerator(cfg)
-    ranks = accelerator.num_processes
-    rollout_in_words = arithmetic(cfg, ranks)
+    check_shares(cfg, accelerator.num_processes)
     run = Run(cfg, "grpo", accelerator)
+
     policy, encoder = load_model(
         run.latest_model() or cfg.model, freeze_vision=cfg.freeze_vision,
         gradient_checkpointing=cfg.gradient_checkpointing, max_pixels=cfg.max_pixels,
         device=accelerator.device)
     policies = build_policies(policy, cfg, accelerator, samples=True, kl_beta=cfg.kl_beta,
                               resumed=run.has_state())
+
     stream, held_out = build_stream(cfg, encoder, accelerator, run.warn)
-    judge = make_judge(cfg, run.warn)
+    rewards = GroupRewards(cfg, encoder, policy.eos_ids, run.warn)
+    run.columns = ["reward", *rewards.by_name, *COLUMNS]
     say_what_was_understood(run, encoder, stream.preview(LOOKED_AT), examples=stream.examples,
-                            judge=judge, per_step=cfg.prompts_per_step)
-    rewards = make_rewards(cfg, judge)
-    weights = parse_weights(cfg.reward_weights, rewards)
-    run.columns = ["reward", *rewards, *COLUMNS]
+                            judge=rewards.judge, per_step=cfg.prompts_per_step)
+
     # Each rank has its own generator; with one seed, all would draw the same numbers.
     generator = torch_generator(cfg.seed, "rollout", accelerator.process_index, accelerator.device)
-
     state = run.load_state(policies.optimizer)
     if state is not None:
         stream.restore(state["stream"])
         generator.set_state(state["generator"])
-    run.say(f"{rollout_in_words}, {run.folder}")
+
+    run.say(f"{cfg.prompts_per_step} prompts x {cfg.group_size} samples = "
+            f"{cfg.prompts_per_step * cfg.group_size} completions a rollout -> "
+            f"{cfg.updates_per_rollout} optimizer steps, {accelerator.num_processes} process(es), "
+            f"{run.folder}")
+    return run, policies, encoder, stream, held_out, rewards, generator
+
+
+def main(cfg: Config) -> None:
+    run, policies, encoder, stream, held_out, rewards, generator = set_up(cfg)
+    accelerator = run.accelerator
 
     for step in range(run.start_step + 1, cfg.steps + 1):
         rate = set_learning_rate(policies.optimizer, step - 1, cfg, cfg.steps)
-        reward = partial(reward_groups, encoder=encoder, eos_ids=policy.eos_ids, rewards=rewards,
-                         weights=weights, progress=step / cfg.steps, judge=judge)
-        refresh(policies.sampler, policies.bare)
+        refresh(policies.sampler, policies.bare)  # the sampler gets the policy's weights
+        reward = rewards.at(step / cfg.steps)
         evaluation = held_out.accuracy(step, policies.sampler, reward, accelerator, cfg)
 
-        began, sampling = time.perf_counter(), Stopwatch()
-        with accelerator.autocast():  # 1. sample and reward
-            rollout = collect_rollout(policies.sampler, stream, cfg.prompts_per_step // ranks,
-                                      reward, generator, sampling, cfg)
-        sums = train_on(rollout, policies, accelerator, cfg)  # 2. and 3.
-        step_s = time.perf_counter() - began
+        working, sampling = Stopwatch(), Stopwatch()
+        with working:
+            rollout = collect_rollout(policies.sampler, stream, reward, generator, sampling,
+                                      accelerator, cfg)  # 1.
+            sums = train_on(rollout, policies, accelerator, cfg)  # 2. and 3.
 
-        counts = {"skipped_examples": stream.skipped, **take_counts(judge)}
+        counts = {"skipped_examples": stream.skipped, **take_counts(rewards.judge)}
         run.log(step, cfg.steps, {
             **summarize(rollout, sums, counts, accelerator, cfg), **evaluation, "lr": rate,
-            "gen%": 100 * sampling.seconds / step_s, "step_s": step_s})
+            "gen%": 100 * sampling.seconds / working.seconds, "step_s": working.seconds})
         if step == 1 or step % cfg.sample_every == 0:  # every rank scores a group: no rank waits
-            logp = recompute_logps(policies, [rollout[0].group], cfg)
-            run.sample(step, partial(sample_record, rollout[0], logp, encoder, judge))
+            logp = fixed_logps(policies.trained, [rollout[0].group], accelerator, cfg,
+                               cfg.temperature)
+            run.sample(step, partial(sample_record, rollout[0], logp, encoder, rewards.judge))
         if run.is_time_to_save(step, cfg.steps):  # also after Ctrl-C
             extra = {"stream": stream.state(), "generator": generator.get_state()}
             run.save_checkpoint(step, policies, encoder, extra)
         run.stop_if_asked()
 
-    panels = {"reward": ["reward", *rewards], **PANELS}
+    panels = {"reward": ["reward", *rewards.by_name], **PANELS}
     run.finish_training(policies, encoder, panels, f"GRPO from {cfg.model}",
                         chance=best_blind_guess(stream.examples))
 

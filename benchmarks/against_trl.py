@@ -40,7 +40,7 @@ from workloads import ROOT, examples_at, pair_groups, pairs_at
 
 import dpo_sft
 import grpo
-from common import Policies, token_logps
+from common import Policies, fixed_logps, token_logps
 from harness.metrics import Stopwatch
 from model.loading import load_model
 from model.qwen import mrope_positions
@@ -210,7 +210,7 @@ def ours_grpo(examples: list[dict], steps: int) -> dict:
     for _ in range(steps):
         began = now()
         rollout = grpo.collect_rollout(
-            policy, stream, SETTINGS.prompts_per_step, reward, generator, Stopwatch(), SETTINGS
+            policy, stream, reward, generator, Stopwatch(), accelerator, SETTINGS
         )
         clock.add("rollout", began)
 
@@ -352,7 +352,7 @@ def ours_dpo(pairs: list[dict], steps: int) -> dict:
     groups = pair_groups(pairs, encoder, policy.eos_ids[0])
     clock.add("encode, all pairs", began)
     began = now()
-    logp_ref = dpo_sft.summed_logps(policy, groups, cfg, accelerator)
+    logp_ref = fixed_logps(policy, groups, accelerator, cfg).sum(-1).view(-1, 2)
     clock.add("reference, all pairs", began)
     once_wall, once_cpu = since(started)
 

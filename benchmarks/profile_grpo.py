@@ -74,10 +74,10 @@ class Step:
         return grpo.collect_rollout(
             self.policies.sampler,
             self.stream,
-            self.cfg.prompts_per_step,
             self.reward,
             self.generator,
             Stopwatch(),
+            self.accelerator,
             self.cfg,
         )
 

@@ -1,14 +1,24 @@
 """A sampled group and the rewards of its completions."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
 from harness.metrics import Means
 from model.prompts import PromptEncoder
 from model.records import SampledGroup, is_truncated
-from rewards import Completion, Judge, Reward, ask_judge, grade
+from rewards import (
+    Completion,
+    Judge,
+    Reward,
+    ask_judge,
+    grade,
+    make_judge,
+    make_rewards,
+)
 
 
 @dataclass(frozen=True)
@@ -36,6 +46,29 @@ class RewardedGroup:
     def known_totals(self) -> list[float]:
         """The weighted sums of all completions that could be scored."""
         return [total for total in self.totals if not math.isnan(total)]
+
+
+class GroupRewards:
+    """The rewards of a run, their weights, and the judge that answers of type `text` need."""
+
+    def __init__(self, cfg, encoder: PromptEncoder, eos_ids: list[int], warn: Callable):
+        self.judge = make_judge(cfg, warn)
+        self.by_name = make_rewards(cfg, self.judge)
+        self.weights = parse_weights(cfg.reward_weights, self.by_name)
+        self.encoder = encoder
+        self.eos_ids = eos_ids
+
+    def at(self, progress: float) -> Callable[[list[SampledGroup]], list[RewardedGroup]]:
+        """What rewards sampled groups at this point of the training, 0 to 1; see `Completion`."""
+        return partial(
+            reward_groups,
+            encoder=self.encoder,
+            eos_ids=self.eos_ids,
+            rewards=self.by_name,
+            weights=self.weights,
+            progress=progress,
+            judge=self.judge,
+        )
 
 
 def reward_groups(

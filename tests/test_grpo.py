@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 
 import grpo
-from common import token_logps
+from common import fixed_logps, token_logps
 from conftest import KeepGradients, make_example, make_groups, policies_of, sampled, update_batch
 from grpo import Config, UpdateBatch, group_advantages, kl_k3, policy_loss
 from harness.metrics import sampler_gap
@@ -333,7 +333,7 @@ def test_first_update_ratio_is_one(tiny):
     assert sums["clipped"] == 0
 
     policies = policies_of(policy, torch.optim.SGD(policy.parameters(), lr=0.5))
-    later = replace(batch, logp_old=grpo.recompute_logps(policies, batch.groups, CFG))
+    later = replace(batch, logp_old=fixed_logps(policy, batch.groups, Accelerator(cpu=True), CFG))
     _, before = one_step(policy, later, CFG)
     assert abs(before["ratio"] / before["tokens"] - 1) < 1e-6
 
@@ -362,7 +362,7 @@ def test_masked_completions_count_nowhere(tiny64):
     assert sums["tokens"] == without_second.sum()
     assert same_gradients(masked, alone)
 
-    nothing, _ = one_step(policy, replace(batch, mask=batch.mask * 0, normalizer=0.0), CFG)
+    nothing, _ = one_step(policy, replace(batch, mask=batch.mask * 0, num_tokens=0.0), CFG)
     assert all(grad.abs().max() == 0 for grad in nothing.values())
 
 
@@ -377,13 +377,13 @@ def test_groups_without_gradient_change_nothing(tiny64):
     rollout = [rewarded(group, [0.0] * 3, right) for group, right in zip(groups, accuracies)]
 
     policies = policies_of(policy, KeepGradients(policy))
-    batch = grpo.prepare_update(rollout, True, policies, CFG)
+    batch = grpo.prepare_update(rollout, True, policies, Accelerator(cpu=True), CFG)
     batch = replace(batch, advantages=batch.advantages.double(), mask=batch.mask.double())
     assert {id(group) for group in batch.groups} == {id(groups[0]), id(groups[2])}
 
     advantages = group_advantages(torch.tensor([r.totals for r in rollout])).flatten()
     whole = update_batch(groups, advantages.double(), completion_mask(groups).double())
-    assert batch.normalizer == whole.normalizer
+    assert batch.num_tokens == whole.num_tokens
 
     fast, sums = one_step(policy, batch, CFG)
     slow, all_sums = one_step(policy, whole, CFG)
@@ -391,7 +391,7 @@ def test_groups_without_gradient_change_nothing(tiny64):
     assert sums["loss"] == pytest.approx(all_sums["loss"], abs=1e-12)
     assert sums["tokens"] < all_sums["tokens"]
 
-    other = replace(batch, normalizer=float(batch.mask.sum()))
+    other = replace(batch, num_tokens=float(batch.mask.sum()))
     wrong, _ = one_step(policy, other, CFG)
     assert not same_gradients(slow, wrong, atol=1e-4)
 
@@ -538,7 +538,7 @@ def summary_of(cfg=CFG):
         ),
     ]  # fmt: skip
     totals = Counter(
-        tokens=20, normalizer=40, loss=-4.0, ratio=22.0, clipped=3.0, kl_ref=1.0,
+        tokens=20, M=40, loss=-4.0, ratio=22.0, clipped=3.0, kl_ref=1.0,
         gap=0.4, gap_k3=0.2, gap_outside=2.0, grad_norm=7.0, skipped_updates=1.0,
     )  # fmt: skip
     cfg = replace(cfg, updates_per_rollout=2)
