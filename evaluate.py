@@ -1,8 +1,8 @@
 """Measure any of the models: accuracy, format, generalisation, pass@k, branching.
 
     examples, by set       held out from training
-      -> responses         each model answers every set        collect_responses
-      -> records           completions.jsonl, a line each: response, extracted answer, gold, score
+      -> records           each model answers every set        measure
+                           completions.jsonl, a line each: response, extracted answer, gold, score
       -> report            rates with intervals, a table       summarize
 
 The report comes from the file of records only. `--rescore FILE` prints its table again, the
@@ -38,7 +38,6 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from harness import settings
@@ -51,11 +50,12 @@ from harness.tables import format_table
 from model.loading import load_model, smallest_max_pixels
 from model.prompts import PromptEncoder
 from model.qwen import Policy
-from model.records import Prompt, is_truncated
+from model.records import Prompt, SampledGroup, is_truncated
 from model.sampling import sample_groups, sampling_dtype
 from rewards import Judge, make_judge
 from rewards.judge import take_counts
 from scoring import ask_judge, category_rates, find, grade_example, load_gf_sets, load_sets
+from scoring.intervals import bootstrap, rate_with_interval
 from scoring.responses import (
     append_records,
     read_records,
@@ -131,48 +131,6 @@ def generalization_factor(gain_id: float, gain_ood: float, beta: float = 2.0) ->
     return (1 + beta**2) * gain_id * gain_ood / (beta**2 * gain_id + gain_ood)
 
 
-def wilson(successes: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """95 % interval (low, high) of a rate: `successes` of `count`.
-
-    Unlike mean +- 2 sd it stays inside [0, 1], and is not empty at 0 or 1.
-
-    >>> [round(x, 3) for x in wilson(10, 10)]
-    [0.722, 1.0]
-    """
-    if count == 0:
-        return 0.0, 1.0
-    p = successes / count
-    denominator = 1 + z * z / count
-    centre = (p + z * z / (2 * count)) / denominator
-    half = z / denominator * math.sqrt(p * (1 - p) / count + z * z / (4 * count * count))
-    # At 0 and at 1 an end is the rate itself, but for rounding, which may put it on the wrong side.
-    return max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half))
-
-
-def bootstrap(values: list[float], draws: int = 1000, seed: int = 0) -> tuple[float, float]:
-    """95 % interval (low, high) of the mean of `values`, one per question.
-
-    The questions are drawn again with replacement, by a fixed seed: a report computed again is the
-    same. Trap: over all samples of all questions it would be too narrow
-    (test_pass_at_k_has_an_interval_over_questions).
-    """
-    sample = torch.tensor(values, dtype=torch.float64)
-    indices = torch.randint(len(values), (draws, len(values)),
-                            generator=torch.Generator().manual_seed(seed))
-    means = sample[indices].mean(1)  # (draws,)
-    low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return low, high
-
-
-def rate_with_interval(records: list[dict], key: str) -> dict:
-    """Mean and interval of a 0/1 field; records that could not be scored (None) are left out."""
-    values = [float(record[key]) for record in records if record[key] is not None]
-    low, high = wilson(sum(values), len(values))
-    mean = sum(values) / max(1, len(values))
-    unscored = len(records) - len(values)
-    return {"mean": mean, "low": low, "high": high, "count": len(values), "unscored": unscored}
-
-
 def guessing_rate(records: list[dict]) -> float:
     """Accuracy of the best blind guess: for each kind of question its most common answer.
 
@@ -222,62 +180,81 @@ def list_measurements(cfg: Config, sets: list[str], rank: int, world_size: int
     return measurements
 
 
-def measure(name: str, folder: str, encoded: EncodedSets, judge: Judge | None, cfg: Config,
-            run: Run, parts: Parts) -> list[dict]:
-    """The records of one model, over this rank's prompts of each set."""
-    rank, world_size = run.accelerator.process_index, run.accelerator.num_processes
-    policy, encoder = load_model(
-        folder, flag="--models", freeze_vision=True, max_pixels=cfg.max_pixels,
-        dtype=sampling_dtype(run.accelerator), device=run.accelerator.device)
-    prompts = encoded.for_encoder(encoder)
-    say_what_was_understood(run, encoder, prompts["id"][:LOOKED_AT], judge=judge)
+@dataclass(frozen=True)
+class Questioner:
+    """Whoever asks a model: settings, run, judge, and what an earlier process has finished."""
+
+    cfg: Config
+    run: Run
+    judge: Judge | None
+    parts: Parts
+
+    def open_model(self, folder: str, flag: str) -> tuple[Policy, PromptEncoder]:
+        """A model in the dtype that samples. `flag` named the folder, and an error names it."""
+        accelerator = self.run.accelerator
+        return load_model(
+            folder, flag=flag, freeze_vision=True, max_pixels=self.cfg.max_pixels,
+            dtype=sampling_dtype(accelerator), device=accelerator.device)
+
+    def ask(self, policy: Policy, encoder: PromptEncoder, prompts: Prompts,
+            measurement: Measurement, model_name: str) -> list[dict]:
+        """Sample and grade; one record per response of this rank's prompts.
+
+        Every model draws the same random numbers (common random numbers), which lowers the noise of
+        a difference between models; each set, mode and rank has numbers of its own.
+        """
+        cfg, accelerator = self.cfg, self.run.accelerator
+        purpose = f"{measurement.set_name} {measurement.mode}"
+        generator = torch_generator(
+            cfg.seed, purpose, accelerator.process_index, accelerator.device)
+
+        def sample_and_grade(some: list[Prompt]) -> list[dict]:
+            with accelerator.autocast():
+                groups = sample_groups(
+                    policy, some, measurement.samples, max_new_tokens=cfg.max_new_tokens,
+                    temperature=measurement.temperature, generator=generator,
+                    sample_batch=cfg.sample_batch, compile_decode=cfg.compile_decode,
+                    logits_stat=nucleus_size if measurement.branching else None)
+            measured = {"model": model_name, "set": measurement.set_name, "mode": measurement.mode}
+            return [{**measured, **record}
+                    for record in grade_groups(groups, encoder, policy.eos_ids, self.judge)]
+
+        prompts_at_a_time = max(1, cfg.sample_batch // measurement.samples)
+        return self.parts.each(f"{model_name}: {purpose}", prompts.first(measurement.max_prompts),
+                               prompts_at_a_time, sample_and_grade, generator)
+
+
+def grade_groups(groups: list[SampledGroup], encoder: PromptEncoder, eos_ids: list[int],
+                 judge: Judge | None) -> list[dict]:
+    """A graded record for each completion; a judge is asked about all of them at once."""
+    answers = [(group.prompt.example, encoder.decode(ids), ids, sizes) for group in groups
+               for ids, sizes in zip(group.completions, group.stats)]
+    ask_judge([(example, response) for example, response, _, _ in answers], judge)
 
     records = []
-    with run.accelerator.autocast():
-        for measurement in list_measurements(cfg, list(prompts), rank, world_size):
-            records += collect_responses(
-                policy, encoder, prompts[measurement.set_name], cfg, judge, measurement, parts,
-                model_name=name, rank=rank)
+    for example, response, ids, sizes in answers:
+        records.append({
+            **response_record(example, response, grade_example(example, response, judge)),
+            "tokens": len(ids),
+            "truncated": is_truncated(ids, eos_ids),
+            "nucleus_sum": float(sizes.sum()),
+        })
     return records
 
 
-def collect_responses(policy: Policy, encoder: PromptEncoder, prompts: Prompts, cfg: Config,
-                      judge: Judge | None, measurement: Measurement, parts: Parts, *,
-                      model_name: str = "", rank: int = 0) -> list[dict]:
-    """Sample and grade; one record per response. What is finished is read from `parts`.
+def measure(name: str, folder: str, encoded: EncodedSets, questioner: Questioner) -> list[dict]:
+    """The records of one model, over this rank's prompts of each set."""
+    run, cfg = questioner.run, questioner.cfg
+    policy, encoder = questioner.open_model(folder, "--models")
+    prompts = encoded.for_encoder(encoder)
+    say_what_was_understood(run, encoder, prompts["id"][:LOOKED_AT], judge=questioner.judge)
 
-    Every model draws the same random numbers (common random numbers), which lowers the noise of a
-    difference between models; each set, mode and rank has numbers of its own.
-    """
-    purpose = f"{measurement.set_name} {measurement.mode}"
-    generator = torch_generator(cfg.seed, purpose, rank, policy.device)
-
-    def sample_and_grade(some: list[Prompt]) -> list[dict]:
-        groups = sample_groups(
-            policy, some, measurement.samples, max_new_tokens=cfg.max_new_tokens,
-            temperature=measurement.temperature, generator=generator,
-            sample_batch=cfg.sample_batch, compile_decode=cfg.compile_decode,
-            logits_stat=nucleus_size if measurement.branching else None)
-        answers = [(group.prompt.example, encoder.decode(ids), ids, sizes) for group in groups
-                   for ids, sizes in zip(group.completions, group.stats)]
-        ask_judge([(example, response) for example, response, _, _ in answers], judge)
-
-        records = []
-        for example, response, ids, sizes in answers:
-            records.append({
-                "model": model_name,
-                "set": measurement.set_name,
-                "mode": measurement.mode,
-                **response_record(example, response, grade_example(example, response, judge)),
-                "tokens": len(ids),
-                "truncated": is_truncated(ids, policy.eos_ids),
-                "nucleus_sum": float(sizes.sum()),
-            })
-        return records
-
-    prompts_at_a_time = max(1, cfg.sample_batch // measurement.samples)
-    return parts.each(f"{model_name}: {purpose}", prompts.first(measurement.max_prompts),
-                      prompts_at_a_time, sample_and_grade, generator)
+    rank, world_size = run.accelerator.process_index, run.accelerator.num_processes
+    records = []
+    for measurement in list_measurements(cfg, list(prompts), rank, world_size):
+        of_set = prompts[measurement.set_name]
+        records += questioner.ask(policy, encoder, of_set, measurement, name)
+    return records
 
 
 # --- 3. Records to a report -----------------------------------------------------------------------
@@ -356,48 +333,57 @@ def score(cfg: Config) -> None:
 # --- 4. Generalisation over a run -----------------------------------------------------------------
 
 
-def measure_gf(run_folder: Path, encoded: EncodedSets, judge: Judge | None, cfg: Config, run: Run,
-               parts: Parts) -> list[dict]:
-    """One entry per checkpoint, the start model first: rate on each set, mean over OOD, GF.
+def gf_curve(rates: dict[int, dict[str, float]], beta: float = 2.0) -> list[dict]:
+    """GF at each checkpoint of a run.
 
-    Each rank asks its share of every set; the rates are over the shares of all.
+    rates     step -> rate of each set at that checkpoint, the start model first; one set is `id`
+    returns   an entry per checkpoint: step, the rates, `ood` (mean of the other sets), `gf`
+
+    >>> curve = gf_curve({0: {"id": 0.4, "tags": 0.2}, 16: {"id": 0.9, "tags": 0.4}})
+    >>> [round(entry["gf"], 3) for entry in curve]
+    [0.0, 0.227]
     """
-    rank, key = run.accelerator.process_index, "score" if cfg.gf_id else "in_format"
     curve = []
-    for step, folder in checkpoints(run_folder, "--gf_runs"):
-        policy, encoder = load_model(
-            str(folder), flag="--gf_runs", freeze_vision=True, max_pixels=cfg.max_pixels,
-            dtype=sampling_dtype(run.accelerator), device=run.accelerator.device)
+    for step, by_set in rates.items():
+        ood = [rate for name, rate in by_set.items() if name != "id"]
+        curve.append({"step": step, **by_set, "ood": sum(ood) / max(1, len(ood))})
 
-        rates = {}
-        for name, prompts in encoded.for_encoder(encoder).items():
-            measurement = Measurement(name, "sampled", cfg.temperature)
-            records = collect_responses(policy, encoder, prompts, cfg, judge, measurement, parts,
-                                        model_name=f"{run_folder} step {step}", rank=rank)
-            shares = gather_objects([{key: record[key]} for record in records], run.accelerator)
-            rates[name] = rate_with_interval([r for share in shares for r in share], key)["mean"]
-
-        ood_rates = [rate for name, rate in rates.items() if name != "id"]
-        entry = {"step": step, **rates, "ood": sum(ood_rates) / max(1, len(ood_rates))}
-        start = curve[0] if curve else entry
+    start = curve[0]
+    for entry in curve:
         gain_id, gain_ood = entry["id"] - start["id"], entry["ood"] - start["ood"]
-        entry["gf"] = generalization_factor(gain_id, gain_ood, cfg.gf_beta)
-        curve.append(entry)
+        entry["gf"] = generalization_factor(gain_id, gain_ood, beta)
     return curve
 
 
-def measure_gf_runs(cfg: Config, judge: Judge | None, run: Run, parts: Parts
-                    ) -> dict[str, list[dict]]:
+def measure_rates(name: str, folder: Path, encoded: EncodedSets, questioner: Questioner
+                  ) -> dict[str, float]:
+    """The rate of each set for the model of one checkpoint, over the shares of all ranks."""
+    key = "score" if questioner.cfg.gf_id else "in_format"
+    policy, encoder = questioner.open_model(str(folder), "--gf_runs")
+
+    rates = {}
+    for set_name, prompts in encoded.for_encoder(encoder).items():
+        measurement = Measurement(set_name, "sampled", questioner.cfg.temperature)
+        records = questioner.ask(policy, encoder, prompts, measurement, name)
+        values = [{key: record[key]} for record in records]
+        of_all_ranks = sum(gather_objects(values, questioner.run.accelerator), [])
+        rates[set_name] = rate_with_interval(of_all_ranks, key)["mean"]
+    return rates
+
+
+def measure_gf(questioner: Questioner) -> dict[str, list[dict]]:
     """The curve of each run in --gf_runs."""
-    rank, world_size = run.accelerator.process_index, run.accelerator.num_processes
-    folders = split_names(cfg.gf_runs, "--gf_runs")
-    sets = load_gf_sets(cfg, run.warn) if folders else {}
-    shares = {name: examples[rank::world_size] for name, examples in sets.items()}
-    encoded = EncodedSets(shares, cfg.max_prompt_tokens, run.warn)
+    cfg, run = questioner.cfg, questioner.run
+    run_folders = split_names(cfg.gf_runs, "--gf_runs")
+    sets = load_gf_sets(cfg, run.warn) if run_folders else {}
+    encoded = EncodedSets(shares_of_rank(sets, run), cfg.max_prompt_tokens, run.warn)
+
     curves = {}
-    for name, folder in folders.items():
-        with run.accelerator.autocast():
-            curves[name] = measure_gf(Path(folder), encoded, judge, cfg, run, parts)
+    for run_name, run_folder in run_folders.items():
+        rates = {}
+        for step, folder in checkpoints(Path(run_folder), "--gf_runs"):
+            rates[step] = measure_rates(f"{run_folder} step {step}", folder, encoded, questioner)
+        curves[run_name] = gf_curve(rates, cfg.gf_beta)
     return curves
 
 
@@ -412,42 +398,48 @@ def all_folders(cfg: Config) -> list[str]:
     return folders
 
 
+def shares_of_rank(sets: dict[str, list[dict]], run: Run) -> dict[str, list[dict]]:
+    """This rank's examples of each set: rank r of R takes every R-th."""
+    rank, world_size = run.accelerator.process_index, run.accelerator.num_processes
+    return {name: examples[rank::world_size] for name, examples in sets.items()}
+
+
 def main(cfg: Config) -> None:
     if cfg.rescore:
         rescore(cfg)
-        return
-    if cfg.score:
+    elif cfg.score:
         score(cfg)
-        return
+    elif cfg.ask:
+        check_models(cfg.models, "--models")
+        print(side_by_side(ask_models(cfg, split_names(cfg.models, "--models"))))
+    else:
+        evaluate(cfg)
+
+
+def evaluate(cfg: Config) -> None:
+    """Each of --models on every set, then each run of --gf_runs, then the report."""
     check_models(cfg.models, "--models")
     check_runs(cfg.gf_runs, "--gf_runs")
-    if cfg.ask:
-        print(side_by_side(ask_models(cfg, split_names(cfg.models, "--models"))))
-        return
-
-    accelerator = make_accelerator(cfg)
-    run = Run(cfg, "evaluate", accelerator, columns=[])
-    rank, world_size = accelerator.process_index, accelerator.num_processes
-    judge = make_judge(cfg, run.warn)
+    run = Run(cfg, "evaluate", make_accelerator(cfg), columns=[])
     folders = all_folders(cfg)
     if cfg.max_pixels is None and folders:  # otherwise base would be shown the largest images
         cfg = replace(cfg, max_pixels=smallest_max_pixels(folders))
 
+    judge = make_judge(cfg, run.warn)
     sets = load_sets(cfg, run.warn, run.say)
-    sets_of_rank = {name: examples[rank::world_size] for name, examples in sets.items()}
-    encoded = EncodedSets(sets_of_rank, cfg.max_prompt_tokens, run.warn)
+    save_images(sets.get("id", []), run)
+    encoded = EncodedSets(shares_of_rank(sets, run), cfg.max_prompt_tokens, run.warn)
+    questioner = Questioner(cfg, run, judge, Parts(run))
 
     file = run.folder / "completions.jsonl"
-    parts = Parts(run)
     if run.writes:
         file.write_text("")  # made anew from what is in `parts`
-    save_images(sets.get("id", []), run)
     for name, folder in split_names(cfg.models, "--models").items():
-        append_records(file, measure(name, folder, encoded, judge, cfg, run, parts), run)
+        append_records(file, measure(name, folder, encoded, questioner), run)
     if judge is not None:
         run.warn(f"the judge: {take_counts(judge)}")
+    curves = measure_gf(questioner)
 
-    curves = measure_gf_runs(cfg, judge, run, parts)
     if run.writes:
         reports = {name: summarize(records) for name, records in read_records(file).items()}
         write_report(reports, curves, run)

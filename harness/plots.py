@@ -74,7 +74,7 @@ def plot_report(reports: dict[str, dict], curves: dict[str, list[dict]], file: P
     """Draw one panel of rates with intervals, one of pass@k, one of GF over the checkpoints.
 
     reports   name of a model -> its report, see `harness.tables`
-    curves    name of a run -> its checkpoints, see `evaluate.measure_gf`; may be empty
+    curves    name of a run -> its checkpoints, see `evaluate.gf_curve`; may be empty
     file      the image to write
 
     The panels of pass@k and GF are left out if they were not measured.

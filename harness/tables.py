@@ -27,7 +27,7 @@ class Column:
     metric: str  # "format" or "accuracy"
 
     def rate(self, report: dict) -> dict | None:
-        """Mean and interval (see `evaluate.rate_with_interval`), None if it was not measured."""
+        """Mean and interval of `scoring.intervals`, None if it was not measured."""
         if self.measurement not in report:
             return None
         return report[self.measurement][self.metric]
@@ -66,7 +66,7 @@ def format_table(reports: dict[str, dict], curves: dict[str, list[dict]] | None 
     """The reports as text: one line per model, percentages with intervals.
 
     reports   name of a model -> its report
-    curves    name of a run -> its checkpoints, see `evaluate.measure_gf`
+    curves    name of a run -> its checkpoints, see `evaluate.gf_curve`
     """
     lines = [
         *main_lines(reports),

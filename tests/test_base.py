@@ -7,11 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 import evaluate
-from evaluate import Measurement, collect_responses, guessing_rate, rate_with_interval
+from evaluate import Measurement, Questioner, guessing_rate
 from model.loading import load_model
 from rewards.consistency import check_consistency
+from scoring.intervals import rate_with_interval
 from sources import with_shuffled_images
 from sources.stream import encode_all
 from toy import world
@@ -86,15 +88,14 @@ def test_base_behaves_as_documented(base):
     """
     policy, encoder = base
     examples = world.examples(600, seed=11, held_out=True)
-    cfg = evaluate.Config()
+    run = SimpleNamespace(accelerator=Accelerator(cpu=True))
+    questioner = Questioner(evaluate.Config(), run, judge=None, parts=KEEP_NOTHING)
 
     records = {}
     for name, asked in (("own", examples), ("shuffled", with_shuffled_images(examples))):
         prompts = encode_all(asked, encoder)
         measurement = Measurement(name, "sampled", temperature=1.0)
-        records[name] = collect_responses(
-            policy, encoder, prompts, cfg, None, measurement, KEEP_NOTHING
-        )
+        records[name] = questioner.ask(policy, encoder, prompts, measurement, "base")
 
     assert 0.33 < rate_with_interval(records["own"], "in_format")["mean"] < 0.47
     assert 0.18 < rate_with_interval(records["own"], "score")["mean"] < 0.32

@@ -11,7 +11,6 @@ import evaluate
 from conftest import fresh_policy, make_example
 from evaluate import (
     Config,
-    bootstrap,
     generalization_factor,
     guessing_rate,
     list_measurements,
@@ -21,12 +20,12 @@ from evaluate import (
     pass_at_k,
     read_records,
     summarize,
-    wilson,
 )
 from harness.tables import format_table
 from model.loading import save_model
 from rewards import Judge
 from rewards.judge import checksum
+from scoring.intervals import bootstrap, wilson
 from sources import load_evaluation_sets, with_shuffled_images
 from sources.stream import EncodedSets
 from sources.toy import evaluation_sets, is_in_asked_format
