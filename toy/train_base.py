@@ -20,7 +20,7 @@ Order matters, in three phases:
                     never becomes reliable, and GRPO learns to guess: then there is nothing better
                     to choose
 
-Takes about 20 minutes on one core and writes toy/base, a normal Hugging Face folder of 1.3 MB.
+Takes about 15 minutes on one core and writes toy/base, a normal Hugging Face folder of 1.3 MB.
 """
 
 import argparse
@@ -230,9 +230,7 @@ def write_response(
 ) -> str:
     """What the base is taught to say: obedient, sloppy or plain.
 
-    A sloppy response lacks one word of its format's template. The committed toy/base was trained
-    before this was exact: where the reasoning had that word as well and came first, the reasoning
-    lost it (the colon of `answer :`, `is` and `.` of the plain format).
+    A sloppy response lacks one word of its format's template.
     """
     reasoning = write_reasoning(rng, question, phase)
     habit = rng.random()
@@ -300,7 +298,7 @@ def main() -> None:
     parser.add_argument("--hard_steps", type=int, default=500, help="phase 2, steps; ours")
     parser.add_argument("--habit_steps", type=int, default=240, help="phase 3, steps; ours")
     parser.add_argument("--batch", type=int, default=64, help="questions a step; ours")
-    parser.add_argument("--seed", type=int, default=0, help="of weights and questions; ours")
+    parser.add_argument("--seed", type=int, default=1, help="of weights and questions; ours")
     parser.add_argument("--width", type=int, default=64, help="of the language model; ours")
     parser.add_argument("--layers", type=int, default=2, help="of the language model; ours")
     parser.add_argument("--obey", type=float, default=OBEY, help="share in the format; ours")
