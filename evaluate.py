@@ -34,7 +34,7 @@ Where this departs from the paper, or fills in what it leaves open:
 """
 
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -45,7 +45,7 @@ from harness.cli import flag, parse_cli, run_stage, split_names
 from harness.parts import Parts
 from harness.randomness import torch_generator
 from harness.ranks import gather_objects, make_accelerator
-from harness.run import Run, check_models, check_runs, checkpoints
+from harness.run import Run, all_model_folders, check_models, check_runs, checkpoints
 from harness.tables import format_table
 from model.loading import load_model, smallest_max_pixels
 from model.prompts import PromptEncoder
@@ -55,7 +55,7 @@ from model.sampling import sample_groups, sampling_dtype
 from rewards import Judge, make_judge
 from rewards.judge import take_counts
 from scoring import ask_judge, category_rates, find, grade_example, load_gf_sets, load_sets
-from scoring.intervals import bootstrap, rate_with_interval
+from scoring.rates import accuracy, bootstrap, guessing_rate, rate_with_interval
 from scoring.responses import (
     append_records,
     read_records,
@@ -64,7 +64,7 @@ from scoring.responses import (
     save_images,
     write_report,
 )
-from scoring.score_file import score_file, write_scores
+from scoring.score_file import score
 from sources.asking import ask_models, side_by_side
 from sources.lazily import Prompts
 from sources.stream import EncodedSets
@@ -129,18 +129,6 @@ def generalization_factor(gain_id: float, gain_ood: float, beta: float = 2.0) ->
     if gain_id <= 0 or gain_ood <= 0:
         return 0.0
     return (1 + beta**2) * gain_id * gain_ood / (beta**2 * gain_id + gain_ood)
-
-
-def guessing_rate(records: list[dict]) -> float:
-    """Accuracy of the best blind guess: for each kind of question its most common answer.
-
-    An oracle among constant guesses: it knows the gold answers of these very questions.
-    """
-    answers: dict[str, Counter] = defaultdict(Counter)  # kind -> how often each gold answer occurs
-    for record in records:
-        answers[record["kind"]][record["gold"]] += 1
-    right = sum(max(counts.values()) for counts in answers.values())
-    return right / max(1, len(records))
 
 
 # --- 2. Measurements: prompts to records ----------------------------------------------------------
@@ -289,10 +277,6 @@ def summarize(records: list[dict]) -> dict:
     return report
 
 
-def accuracy(records: list[dict]) -> dict:
-    return rate_with_interval(records, "score")
-
-
 def mean_pass_at_k(records: list[dict]) -> dict[str, dict]:
     """pass@k for every k up to 64: the mean over the questions with at least k scored samples."""
     correct_of = defaultdict(list)  # id of a question -> for each scored sample: is it right?
@@ -321,13 +305,6 @@ def rescore(cfg: Config) -> None:
     if kept:
         print(f"{kept} answers need a judge (--judge_url) and keep the score that is stored")
     print(format_table({name: summarize(records) for name, records in by_model.items()}))
-
-
-def score(cfg: Config) -> None:
-    """Score the responses of --score FILE by --benchmark, and print the table."""
-    records = score_file(find(cfg.benchmark), cfg, make_judge(cfg))
-    report = {"overall": {"all": accuracy(records)}, **category_rates(records, accuracy)}
-    write_scores(records, report, cfg)
 
 
 # --- 4. Generalisation over a run -----------------------------------------------------------------
@@ -376,7 +353,7 @@ def measure_gf(questioner: Questioner) -> dict[str, list[dict]]:
     cfg, run = questioner.cfg, questioner.run
     run_folders = split_names(cfg.gf_runs, "--gf_runs")
     sets = load_gf_sets(cfg, run.warn) if run_folders else {}
-    encoded = EncodedSets(shares_of_rank(sets, run), cfg.max_prompt_tokens, run.warn)
+    encoded = EncodedSets(sets, run.accelerator, cfg.max_prompt_tokens, run.warn)
 
     curves = {}
     for run_name, run_folder in run_folders.items():
@@ -390,25 +367,11 @@ def measure_gf(questioner: Questioner) -> dict[str, list[dict]]:
 # --- 5. Main --------------------------------------------------------------------------------------
 
 
-def all_folders(cfg: Config) -> list[str]:
-    """The model folders of --models, and those of the checkpoints of --gf_runs."""
-    folders = list(split_names(cfg.models, "--models").values())
-    for run_folder in split_names(cfg.gf_runs, "--gf_runs").values():
-        folders += [str(folder) for _, folder in checkpoints(Path(run_folder), "--gf_runs")]
-    return folders
-
-
-def shares_of_rank(sets: dict[str, list[dict]], run: Run) -> dict[str, list[dict]]:
-    """This rank's examples of each set: rank r of R takes every R-th."""
-    rank, world_size = run.accelerator.process_index, run.accelerator.num_processes
-    return {name: examples[rank::world_size] for name, examples in sets.items()}
-
-
 def main(cfg: Config) -> None:
     if cfg.rescore:
         rescore(cfg)
     elif cfg.score:
-        score(cfg)
+        score(cfg, make_judge(cfg))
     elif cfg.ask:
         check_models(cfg.models, "--models")
         print(side_by_side(ask_models(cfg, split_names(cfg.models, "--models"))))
@@ -421,14 +384,14 @@ def evaluate(cfg: Config) -> None:
     check_models(cfg.models, "--models")
     check_runs(cfg.gf_runs, "--gf_runs")
     run = Run(cfg, "evaluate", make_accelerator(cfg), columns=[])
-    folders = all_folders(cfg)
+    folders = all_model_folders(cfg.models, cfg.gf_runs)
     if cfg.max_pixels is None and folders:  # otherwise base would be shown the largest images
         cfg = replace(cfg, max_pixels=smallest_max_pixels(folders))
 
     judge = make_judge(cfg, run.warn)
     sets = load_sets(cfg, run.warn, run.say)
     save_images(sets.get("id", []), run)
-    encoded = EncodedSets(shares_of_rank(sets, run), cfg.max_prompt_tokens, run.warn)
+    encoded = EncodedSets(sets, run.accelerator, cfg.max_prompt_tokens, run.warn)
     questioner = Questioner(cfg, run, judge, Parts(run))
 
     file = run.folder / "completions.jsonl"

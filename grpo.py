@@ -64,8 +64,9 @@ from model.loading import load_model
 from model.qwen import Policy
 from model.records import Group, completion_mask, padded
 from model.sampling import refresh, sample_groups, token_entropy
-from rewards.groups import GroupRewards, RewardedGroup, parse_weights, rollout_means, sample_record
+from rewards.groups import GroupRewards, RewardedGroup, parse_weights, sample_record
 from rewards.judge import take_counts
+from rewards.metrics import COLUMNS, PANELS, summarize
 from sources import build_stream
 from sources.stream import PromptStream
 from sources.understood import LOOKED_AT, best_blind_guess, say_what_was_understood
@@ -106,16 +107,6 @@ class Config(settings.Data, settings.Sampling, settings.Training, settings.Judge
             raise ValueError("--group_size must be at least 2, to have something to compare with")
         if self.temperature <= 0:
             raise ValueError("--temperature must be positive, or all samples are the same")
-
-
-# Columns of the terminal's table, after the reward and its parts, and panels of curves.png.
-COLUMNS = ["length", "trunc%", "zero_std%", "loss", "ratio", "clip%", "entropy", "grad_norm",
-           "gen%", "step_s"]
-PANELS = {"length, tokens": ["length"], "entropy, nats": ["entropy"],
-          "groups of equal rewards, %": ["zero_std%"], "ratio, mean": ["ratio"],
-          "tokens clipped, %": ["clip%"], "gradient norm": ["grad_norm"], "learning rate": ["lr"],
-          "sampler against trainer, nats": ["gap", "gap_k3"],
-          "accuracy, greedy, held out": ["eval_accuracy"]}
 
 
 # --- 1. Sample a group for each prompt, and reward it ------------------------------------------
@@ -351,27 +342,6 @@ def train_on(rollout: list[RewardedGroup], policies: Policies, accelerator, cfg)
         for name, value in update(batch, policies, accelerator, cfg).items():
             sums[name] += value
     return sums
-
-
-def summarize(rollout: list[RewardedGroup], sums: Counter, counts: dict[str, int], accelerator,
-              cfg: Config) -> dict[str, float]:
-    """Metrics of a step, over all ranks; `counts` are numbers of this rank, to be added up."""
-    means = rollout_means(rollout)
-    for name, count in counts.items():
-        means.add_number(name, count)
-
-    # Over the tokens that were passed through the model: those of groups with a gradient.
-    means.add("loss", sums["loss"], sums["M"])
-    for name in ("ratio", "kl_ref", "gap", "gap_k3"):
-        if name in sums:  # without a reference there is no kl_ref
-            means.add(name, sums[name], sums["tokens"])
-    means.add("clip%", 100 * sums["clipped"], sums["tokens"])
-    means.add("gap_outside%", 100 * sums["gap_outside"], sums["tokens"])
-
-    # These two are equal on all ranks; a skipped update has no norm.
-    steps_taken = max(1, cfg.updates_per_rollout - sums["skipped_updates"])
-    return {**means.over_ranks(accelerator), "skipped_updates": sums["skipped_updates"],
-            "grad_norm": sums["grad_norm"] / steps_taken}
 
 
 def check_shares(cfg: Config, ranks: int) -> None:

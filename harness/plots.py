@@ -129,7 +129,8 @@ def draw_rates(axis, reports: dict[str, dict]) -> None:
         yticks=range(0, 101, 20),
     )
     axis.set_xticklabels([title.replace(" ", "\n") for title in titles], fontsize=7)
-    axis.legend(fontsize=8, loc="upper center", ncols=max(1, len(reports)))  # above the bars
+    if reports:
+        axis.legend(fontsize=8, loc="upper center", ncols=len(reports))  # above the bars
 
 
 def draw_pass_at_k(axis, reports: dict[str, dict]) -> None:

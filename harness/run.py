@@ -397,6 +397,14 @@ def checkpoints(run_folder: Path, flag: str) -> list[tuple[int, Path]]:
     return found
 
 
+def all_model_folders(models: str, gf_runs: str) -> list[str]:
+    """The folders of --models, and those of all checkpoints of --gf_runs."""
+    folders = list(split_names(models, "--models").values())
+    for run_folder in split_names(gf_runs, "--gf_runs").values():
+        folders += [str(folder) for _, folder in checkpoints(Path(run_folder), "--gf_runs")]
+    return folders
+
+
 def check_models(models: str, flag: str) -> None:
     """Raise ValueError naming the flag of a model that is missing, before any is measured.
 

@@ -7,7 +7,6 @@ from functools import partial
 
 from torch import Tensor
 
-from harness.metrics import Means
 from model.prompts import PromptEncoder
 from model.records import SampledGroup, is_truncated
 from rewards import (
@@ -147,27 +146,6 @@ def parse_weights(text: str, rewards: dict[str, Reward] | None = None) -> dict[s
                 f"{', '.join(rewards)} (overlong needs --overlong_buffer)"
             )
     return weights
-
-
-def rollout_means(rollout: list[RewardedGroup]) -> Means:
-    """Metrics of a rollout that do not depend on the update, as sums and counts of this rank."""
-    means = Means()
-    for rewarded in rollout:
-        known_totals = rewarded.known_totals()
-        means.add("reward", sum(known_totals), len(known_totals))
-        for name in rewarded.rewards[0]:
-            known = rewarded.known(name)
-            means.add(name, sum(known), len(known))
-
-        lengths = [len(completion) for completion in rewarded.group.completions]
-        means.add("length", sum(lengths), len(lengths))
-        means.add("trunc%", 100 * sum(rewarded.truncated), len(lengths))
-        means.add("zero_std%", 100 * (len(set(known_totals)) < 2))
-        means.add_number("unscored", len(lengths) - len(known_totals))
-
-        entropies = rewarded.group.stats  # (t,) each
-        means.add("entropy", sum(float(e.sum()) for e in entropies), sum(lengths))
-    return means
 
 
 def sample_record(

@@ -20,9 +20,18 @@ from harness.tables import macro_line, rate_line
 from model.records import ExampleError
 from rewards import AskLater, Judge
 from rewards.judge import QUESTIONS_AT_A_TIME
+from scoring import category_rates, find
 from scoring.benchmark import Benchmark, grade_extraction, grade_response, open_benchmark
+from scoring.rates import accuracy
 
 SHOWN = 40  # disagreements that are printed
+
+
+def score(cfg, judge: Judge | None) -> None:
+    """Score the responses of --score FILE by --benchmark, write the records, print the table."""
+    records = score_file(find(cfg.benchmark), cfg, judge)
+    report = {"overall": {"all": accuracy(records)}, **category_rates(records, accuracy)}
+    write_scores(records, report, cfg)
 
 
 def score_file(benchmark: Benchmark, cfg, judge: Judge | None) -> list[dict]:

@@ -10,7 +10,7 @@ from typing import TypeVar
 from harness.randomness import random_of
 from model.prompts import PromptEncoder
 from model.records import ExampleError, Prompt
-from sources.lazily import Prompts, Room, without_refused
+from sources.lazily import Lazily, Prompts, Room, without_refused
 
 Value = TypeVar("Value")
 
@@ -21,6 +21,9 @@ class PromptStream:
     All ranks agree on the shuffled order of an epoch; rank r of R takes every R-th example of it,
     from the r-th on (test_ranks_get_disjoint_prompts). What remains when the examples are not a
     multiple of R, the end of the order, waits for another epoch and its other order.
+
+    The next prompts are encoded in the background while the last ones are in use; only those that
+    were taken count as read (test_a_stream_is_encoded_ahead).
 
     Trap: if the first ranks took the remainder as well, their epochs would be longer than those of
     the others. Ranks would drift apart, and meet at the same example in different epochs
@@ -57,15 +60,15 @@ class PromptStream:
         shared_out = len(examples) - len(examples) % world_size  # equally, without the remainder
         # Positions in the shuffled order, of any epoch, that belong to this rank.
         self.places = range(rank, shared_out, world_size)
-        self.epoch = -1  # the epoch that `order` belongs to
-        self.order: list[int] = []
+        self.orders: dict[int, list[int]] = {}  # epoch -> order of the examples
+        self.lazily = Lazily(self.encode, Room(left=0))
 
     def __iter__(self) -> Iterator[Prompt]:
         skipped_in_a_row = 0
         while True:
             index = self.next_index()
             try:
-                prompt = self.encode(index)
+                prompt = self.lazily.get([index])[0]
             except ExampleError as error:
                 if index not in self.reported:
                     self.warn(f"skipped, in every epoch: {error}")
@@ -84,13 +87,20 @@ class PromptStream:
 
     def next_index(self) -> int:
         """The index of the next example, and one step forward."""
-        epoch, step = divmod(self.position, len(self.places))
+        index = self.index_at(self.position)
         self.position += 1
-        if epoch != self.epoch:
-            self.epoch = epoch
-            self.order = list(range(len(self.examples)))
-            random_of(self.seed, f"order of epoch {epoch}").shuffle(self.order)  # as on all ranks
-        return self.order[self.places[step]]
+        return index
+
+    def index_at(self, position: int) -> int:
+        """The index of the example at a position, of any epoch."""
+        epoch, step = divmod(position, len(self.places))
+        if epoch not in self.orders:
+            now = self.position // len(self.places)
+            self.orders = {e: order for e, order in self.orders.items() if e >= now}
+            self.orders[epoch] = list(range(len(self.examples)))
+            # All ranks shuffle alike.
+            random_of(self.seed, f"order of epoch {epoch}").shuffle(self.orders[epoch])
+        return self.orders[epoch][self.places[step]]
 
     def preview(self, count: int) -> list[Prompt]:
         """Up to `count` prompts from all over the examples; the stream stays where it is.
@@ -113,9 +123,12 @@ class PromptStream:
         self.skipped = state["skipped"]
 
     def take(self, count: int) -> list[Prompt]:
-        """The next `count` prompts."""
+        """The next `count` prompts; as many behind them begin to be encoded."""
         stream = iter(self)
-        return [next(stream) for _ in range(count)]
+        prompts = [next(stream) for _ in range(count)]
+        following = range(self.position, self.position + count)
+        self.lazily.start(self.index_at(position) for position in following)
+        return prompts
 
 
 def read_usable(
@@ -147,19 +160,22 @@ def encode_all(
 
 
 class EncodedSets:
-    """Encodes each set once per distinct tokenizer, chat template and image processor.
+    """This rank's share of each set, encoded once per distinct tokenizer, chat template and image
+    processor.
 
-    Models that share these share the prompts. A set may be empty: a rank may get no part of a small
-    one.
+    Models that share these share the prompts. Rank r of R takes every R-th example; of a small set
+    it may get none.
     """
 
     def __init__(
         self,
         sets: dict[str, list[dict]],
+        accelerator,
         max_prompt_tokens: int | None,
         warn: Callable[[str], None],
     ):
-        self.sets = sets
+        rank, world_size = accelerator.process_index, accelerator.num_processes
+        self.sets = {name: examples[rank::world_size] for name, examples in sets.items()}
         self.max_prompt_tokens = max_prompt_tokens
         self.warn = warn
         self.encoded: dict[str, dict[str, Prompts]] = {}

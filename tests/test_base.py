@@ -10,10 +10,10 @@ import torch
 from accelerate import Accelerator
 
 import evaluate
-from evaluate import Measurement, Questioner, guessing_rate
+from evaluate import Measurement, Questioner
 from model.loading import load_model
 from rewards.consistency import check_consistency
-from scoring.intervals import rate_with_interval
+from scoring.rates import guessing_rate, rate_with_interval
 from sources import with_shuffled_images
 from sources.stream import encode_all
 from toy import world

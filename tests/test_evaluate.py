@@ -6,13 +6,13 @@ import math
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 import evaluate
 from conftest import fresh_policy, make_example
 from evaluate import (
     Config,
     generalization_factor,
-    guessing_rate,
     list_measurements,
     main,
     mean_pass_at_k,
@@ -25,7 +25,7 @@ from harness.tables import format_table
 from model.loading import save_model
 from rewards import Judge
 from rewards.judge import checksum
-from scoring.intervals import bootstrap, wilson
+from scoring.rates import bootstrap, guessing_rate, wilson
 from sources import load_evaluation_sets, with_shuffled_images
 from sources.stream import EncodedSets
 from sources.toy import evaluation_sets, is_in_asked_format
@@ -265,7 +265,9 @@ def test_sets_without_images_have_no_shuffled_one(tiny, tmp_path):
         "toy", split="test", count=3, seed=0, instruction=None, warn=print
     )
 
-    encoded = EncodedSets({"id": sets["id"], "shuffled": []}, None, print)
+    encoded = EncodedSets(
+        {"id": sets["id"], "shuffled": []}, Accelerator(cpu=True), None, print
+    )
     assert len(encoded.for_encoder(encoder)["shuffled"]) == 0
 
 

@@ -1,12 +1,15 @@
 """Prompts that are encoded when they are needed."""
 
 import json
+import threading
+from concurrent.futures import wait
 
 import torch
 
 from conftest import blank, make_example
 from model.loading import load_model, save_model, smallest_max_pixels
 from sources.lazily import Prompts, Room
+from sources.stream import PromptStream
 
 
 def examples() -> list[dict]:
@@ -52,6 +55,34 @@ def test_without_room_two_batches_exist_at_most(tiny):
     assert len(prompts.lazily.kept) == 0
     assert len(kept.lazily.kept) == 6
     assert prompts[0] is not prompts[0] and kept[0] is kept[0]
+
+
+def test_a_stream_is_encoded_ahead(tiny):
+    """After a batch the next one is encoded in another thread; the order and the state are those of
+    a stream that encodes one prompt at a time, over the ends of epochs and with a broken example.
+    """
+    _, encoder = tiny
+    threads = []
+
+    def watched(index: int):
+        threads.append(threading.current_thread().name)
+        return PromptStream.encode(ahead, index)
+
+    ahead = PromptStream(examples(), encoder, seed=0, warn=lambda text: None)
+    ahead.lazily.encode = watched
+    one_by_one = PromptStream(examples(), encoder, seed=0, warn=lambda text: None)
+    for _ in range(4):  # of 7 examples: more than three epochs
+        batch = ahead.take(6)
+        wait(ahead.lazily.started.values())
+        waiting = len(ahead.lazily.started)
+
+        plain = [one_by_one.take(1)[0] for _ in range(6)]
+        assert ids(batch) == ids(plain)
+        assert ahead.state() == one_by_one.state()
+        for prompt, same in zip(batch, plain):
+            assert torch.equal(prompt.pixel_values, same.pixel_values)
+        assert 5 <= waiting <= 12 and not ahead.lazily.kept
+    assert all(name.startswith("encode") for name in threads)
 
 
 def test_models_are_shown_the_same_images(tiny, tmp_path):

@@ -3,9 +3,12 @@
     wilson               of a rate: so many of so many
     bootstrap            of a mean of numbers, one per question
     rate_with_interval   of a field of the records of an evaluation
+    accuracy             of their scores
+    guessing_rate        what the best guess that never looks would earn on them
 """
 
 import math
+from collections import Counter, defaultdict
 
 import torch
 
@@ -50,3 +53,20 @@ def rate_with_interval(records: list[dict], key: str) -> dict:
     mean = sum(values) / max(1, len(values))
     unscored = len(records) - len(values)
     return {"mean": mean, "low": low, "high": high, "count": len(values), "unscored": unscored}
+
+
+def accuracy(records: list[dict]) -> dict:
+    """The share of right answers, with its interval."""
+    return rate_with_interval(records, "score")
+
+
+def guessing_rate(records: list[dict]) -> float:
+    """Accuracy of the best blind guess: for each kind of question its most common answer.
+
+    An oracle among constant guesses: it knows the gold answers of these very questions.
+    """
+    answers: dict[str, Counter] = defaultdict(Counter)  # kind -> how often each gold answer occurs
+    for record in records:
+        answers[record["kind"]][record["gold"]] += 1
+    right = sum(max(counts.values()) for counts in answers.values())
+    return right / max(1, len(records))
