@@ -22,6 +22,7 @@ import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,8 @@ from torch.utils.checkpoint import checkpoint
 from harness.ranks import gather_objects
 from model.attention import Layout
 from model.loading import load_model
+from model.lora import FOLDER, add_adapters, load_adapters, lora_linears
+from model.prompts import PromptEncoder
 from model.qwen import Policy, max_logits, next_positions
 from model.records import Group, padded
 from model.sampling import sampling_copy, sampling_dtype
@@ -240,6 +243,28 @@ class Policies:
     skipped_in_a_row: int = 0  # steps without a finite gradient, see `training_step`
 
 
+def load_policy(cfg, checkpoint: str | None, accelerator) -> tuple[Policy, PromptEncoder]:
+    """The policy that a stage trains, from its last checkpoint, or from --model if that is None.
+
+    With --lora_rank the frozen base is --model all the same, in the dtype that the run computes in;
+    a checkpoint adds the adapters.
+    """
+    has_adapters = cfg.lora_rank > 0
+    policy, encoder = load_model(
+        cfg.model if has_adapters else checkpoint or cfg.model,
+        freeze_vision=cfg.freeze_vision,
+        gradient_checkpointing=cfg.gradient_checkpointing,
+        max_pixels=cfg.max_pixels,
+        dtype=sampling_dtype(accelerator) if has_adapters else torch.float32,
+        device=accelerator.device,
+    )
+    if has_adapters:
+        add_adapters(policy, cfg.lora_rank, cfg.lora_alpha, cfg.lora_targets, cfg.seed)
+        if checkpoint:
+            load_adapters(policy, Path(checkpoint) / FOLDER)
+    return policy, encoder
+
+
 def build_policies(
     policy: Policy,
     cfg,
@@ -251,20 +276,25 @@ def build_policies(
 ) -> Policies:
     """Make the optimizer, the sampler and the reference, and wrap the policy for DDP and autocast.
 
-    samples  the stage samples from the policy while it trains: in mixed precision a bf16 copy does
-    kl_beta  above 0 a frozen reference is needed
+    samples  the stage samples from the policy while it trains: in mixed precision a bf16 copy does,
+             and with adapters a copy into which they are merged, unless --no_lora_merge
+    kl_beta  above 0 a frozen reference is needed; with adapters it is the policy itself, whose
+             adapters are off while it is scored
     resumed  `policy` comes from a checkpoint, so the reference is loaded from --model
 
     The sampler is never wrapped. It needs no gradient, and no collective may run while tokens are
     drawn, since ranks take unequally long. accelerate's `prepare` puts autocast into the forward of
     the wrapped policy, so no stage has to.
     """
-    sampler = policy
-    if samples and sampling_dtype(accelerator) == torch.bfloat16:
-        sampler = sampling_copy(policy)
+    has_adapters = bool(lora_linears(policy))
+    sampler, dtype = policy, sampling_dtype(accelerator)
+    if samples and (cfg.lora_merge if has_adapters else dtype == torch.bfloat16):
+        sampler = sampling_copy(policy, dtype)
 
     reference = None
-    if kl_beta > 0:
+    if kl_beta > 0 and has_adapters:
+        reference = policy
+    elif kl_beta > 0:
         reference = copy.deepcopy(policy)
         if resumed:
             reference, _ = load_model(cfg.model, device=accelerator.device)

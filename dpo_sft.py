@@ -51,6 +51,7 @@ from common import (
     Policies,
     build_policies,
     fixed_logps,
+    load_policy,
     micro_batches,
     set_learning_rate,
     token_logps,
@@ -63,7 +64,7 @@ from harness.progress import progress
 from harness.randomness import random_of
 from harness.ranks import gather_objects, make_accelerator, sum_over_ranks
 from harness.run import Run
-from model.loading import load_model
+from model.lora import adapters_off, base_state_dict
 from model.qwen import Policy
 from model.records import Group, completion_mask
 from sources.lazily import AT_A_TIME
@@ -224,7 +225,7 @@ def reference_key(policy: Policy, pairs: Pairs, accelerator) -> str:
     Each rank hashes a part of the weights.
     """
     rank, ranks = accelerator.process_index, accelerator.num_processes
-    mine = sorted(policy.vlm.state_dict().items())[rank::ranks]
+    mine = sorted(base_state_dict(policy.vlm).items())[rank::ranks]
     digests = {name: hashlib.sha256(as_bytes(weight)).hexdigest() for name, weight in mine}
     of_all = [pair for of_rank in gather_objects(digests, accelerator) for pair in of_rank.items()]
 
@@ -295,20 +296,18 @@ def main(cfg: Config) -> None:
     run = Run(cfg, "dpo_sft", accelerator, COLUMNS)
     ranks, rank = accelerator.num_processes, accelerator.process_index
 
-    base, encoder = load_model(cfg.model, freeze_vision=cfg.freeze_vision,
-                               max_pixels=cfg.max_pixels, device=accelerator.device)
+    base, encoder = load_policy(cfg, None, accelerator)
     pairs = load_pairs(cfg, encoder, base, run.warn, accelerator)
     looked_at = next(pairs.batches([range(min(LOOKED_AT, len(pairs)))]))
     say_what_was_understood(run, encoder, [group.prompt for group in looked_at])
     # The reference is the base model as it is now: it is scored before anything is trained.
-    logp_ref = cached_reference(base, pairs, cfg, accelerator, run)
+    with adapters_off(base):
+        logp_ref = cached_reference(base, pairs, cfg, accelerator, run)
 
     policy = base
     if run.latest_model() is not None:
         del base, policy  # only one model at a time
-        policy, _ = load_model(run.latest_model(), freeze_vision=cfg.freeze_vision,
-                               device=accelerator.device)
-    policy.gradient_checkpointing = cfg.gradient_checkpointing
+        policy, _ = load_policy(cfg, run.latest_model(), accelerator)
     policies = build_policies(policy, cfg, accelerator)
     run.load_state(policies.optimizer)
 

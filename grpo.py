@@ -49,6 +49,7 @@ from common import (
     Policies,
     build_policies,
     fixed_logps,
+    load_policy,
     micro_batches,
     set_learning_rate,
     token_logps,
@@ -60,7 +61,7 @@ from harness.metrics import Stopwatch, sampler_gap
 from harness.randomness import torch_generator
 from harness.ranks import make_accelerator, sum_over_ranks
 from harness.run import Run
-from model.loading import load_model
+from model.lora import adapters_off
 from model.qwen import Policy
 from model.records import Group, completion_mask, padded
 from model.sampling import refresh, sample_groups, token_entropy
@@ -81,6 +82,8 @@ class Config(settings.Data, settings.Sampling, settings.Training, settings.Judge
     prompts_per_step: int = flag(16, "prompts per rollout, over all processes; paper: 128")
     group_size: int = flag(8, "completions per prompt (G); paper: 8")
     temperature: float = flag(1.0, "of sampling and of scoring alike; MM-EUREKA")
+    lora_merge: bool = flag(True, "with --lora_rank a copy with the adapters merged in samples; "
+                            "--no_lora_merge: base and adapters do, slower, where no copy fits")
     dynamic_sampling: bool = flag(False, "draw again for groups all right or all wrong; DAPO")
     max_draws: int = flag(10, "rollouts that --dynamic_sampling may draw for one step; verl")
     # reward and advantage
@@ -313,7 +316,8 @@ def update(batch: UpdateBatch, policies: Policies, accelerator, cfg: Config) -> 
             weight = (logp_old - logp_sampler).exp().clamp(max=cfg.tis)  # (b, t)
             terms["loss"] = terms["loss"] * weight
         if policies.reference is not None:
-            with torch.no_grad(), accelerator.autocast():  # `prepare` did not wrap it
+            # `prepare` did not wrap it. With LoRA it is the policy's own base.
+            with torch.no_grad(), accelerator.autocast(), adapters_off(policies.reference):
                 logp_ref = token_logps(policies.reference, micro.groups, cfg.temperature)
             terms["kl_ref"] = kl_k3(logp, logp_ref)
             terms["loss"] = terms["loss"] + cfg.kl_beta * terms["kl_ref"]
@@ -357,10 +361,7 @@ def set_up(cfg: Config):
     check_shares(cfg, accelerator.num_processes)
     run = Run(cfg, "grpo", accelerator)
 
-    policy, encoder = load_model(
-        run.latest_model() or cfg.model, freeze_vision=cfg.freeze_vision,
-        gradient_checkpointing=cfg.gradient_checkpointing, max_pixels=cfg.max_pixels,
-        device=accelerator.device)
+    policy, encoder = load_policy(cfg, run.latest_model(), accelerator)
     policies = build_policies(policy, cfg, accelerator, samples=True, kl_beta=cfg.kl_beta,
                               resumed=run.has_state())
 

@@ -65,12 +65,9 @@ def sampling_seconds(sizes: Sizes, work: Work, device: Device) -> float:
 
 
 def pass_seconds(sizes: Sizes, work: Work, device: Device) -> float:
-    """Forward and backward of one micro-batch: 6 operations per weight and token, or 8.
-
-    Gradient checkpointing computes each layer once more.
-    """
+    """Forward and backward of one micro-batch."""
     tokens = work.prompt_tokens + work.completions_per_pass * work.completion_tokens
-    operations = (8 if work.checkpointing else 6) * (sizes.weights - sizes.vision) * tokens
+    operations = work.operations * (sizes.weights - sizes.vision) * tokens
     return operations / (MFU * device.operations)
 
 
@@ -103,6 +100,9 @@ def work_of(cfg, device_name: str, ranks: int) -> Work:
         freeze_vision=getattr(cfg, "freeze_vision", True),
         checkpointing=getattr(cfg, "gradient_checkpointing", False),
         reference=getattr(cfg, "kl_beta", 0.0) > 0,
+        lora_rank=getattr(cfg, "lora_rank", 0),
+        lora_targets=tuple(getattr(cfg, "lora_targets", "").split(",")),
+        lora_merge=getattr(cfg, "lora_merge", True),
         max_logits=max_logits("cpu" if device_name == "cpu" else "cuda"),
     )
 
@@ -194,8 +194,8 @@ def rollout_time(cfg, sizes: Sizes, work: Work, device: Device) -> list[str]:
     drawing = batches * sampling_seconds(sizes, work, device)
     learning = passes * pass_seconds(sizes, work, device)
     updates = cfg.updates_per_rollout
-    # logp_old, for all updates but the first: a forward pass is 2 operations of the 6 or 8.
-    forward = 2 / (8 if work.checkpointing else 6)
+    # logp_old, for all updates but the first: a forward pass is 2 of the operations.
+    forward = 2 / work.operations
     learning *= 1 + forward * (updates - 1) / updates
     return [
         f"a rollout: {completions} completions of at most {work.completion_tokens:,} tokens, "

@@ -245,5 +245,29 @@ class RunFolder(Settings):
 
 
 @dataclass(frozen=True)
-class Training(Optimizer, RunFolder):
+class Lora(Settings):
+    """LoRA: small matrices beside a frozen base are trained (see model/lora.py)."""
+
+    lora_rank: int = flag(
+        0, "rank of the adapters, 0: off, all weights are trained; adapters want 5 to 10 times the "
+        "--lr: 1e-3 for rank 8 on the embedded world; ours",
+    )  # fmt: skip
+    lora_alpha: int = flag(32, "what the adapters add is multiplied by alpha / rank; ours")
+    lora_targets: str = flag(
+        "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj",
+        "linears of each decoder layer that get an adapter; ours: all of them",
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.lora_rank < 0 or self.lora_alpha <= 0:
+            raise ValueError("--lora_rank must not be negative, and --lora_alpha must be positive")
+        if self.lora_rank and not self.freeze_vision:
+            raise ValueError(
+                "--lora_rank freezes all weights, the tower too: leave --no_freeze_vision out"
+            )
+
+
+@dataclass(frozen=True)
+class Training(Optimizer, Lora, RunFolder):
     """The run of a stage that trains a model."""

@@ -8,6 +8,7 @@
     sampling.py    prompts become groups of sampled completions
     decoding.py    the cache of keys and values that sampling decodes against
     compiled.py    the same with fixed shapes, for a compiled step
+    lora.py        adapters beside a frozen base; off, merged, and in PEFT's files
     loading.py     model folders in and out
 
 Nothing here knows of rewards, losses, data sets or runs.

@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
+from model.lora import FOLDER, lora_linears, merged_state_dict, save_adapters
 from model.prompts import PromptEncoder
 from model.qwen import Policy, load_weights
 
@@ -129,11 +130,17 @@ def suppressed_ids(vlm, tokenizer, eos_ids: list[int]) -> Tensor:
 def save_model(policy: Policy, encoder: PromptEncoder, folder: Path) -> None:
     """Write a plain Hugging Face folder that `from_pretrained` opens.
 
-    It is written beside its place and then renamed, so a crash never leaves half a model there.
+    A policy with adapters is written merged, and its adapters beside that (`lora.py`). It is
+    written beside its place and then renamed, so a crash never leaves half a model there.
     """
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)  # of an earlier crash
-    policy.vlm.save_pretrained(partial)
+    has_adapters = bool(lora_linears(policy))
+    policy.vlm.save_pretrained(
+        partial, state_dict=merged_state_dict(policy.vlm) if has_adapters else None
+    )
+    if has_adapters:
+        save_adapters(policy, partial / FOLDER)
     encoder.tokenizer.save_pretrained(partial)
     encoder.image_processor.save_pretrained(partial)
 

@@ -40,6 +40,7 @@ class Sizes:
     kv_heads: int
     head_dim: int
     vocabulary: int  # V
+    linears: dict[str, tuple[int, int]]  # name -> (out, in) of each linear of one decoder layer
 
     @classmethod
     def of(cls, name: str, flag: str = "--model") -> "Sizes":
@@ -61,6 +62,11 @@ class Sizes:
             vlm = transformers.Qwen2_5_VLForConditionalGeneration(config)
 
         text = config.text_config
+        linears = {}
+        for name, module in vlm.model.language_model.layers[0].named_modules():
+            if isinstance(module, torch.nn.Linear):
+                linears[name.rpartition(".")[2]] = (module.out_features, module.in_features)
+
         return cls(
             weights=sum(p.numel() for p in vlm.parameters()),
             vision=sum(p.numel() for p in vlm.model.visual.parameters()),
@@ -72,6 +78,7 @@ class Sizes:
             kv_heads=text.num_key_value_heads,
             head_dim=text.hidden_size // text.num_attention_heads,
             vocabulary=text.vocab_size,
+            linears=linears,
         )
 
     def cache_bytes(self, tokens: int, bytes_per_number: int) -> int:
@@ -99,6 +106,9 @@ class Work:
     freeze_vision: bool = True
     checkpointing: bool = False
     reference: bool = False  # a second, frozen model
+    lora_rank: int = 0  # 0: all weights are trained
+    lora_targets: tuple[str, ...] = ()  # linears of a decoder layer that have an adapter
+    lora_merge: bool = True  # a copy with merged adapters samples
     max_logits: int = 2**27
 
     @property
@@ -111,6 +121,15 @@ class Work:
         """Completions of the longest kind beside one prompt of the longest kind, at least one."""
         free = self.pass_tokens - self.prompt_tokens
         return max(self.never_split, free // self.completion_tokens)
+
+    @property
+    def operations(self) -> int:
+        """For each weight and token of an update, in floating point.
+
+        2 forward, 2 for the gradient of what goes in, 2 for that of the weight if it is trained;
+        gradient checkpointing goes forward once more.
+        """
+        return 2 + 2 + (0 if self.lora_rank else 2) + (2 if self.checkpointing else 0)
 
 
 # --- 3. What lies in the memory of one GPU -----------------------------------------------------
@@ -153,6 +172,8 @@ def weight_parts(sizes: Sizes, work: Work) -> list[Part]:
     """Weights, and what an optimizer keeps for each of them."""
     if not work.trains:
         return [Part("weights", work.bytes_per_number * sizes.weights, ALWAYS)]
+    if work.lora_rank:
+        return lora_parts(sizes, work)
 
     trained = sizes.weights
     if work.freeze_vision:
@@ -170,6 +191,25 @@ def weight_parts(sizes: Sizes, work: Work) -> list[Part]:
         found.append(Part("bf16 copy that samples", BF16 * copied, ALWAYS))
     if work.reference:
         found.append(Part("reference, fp32", FP32 * sizes.weights, ALWAYS, ("--kl_beta 0",)))
+    return found
+
+
+def lora_parts(sizes: Sizes, work: Work) -> list[Part]:
+    """With LoRA: a frozen base, which is its own reference, and the adapters that are trained."""
+    width = work.bytes_per_number
+    shapes = [sizes.linears[name] for name in work.lora_targets]
+    adapters = sizes.layers * sum(work.lora_rank * (out + inner) for out, inner in shapes)
+    gradients = ALWAYS if work.ranks > 1 else UPDATE
+
+    found = [
+        Part("weights, frozen", width * sizes.weights, ALWAYS),
+        Part("adapters, fp32", FP32 * adapters, ALWAYS),
+        Part("AdamW's two moments", 2 * FP32 * adapters, ALWAYS),
+        Part("gradients", FP32 * adapters, gradients),
+    ]
+    if work.sequences and work.lora_merge:  # the rest of its weights is the base's own
+        merged = sizes.layers * sum(out * inner for out, inner in shapes)
+        found.append(Part("merged copy that samples", width * merged, ALWAYS, ("--no_lora_merge",)))
     return found
 
 
@@ -225,16 +265,19 @@ def update_parts(sizes: Sizes, work: Work) -> list[Part]:
         Part("gradient of the head, chunk by chunk", head_bytes(head, chunk < predicted, work),
              (HEAD,)),
         # With tied embeddings the head's gradient waits until the embedding table adds its part.
-        Part("gradient of the head, summed", FP32 * head, (LAYER,)),
+        Part("gradient of the head, summed", 0 if work.lora_rank else FP32 * head, (LAYER,)),
     ]  # fmt: skip
 
 
 def head_bytes(head: int, in_chunks: bool, work: Work) -> float:
     """What the gradient of the head's weights takes while the backward pass is there.
 
+    A frozen head has none, and is in the dtype that it is used in.
     In one chunk: the gradient alone. In several: the sum of the earlier chunks as well, and under
     autocast the weights and this chunk's gradient in bf16.
     """
+    if work.lora_rank:
+        return 0
     needed = FP32 * head
     if in_chunks:
         needed += FP32 * head
@@ -252,8 +295,9 @@ def layer_bytes(sizes: Sizes, work: Work) -> float:
     keys = sizes.kv_heads * sizes.head_dim
     seen = completions * (work.prompt_tokens + work.completion_tokens - 1)  # keys of completions
 
-    # Two norms keep their input, and the input divided by its size: four tensors of width D.
-    norms = 4 * FP32 * tokens * sizes.hidden
+    # Two norms keep their input, and the input divided by its size, which only the gradient of
+    # their weights needs: four tensors of width D, or two.
+    norms = (2 if work.lora_rank else 4) * FP32 * tokens * sizes.hidden
     # Inputs of linears. Autocast casts anew for q, k, v, o, gate and up; in fp32 q, k and v share
     # one input, and gate and up another.
     linears = (6 * BF16 if work.bf16 else 3 * FP32) * tokens * sizes.hidden
@@ -265,6 +309,8 @@ def layer_bytes(sizes: Sizes, work: Work) -> float:
     keys_and_values = 2 * width * (seen * queries + work.prompt_tokens * keys)
 
     weights = BF16 * sizes.layer_weights if work.bf16 else 0  # the layer's weights, cast
+    if work.lora_rank:  # frozen ones are bf16 already; x A^T is kept for the gradient of B
+        weights = width * work.lora_rank * tokens * len(work.lora_targets)
     return norms + linears + mlp + queries_and_outputs + keys_and_values + weights
 
 

@@ -32,6 +32,8 @@ class Policy(nn.Module):
     to nothing (test_small_steps_move_fp32_weights_only). On a GPU autocast computes in bf16.
     """
 
+    residual_dtype = torch.bfloat16  # of the residual stream at least; adapters want fp32
+
     def __init__(
         self,
         vlm: "transformers.Qwen2_5_VLForConditionalGeneration",
@@ -185,6 +187,7 @@ class Policy(nn.Module):
         leave `eval` (test_gradient_checkpointing_changes_nothing).
         """
         text = self.vlm.model.language_model
+        hidden = hidden.to(torch.promote_types(hidden.dtype, self.residual_dtype))
         rope = text.rotary_emb(hidden, positions.to(self.device))  # cosines and sines
 
         for layer in text.layers:

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from model.attention import padded_indices
 from model.compiled import StaticDecodeCache, compiled_extend
 from model.decoding import DecodeCache, extend, prefill
+from model.lora import merge_copy, merged_weights
 from model.qwen import Policy, next_positions
 from model.records import Prompt, SampledGroup
 
@@ -255,8 +256,11 @@ def sampling_dtype(accelerator) -> torch.dtype:
     return torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
 
 
-def sampling_copy(policy: Policy) -> Policy:
+def sampling_copy(policy: Policy, dtype: torch.dtype = torch.bfloat16) -> Policy:
     """A copy with bf16 weights, only for sampling. `refresh` it before every rollout.
+
+    Adapters are merged into it (`lora.py`). Of weights that have no adapter and are in `dtype`
+    already no copy is made: they are frozen, so both models may share them.
 
     Decoding reads every weight for every token, so half of the bytes take half of the time.
 
@@ -268,13 +272,14 @@ def sampling_copy(policy: Policy) -> Policy:
     # tower, whose features training uses too, so an image is still encoded once.
     memo = {}
     for weight in policy.parameters():
-        memo[id(weight)] = nn.Parameter(weight.detach().bfloat16(), requires_grad=False)
+        memo[id(weight)] = nn.Parameter(weight.detach().to(dtype), requires_grad=False)
     memo[id(policy.vlm.model.visual)] = nn.Module()
 
     sampler = copy.deepcopy(policy, memo)
     sampler.image_features = policy.image_features
     sampler.vlm.model.visual = None
     sampler.__dict__.pop("compiled_extend", None)  # a copied one would use the policy's weights
+    merge_copy(sampler)
     return sampler
 
 
@@ -287,6 +292,7 @@ def refresh(sampler: Policy, policy: Policy) -> None:
     """
     if sampler is policy:
         return
-    weights = dict(policy.named_parameters())
-    for name, weight in sampler.named_parameters():
-        weight.copy_(weights[name])
+    copies = dict(sampler.named_parameters())
+    for name, weight in merged_weights(policy):
+        if name in copies:  # the tower is not
+            copies[name].copy_(weight)

@@ -15,10 +15,11 @@ import grpo
 from common import token_logps
 from conftest import LiveBytes, fresh_policy
 from harness.plan import parse_device, plan
+from model.lora import add_adapters
 from model.memory import ALWAYS, HEAD, LAST_TOKEN, LAYER, PREFILL, Sizes, Work, parts, peak
 from model.qwen import Policy
 from model.records import Group, Prompt
-from model.sampling import sample_groups
+from model.sampling import sample_groups, sampling_copy
 
 ROOT = Path(__file__).resolve().parent.parent
 V = 2000
@@ -41,6 +42,17 @@ def random_policy(tmp_path) -> Policy:
     return Policy(vlm, policy.eos_ids, torch.zeros(V, dtype=torch.bool))
 
 
+TARGETS = tuple(grpo.Config().lora_targets.split(","))
+
+
+def adapt(policy: Policy, rank: int, bf16: bool) -> None:
+    """Freeze it, in bf16 where that is asked for, and give it adapters."""
+    if bf16:
+        for weight in policy.parameters():
+            weight.data = weight.data.bfloat16()
+    add_adapters(policy, rank, 32, ",".join(TARGETS), seed=0)
+
+
 def text_prompt(tokens: int) -> Prompt:
     positions = torch.arange(tokens).expand(3, -1)
     return Prompt({}, torch.randint(10, V, (tokens,)), positions, None, None)
@@ -55,12 +67,17 @@ def at(found, moment: str) -> float:
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("chunk", [60, 10_000])
-def test_update_is_as_planned(tmp_path, monkeypatch, S, T, completions, checkpointing, bf16, chunk):
+@pytest.mark.parametrize("rank", [0, 16])
+def test_update_is_as_planned(
+    tmp_path, monkeypatch, S, T, completions, checkpointing, bf16, chunk, rank
+):
     """Forward and backward of a micro-batch, within 10 % of what really lives.
 
     Gradients of weights are planned apart: here each is dropped as soon as it is there.
     """
     policy = random_policy(tmp_path)
+    if rank:
+        adapt(policy, rank, bf16)
     policy.gradient_checkpointing = checkpointing
     monkeypatch.setattr(common, "max_logits", lambda _: chunk * V)
     for weight in policy.parameters():
@@ -81,6 +98,8 @@ def test_update_is_as_planned(tmp_path, monkeypatch, S, T, completions, checkpoi
         pass_tokens=S + completions * T,
         checkpointing=checkpointing,
         max_logits=chunk * V,
+        lora_rank=rank,
+        lora_targets=TARGETS,
     )
     sizes = Sizes.of(str(tmp_path))
     found = [part for part in parts(sizes, work) if part.name != "gradients"]
@@ -137,6 +156,27 @@ def test_optimizer_is_as_planned(tmp_path):
     assert planned["weights, fp32"] == sum(w.nbytes for w in policy.parameters())
 
 
+@pytest.mark.parametrize("bf16", [False, True])
+def test_lora_weights_are_as_planned(tmp_path, bf16):
+    """The frozen base, adapters, their optimizer, and what the copy that samples has of its own."""
+    policy = random_policy(tmp_path)
+    adapt(policy, 16, bf16)
+    sampler = sampling_copy(policy, torch.bfloat16 if bf16 else torch.float32)
+    base = {name: p for name, p in policy.named_parameters() if not p.requires_grad}
+    places = {p.data_ptr() for p in base.values()}
+    own = [p for p in sampler.parameters() if p.data_ptr() not in places]
+    adapters = [p for p in policy.parameters() if p.requires_grad]
+
+    more = dict(sequences=4, reference=True, lora_rank=16, lora_targets=TARGETS)
+    work = Work(True, bf16, 1, 10, 10, pass_tokens=20, **more)
+    planned = {part.name: part.bytes for part in parts(Sizes.of(str(tmp_path)), work)}
+    assert planned["weights, frozen"] == sum(w.nbytes for w in base.values())
+    assert planned["adapters, fp32"] == planned["gradients"] == sum(w.nbytes for w in adapters)
+    assert planned["AdamW's two moments"] == 2 * planned["gradients"]
+    assert planned["merged copy that samples"] == sum(w.nbytes for w in own)
+    assert not any("reference" in name for name in planned), "the base is its own reference"
+
+
 def test_public_models_are_known():
     """3.75 and 8.29 billion weights; the cache a token in bf16 is 36.9 and 57.3 kB."""
     small, large = (Sizes.of(f"Qwen/Qwen2.5-VL-{n}B-Instruct") for n in (3, 7))
@@ -159,12 +199,18 @@ def test_public_models_are_known():
         (grpo, "grpo_7b", "h100", "DOES NOT FIT: 158.9"),
         (grpo, "grpo_7b", "h100x8", "DOES NOT FIT: 189.4"),
         (dpo_sft, "dpo_sft_7b", "h100", "DOES NOT FIT: 146.5"),
+        (grpo, "grpo_3b_lora", "rtx4090", "fits: 22.0"),
+        (grpo, "grpo_3b_lora", "rtx4090 --no_lora_merge --sample_batch 24", "fits: 20.9"),
+        (grpo, "grpo_7b_lora", "h100", "fits: 68.8"),
+        (dpo_sft, "dpo_sft_3b_lora", "rtx4090", "fits: 22.0"),
+        (dpo_sft, "dpo_sft_7b_lora", "h100", "fits: 37.8"),
     ],
 )
 def test_the_configs_need_what_readme_says(stage, file, device, needed):
     """Each figure of README's table."""
     flags = f"@configs/{file}.args --plan {device}".split()
-    assert f"{needed} of 73.6 GB" in plan(stage.parse_cli(stage.Config, "", flags))
+    usable = "22.1" if "rtx4090" in device else "73.6"
+    assert f"{needed} of {usable} GB" in plan(stage.parse_cli(stage.Config, "", flags))
     assert needed.split()[-1] in (ROOT / "README.md").read_text()
 
 
