@@ -87,7 +87,10 @@ def token_logps(policy: nn.Module, groups: list[Group], temperature: float = 1.0
 def fixed_logps(
     policy: nn.Module, groups: list[Group], accelerator, cfg, temperature: float = 1.0
 ) -> Tensor:
-    """logp (B, T) on the CPU, no gradient: what a loss compares with, in its micro-batches."""
+    """`token_logps` without a gradient, micro-batch by micro-batch, on the CPU: (B, T).
+
+    logp_old of GRPO and the reference of DPO: constants that a loss compares with.
+    """
     logps = []
     for batch in micro_batches(groups, cfg.max_tokens_per_micro_batch):
         with accelerator.autocast():
@@ -117,7 +120,7 @@ def score_groups(policy: Policy, groups: list[Group], temperature: float) -> Ten
     targets = torch.cat(completions).to(policy.device)  # as many as predictors
     logp = chunked_logps(policy, hidden.index_select(0, predictor), targets, temperature)
 
-    # 4. Unpack: one line for each completion, 0 behind its end.
+    # 4. Unpack: one row for each completion, 0 behind its end.
     return padded(logp.split([len(c) for c in completions]))  # (B, T)
 
 
@@ -161,7 +164,8 @@ def chunked_logps(
         logits = policy.logits(h, temperature)  # (chunk, V)
         return logits.gather(-1, target[:, None])[:, 0] - logits.logsumexp(-1)  # (chunk,)
 
-    chunk_size = max(1, max_logits(hidden.device.type) // len(policy.suppressed))
+    vocabulary = len(policy.suppressed)  # V
+    chunk_size = max(1, max_logits(hidden.device.type) // vocabulary)
     chunks = list(zip(hidden.split(chunk_size), targets.split(chunk_size)))
 
     logps = []
@@ -183,8 +187,11 @@ class MicroBatch:
     groups: list[Group]
     span: slice  # of the first dimension of the step's (B, ...) tensors
 
-    def lines_of(self, x: Tensor, like: Tensor) -> Tensor:
-        """The lines of x (B, T) of these completions, as wide as `like` (b, t), on its device."""
+    def rows_of(self, x: Tensor, like: Tensor) -> Tensor:
+        """x (B, T) of the whole step -> (b, t): the rows of this micro-batch, as `like` is.
+
+        Behind column t there is only padding, since no completion of this micro-batch is longer.
+        """
         return x[self.span, : like.shape[1]].to(like.device)
 
 
@@ -213,7 +220,7 @@ def micro_batches(groups: list[Group], max_tokens: int, split: bool = True) -> l
 
 
 def num_tokens(groups: list[Group]) -> int:
-    """Tokens of a forward pass over these groups."""
+    """Tokens of these groups: each prompt once, and its completions."""
     return sum(len(g.prompt.ids) + sum(len(c) for c in g.completions) for g in groups)
 
 
@@ -284,7 +291,7 @@ def build_policies(
 
     The sampler is never wrapped. It needs no gradient, and no collective may run while tokens are
     drawn, since ranks take unequally long. accelerate's `prepare` puts autocast into the forward of
-    the wrapped policy, so no stage has to.
+    the wrapped policy; sampler and reference are called inside of `accelerator.autocast()`.
     """
     has_adapters = bool(lora_linears(policy))
     sampler, dtype = policy, sampling_dtype(accelerator)
@@ -292,15 +299,8 @@ def build_policies(
         sampler = sampling_copy(policy, dtype)
 
     reference = None
-    if kl_beta > 0 and has_adapters:
-        reference = policy
-    elif kl_beta > 0:
-        reference = copy.deepcopy(policy)
-        if resumed:
-            reference, _ = load_model(cfg.model, device=accelerator.device)
-        reference.requires_grad_(False)
-        if policy.vision_is_frozen():  # then the tower is the same in both
-            reference.feature_cache = policy.feature_cache
+    if kl_beta > 0:
+        reference = policy if has_adapters else frozen_start(policy, cfg, accelerator, resumed)
 
     trainable = [p for p in policy.parameters() if p.requires_grad]
     betas = (cfg.adam_beta1, cfg.adam_beta2)
@@ -314,6 +314,19 @@ def build_policies(
     )
     trained, optimizer = accelerator.prepare(policy, optimizer)
     return Policies(trained, accelerator.unwrap_model(trained), sampler, optimizer, reference)
+
+
+def frozen_start(policy: Policy, cfg, accelerator, resumed: bool) -> Policy:
+    """The start model, for the KL term: a copy of the policy before it is trained."""
+    if resumed:  # the policy has been trained since: the start model is loaded again
+        reference, _ = load_model(cfg.model, device=accelerator.device)
+    else:
+        reference = copy.deepcopy(policy)
+
+    reference.requires_grad_(False)
+    if policy.vision_is_frozen():  # then the tower is the same in both
+        reference.feature_cache = policy.feature_cache
+    return reference
 
 
 # --- 4. One training step ----------------------------------------------------------------------
@@ -407,7 +420,7 @@ def step_or_skip(policies: Policies, grad_norm: float, max_skipped: int) -> None
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, step: int, cfg, steps: int) -> float:
-    """Set and return the rate of step 0, 1, ...
+    """Set the learning rate of a step, counted from 0, and return it.
 
     GRPO counts rollouts: all updates of one share a rate, so that --updates_per_rollout does not
     change the schedule.

@@ -4,22 +4,27 @@ For each prompt q, sample G completions o_1..o_G from the current policy, reward
 it with its own group. A token's log-probability is then raised if its completion did better than
 the group's mean, and lowered if it did worse, until its ratio to the sampling policy leaves a band:
 
-    A_i     = (R_i - mean(R)) / (std(R) + eps)                     one advantage per completion
+    A_i     = (R_i - mean(R)) / (std(R) + 1e-6)                    one advantage per completion
     r_it    = exp(logp_it - logp_old_it)                           one ratio per token
     J       = 1/M sum_i sum_t min(r_it A_i, clip(r_it, 1 - low, 1 + high) A_i)      M = all tokens
     loss    = -J  (+ beta * KL to the reference, off by default)
 
 As a loop:
 
-    repeat
+    repeat                                                            a step
+        0. give the sampler the policy's weights                               refresh
         1. sample a group for each prompt, and reward it                       collect_rollout
-        2. turn rewards into advantages, keep logp_old                         prepare_updates
-        3. for each optimizer step: the clipped loss over its micro-batches    update
+        2. turn rewards into advantages, fix logp_old                          prepare_updates
+        3. for each update: the clipped loss over its micro-batches            update
 
-Three log-probabilities, never to be confused: `logp` of the policy that is being trained;
-`logp_old` of the same weights before the first update on this rollout, fixed until the next
-rollout; `logp_ref` of the frozen start model, for the KL term only, which is not even loaded if
---kl_beta is 0.
+A *step* is one rollout, an *update* one optimizer step.
+
+Four log-probabilities of the same tokens, never to be confused:
+
+    logp            of the policy that is being trained
+    logp_old        of the same weights before the first update on a rollout
+    logp_sampler    as the sampler drew them, by other kernels or in bf16: for --tis and `gap` only
+    logp_ref        of the frozen start model, for the KL term only: not loaded if --kl_beta is 0
 
 Where this departs from the paper, or fills in what it leaves open:
   1. Clip band 0.2 / 0.28: the paper says "similar to DAPO", these are DAPO's.
@@ -27,12 +32,13 @@ Where this departs from the paper, or fills in what it leaves open:
      (DAPO eq. 8 is printed for one prompt).
   3. A rollout is consumed in --updates_per_rollout optimizer steps. With one, every ratio is 1 and
      the clip never acts; the paper's 128 prompts x 8 in batches of 128 completions make 8.
-  4. Dynamic sampling, overlong shaping, masking of truncated completions, Dr. GRPO: built, off.
+  4. Dynamic sampling, overlong shaping, masking of truncated completions, Dr. GRPO, truncated
+     importance sampling against the sampler (TIS): built, off.
 
 Dimension key: N prompts, G completions per prompt, B = N*G completions, T longest completion. Small
-letters (n, b, t): the same counts in a micro-batch or in one optimizer step.
+letters (n, b, t): the same counts in one update or in a micro-batch.
 
-    accelerate launch grpo.py                                   the embedded world, 16 steps, 15 s
+    accelerate launch grpo.py                                   the embedded world, 16 steps, 20 s
     accelerate launch grpo.py --model runs/warmup/model         stage 3: another start
     accelerate launch --config_file configs/one_gpu.yaml grpo.py @configs/grpo_3b.args
 """
@@ -115,12 +121,12 @@ class Config(settings.Data, settings.Sampling, settings.Training, settings.Judge
 # --- 1. Sample a group for each prompt, and reward it ------------------------------------------
 
 
-def collect_rollout(sampler: Policy, stream: PromptStream, reward, generator,
+def collect_rollout(sampler: Policy, stream: PromptStream, reward_groups, generator,
                     sampling: Stopwatch, accelerator, cfg: Config) -> list[RewardedGroup]:
     """Sample a group for each of this rank's prompts, and reward it.
 
-    reward    a function: sampled groups -> rewarded groups
-    sampling  counts the seconds in which tokens are drawn
+    reward_groups  a function: sampled groups -> rewarded groups
+    sampling       counts the seconds in which tokens are drawn
 
     With dynamic sampling, draw on until there are enough informative groups; a surplus is thrown
     away. Reward and accuracy are then logged for the kept groups only.
@@ -135,7 +141,7 @@ def collect_rollout(sampler: Policy, stream: PromptStream, reward, generator,
                 sampler, prompts, cfg.group_size, max_new_tokens=cfg.max_new_tokens,
                 temperature=cfg.temperature, generator=generator, sample_batch=cfg.sample_batch,
                 logits_stat=token_entropy, compile_decode=cfg.compile_decode)
-        rewarded = reward(groups)
+        rewarded = reward_groups(groups)
         kept += [r for r in rewarded if r.is_informative() or not cfg.dynamic_sampling]
         if len(kept) >= count:
             return kept[:count]
@@ -144,7 +150,7 @@ def collect_rollout(sampler: Policy, stream: PromptStream, reward, generator,
                      f"{len(kept)} groups with right and wrong answers; raise --max_draws?")
 
 
-# --- 2. Advantages -----------------------------------------------------------------------------
+# --- 2. Advantages, and what else is fixed before the updates ----------------------------------
 
 
 def group_advantages(rewards: Tensor, divide_by_std: bool = True, eps: float = 1e-6) -> Tensor:
@@ -178,7 +184,72 @@ def group_advantages(rewards: Tensor, divide_by_std: bool = True, eps: float = 1
     return torch.where((lowest < highest) & known, advantages, 0.0)
 
 
-# --- 3. Loss -----------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class UpdateBatch:
+    """What one update learns from, this rank's share: the groups with a gradient."""
+
+    groups: list[Group]
+    advantages: Tensor  # (B,)
+    mask: Tensor  # (B, T) 1 where a token counts in the loss
+    logp_sampler: Tensor  # (B, T) what the sampler gave its tokens
+    logp_old: Tensor | None  # (B, T); None in the first update, where it equals logp
+    loss_tokens: float  # this rank's part of M; groups without a gradient count too
+    filler: Group  # any group, for the passes of a rank that has fewer than the others
+
+
+def prepare_updates(rollout: list[RewardedGroup], policies: Policies, accelerator,
+                    cfg: Config) -> list[UpdateBatch]:
+    """Cut a rollout into updates; compute what depends on the policy that sampled it."""
+    size = len(rollout) // cfg.updates_per_rollout
+    parts = [rollout[u * size : (u + 1) * size] for u in range(cfg.updates_per_rollout)]
+    return [prepare_update(part, u == 0, policies, accelerator, cfg)
+            for u, part in enumerate(parts)]
+
+
+def prepare_update(part: list[RewardedGroup], is_first: bool, policies: Policies, accelerator,
+                   cfg: Config) -> UpdateBatch:
+    """The part of a rollout that one update learns from."""
+    totals = torch.tensor([rewarded.totals for rewarded in part])  # (n, G) R_i
+    advantages = group_advantages(totals, divide_by_std=not cfg.dr_grpo)  # (n, G)
+
+    in_loss = ~totals.isnan()  # (n, G) whether a completion is in the loss
+    if cfg.mask_truncated:
+        in_loss &= ~torch.tensor([rewarded.truncated for rewarded in part])
+    mask = completion_mask([rewarded.group for rewarded in part])  # (n * G, T)
+    mask = mask.unflatten(0, in_loss.shape) * in_loss[..., None]  # (n, G, T)
+
+    # M counts the tokens of every group. The more groups have no gradient, the smaller is the
+    # gradient of this update beside those of others; dynamic sampling avoids that.
+    loss_tokens = in_loss.numel() * cfg.max_new_tokens if cfg.dr_grpo else float(mask.sum())
+
+    # The gradient of a group of equal rewards is exactly 0, unless the KL term pulls on it: such a
+    # group needs no pass (test_groups_without_gradient_change_nothing). The others are sorted, so
+    # that similar lengths share a micro-batch.
+    learns = ((advantages != 0) & in_loss).any(-1) | (cfg.kl_beta > 0)  # (n,)
+    kept = [i for i in range(len(part)) if learns[i]]
+    kept.sort(key=lambda i: max(len(c) for c in part[i].group.completions))
+    groups = [part[i].group for i in kept]
+
+    # In the first update logp_old is logp itself. For the later ones it is computed now, before any
+    # update, and by the function that computes logp: the sampler's own log-probabilities come from
+    # other kernels, or bf16 weights, and the first ratio would not be exactly 1
+    # (test_first_update_ratio_is_one). The metric `gap` is that difference.
+    logp_old = None
+    if not is_first:
+        logp_old = fixed_logps(policies.trained, groups, accelerator, cfg, cfg.temperature)
+
+    return UpdateBatch(
+        groups,
+        advantages[kept].flatten(),
+        mask[kept].flatten(0, 1),
+        logp_sampler=padded([logp for group in groups for logp in group.logps]),
+        logp_old=logp_old,
+        loss_tokens=loss_tokens,
+        filler=part[0].group,
+    )
+
+
+# --- 3. The clipped loss, and the update -------------------------------------------------------
 
 
 def policy_loss(logp: Tensor, logp_old: Tensor, advantages: Tensor, mask: Tensor, clip_low: float,
@@ -222,6 +293,9 @@ def policy_loss(logp: Tensor, logp_old: Tensor, advantages: Tensor, mask: Tensor
 def kl_k3(logp: Tensor, logp_ref: Tensor) -> Tensor:
     """(B, T) estimate of KL(policy || reference), never below 0: e^d - d - 1, d = logp_ref - logp.
 
+    Trap: only its value estimates that KL. As a term of the loss its gradient, (1 - e^d) grad logp,
+    is on average that of KL(reference || policy) (test_k3_pulls_like_the_other_kl).
+
     `expm1` keeps it accurate near 0. In fp32 the plain form gives 0 at d = 1e-4, and is negative at
     1e-6 (test_k3_nonnegative_for_small_d). Source: Schulman, "Approximating KL divergence" (k3).
     """
@@ -229,87 +303,19 @@ def kl_k3(logp: Tensor, logp_ref: Tensor) -> Tensor:
     return torch.expm1(d) - d
 
 
-# --- 4. Update ---------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class UpdateBatch:
-    """What one optimizer step learns from, this rank's share: the groups with a gradient."""
-
-    groups: list[Group]
-    advantages: Tensor  # (B,)
-    mask: Tensor  # (B, T) 1 where a token counts in the loss
-    logp_sampler: Tensor  # (B, T) what the sampler gave its tokens
-    logp_old: Tensor | None  # (B, T); None before the first step, where it equals logp
-    num_tokens: float  # this rank's part of M; groups without a gradient count too
-    filler: Group  # any group, for the passes of a rank that has fewer than the others
-
-
-def prepare_updates(rollout: list[RewardedGroup], policies: Policies, accelerator,
-                    cfg: Config) -> list[UpdateBatch]:
-    """Cut a rollout into optimizer steps; compute what depends on the policy that sampled it."""
-    size = len(rollout) // cfg.updates_per_rollout
-    parts = [rollout[u * size : (u + 1) * size] for u in range(cfg.updates_per_rollout)]
-    return [prepare_update(part, u == 0, policies, accelerator, cfg)
-            for u, part in enumerate(parts)]
-
-
-def prepare_update(part: list[RewardedGroup], is_first: bool, policies: Policies, accelerator,
-                   cfg: Config) -> UpdateBatch:
-    """The part of a rollout that one optimizer step learns from."""
-    rewards = torch.tensor([rewarded.totals for rewarded in part])  # (n, G)
-    advantages = group_advantages(rewards, divide_by_std=not cfg.dr_grpo)  # (n, G)
-
-    in_loss = ~rewards.isnan()  # (n, G) whether a completion is in the loss
-    if cfg.mask_truncated:
-        in_loss &= ~torch.tensor([rewarded.truncated for rewarded in part])
-    mask = completion_mask([rewarded.group for rewarded in part])  # (n * G, T)
-    mask = mask.unflatten(0, in_loss.shape) * in_loss[..., None]  # (n, G, T)
-
-    # M counts the tokens of every group. The more groups have no gradient, the smaller is the step;
-    # dynamic sampling avoids that.
-    num_tokens = in_loss.numel() * cfg.max_new_tokens if cfg.dr_grpo else float(mask.sum())
-
-    # The gradient of a group of equal rewards is exactly 0, unless the KL term pulls on it: such a
-    # group needs no pass (test_groups_without_gradient_change_nothing). The others are sorted, so
-    # that similar lengths share a micro-batch.
-    learns = ((advantages != 0) & in_loss).any(-1) | (cfg.kl_beta > 0)  # (n,)
-    kept = [n for n in range(len(part)) if learns[n]]
-    kept.sort(key=lambda n: max(len(c) for c in part[n].group.completions))
-    groups = [part[n].group for n in kept]
-
-    # In the first step logp_old is logp itself. For the later ones it is computed now, before any
-    # step, and by the function that computes logp: the sampler's own log-probabilities come from
-    # other kernels, or bf16 weights, and the first ratio would not be exactly 1
-    # (test_first_update_ratio_is_one). The metric `gap` is that difference.
-    logp_old = None
-    if not is_first:
-        logp_old = fixed_logps(policies.trained, groups, accelerator, cfg, cfg.temperature)
-
-    return UpdateBatch(
-        groups,
-        advantages[kept].flatten(),
-        mask[kept].flatten(0, 1),
-        logp_sampler=padded([logp for group in groups for logp in group.logps]),
-        logp_old=logp_old,
-        num_tokens=num_tokens,
-        filler=part[0].group,
-    )
-
-
 def update(batch: UpdateBatch, policies: Policies, accelerator, cfg: Config) -> dict[str, float]:
     """One optimizer step. Returns sums over this rank's tokens, to be divided later."""
-    M = max(1.0, sum_over_ranks({"M": batch.num_tokens}, accelerator)["M"])  # over all ranks
+    normalizer = max(1.0, sum_over_ranks({"M": batch.loss_tokens}, accelerator)["M"])
 
     def loss_and_metrics(micro: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
         logp = token_logps(policies.trained, micro.groups, cfg.temperature)  # (b, t)
-        mask = micro.lines_of(batch.mask, like=logp)  # (b, t)
-        logp_sampler = micro.lines_of(batch.logp_sampler, like=logp)  # (b, t)
+        mask = micro.rows_of(batch.mask, like=logp)  # (b, t)
+        logp_sampler = micro.rows_of(batch.logp_sampler, like=logp)  # (b, t)
         advantages = batch.advantages[micro.span].to(logp.device)  # (b,)
 
-        logp_old = logp.detach()  # first step: the ratio is 1, and its gradient that of logp
+        logp_old = logp.detach()  # first update: the ratio is 1, and its gradient that of logp
         if batch.logp_old is not None:
-            logp_old = micro.lines_of(batch.logp_old, like=logp)
+            logp_old = micro.rows_of(batch.logp_old, like=logp)
         terms = policy_loss(logp, logp_old, advantages, mask, cfg.clip_low, cfg.clip_high)
 
         if cfg.tis > 0:  # truncated importance sampling: undo the sampler's own distribution
@@ -328,23 +334,22 @@ def update(batch: UpdateBatch, policies: Policies, accelerator, cfg: Config) -> 
 
     sums = training_step(
         policies, accelerator, micro_batches(batch.groups, cfg.max_tokens_per_micro_batch),
-        loss_and_metrics, normalizer=M, filler=batch.filler, cfg=cfg)
-    return {**sums, "M": batch.num_tokens}
+        loss_and_metrics, normalizer=normalizer, filler=batch.filler, cfg=cfg)
+    return {**sums, "loss_tokens": batch.loss_tokens}
 
 
-# --- 5. The loop -------------------------------------------------------------------------------
+# --- The loop ----------------------------------------------------------------------------------
 
 
 def train_on(rollout: list[RewardedGroup], policies: Policies, accelerator, cfg) -> Counter:
-    """Consume a rollout in --updates_per_rollout optimizer steps; sums over all of them."""
-    # a) Freeze everything that depends on the sampling policy.
+    """2. and 3.: a rollout in --updates_per_rollout updates; returns sums over all of them."""
+    # 2. Freeze everything that depends on the policy that sampled.
     batches = prepare_updates(rollout, policies, accelerator, cfg)
 
-    # b) Optimise.
+    # 3. Optimise.
     sums = Counter()
     for batch in batches:
-        for name, value in update(batch, policies, accelerator, cfg).items():
-            sums[name] += value
+        sums.update(update(batch, policies, accelerator, cfg))  # a Counter adds
     return sums
 
 
@@ -355,7 +360,7 @@ def check_shares(cfg: Config, ranks: int) -> None:
                          f"processes ({ranks}) x --updates_per_rollout ({cfg.updates_per_rollout})")
 
 
-def set_up(cfg: Config):
+def set_up(cfg: Config) -> tuple:
     """Whatever the loop works with, from a new start or from where --resume found it."""
     accelerator = make_accelerator(cfg)
     check_shares(cfg, accelerator.num_processes)
@@ -366,10 +371,10 @@ def set_up(cfg: Config):
                               resumed=run.has_state())
 
     stream, held_out = build_stream(cfg, encoder, accelerator, run.warn)
-    rewards = GroupRewards(cfg, encoder, policy.eos_ids, run.warn)
-    run.columns = ["reward", *rewards.by_name, *COLUMNS]
+    group_rewards = GroupRewards(cfg, encoder, policy.eos_ids, run.warn)
+    run.columns = ["reward", *group_rewards.by_name, *COLUMNS]
     say_what_was_understood(run, encoder, stream.preview(LOOKED_AT), examples=stream.examples,
-                            judge=rewards.judge, per_step=cfg.prompts_per_step)
+                            judge=group_rewards.judge, per_step=cfg.prompts_per_step)
 
     # Each rank has its own generator; with one seed, all would draw the same numbers.
     generator = torch_generator(cfg.seed, "rollout", accelerator.process_index, accelerator.device)
@@ -382,41 +387,42 @@ def set_up(cfg: Config):
             f"{cfg.prompts_per_step * cfg.group_size} completions a rollout -> "
             f"{cfg.updates_per_rollout} optimizer steps, {accelerator.num_processes} process(es), "
             f"{run.folder}")
-    return run, policies, encoder, stream, held_out, rewards, generator
+    return run, policies, encoder, stream, held_out, group_rewards, generator
 
 
 def main(cfg: Config) -> None:
-    run, policies, encoder, stream, held_out, rewards, generator = set_up(cfg)
+    run, policies, encoder, stream, held_out, group_rewards, generator = set_up(cfg)
     accelerator = run.accelerator
 
     for step in range(run.start_step + 1, cfg.steps + 1):
         rate = set_learning_rate(policies.optimizer, step - 1, cfg, cfg.steps)
-        refresh(policies.sampler, policies.bare)  # the sampler gets the policy's weights
-        reward = rewards.at(step / cfg.steps)
-        evaluation = held_out.accuracy(step, policies.sampler, reward, accelerator, cfg)
+        refresh(policies.sampler, policies.bare)  # 0.
+        reward_groups = group_rewards.at(step / cfg.steps)
+        evaluation = held_out.accuracy(step, policies.sampler, reward_groups, accelerator, cfg)
 
         working, sampling = Stopwatch(), Stopwatch()
         with working:
-            rollout = collect_rollout(policies.sampler, stream, reward, generator, sampling,
+            rollout = collect_rollout(policies.sampler, stream, reward_groups, generator, sampling,
                                       accelerator, cfg)  # 1.
             sums = train_on(rollout, policies, accelerator, cfg)  # 2. and 3.
 
-        counts = {"skipped_examples": stream.skipped, **take_counts(rewards.judge)}
+        counts = {"skipped_examples": stream.skipped, **take_counts(group_rewards.judge)}
         run.log(step, cfg.steps, {
             **summarize(rollout, sums, counts, accelerator, cfg), **evaluation, "lr": rate,
             "gen%": 100 * sampling.seconds / working.seconds, "step_s": working.seconds})
         if step == 1 or step % cfg.sample_every == 0:  # every rank scores a group: no rank waits
             logp = fixed_logps(policies.trained, [rollout[0].group], accelerator, cfg,
                                cfg.temperature)
-            run.sample(step, partial(sample_record, rollout[0], logp, encoder, rewards.judge))
+            run.sample(step, partial(sample_record, rollout[0], logp, encoder,
+                                      group_rewards.judge))
         if run.is_time_to_save(step, cfg.steps):  # also after Ctrl-C
             extra = {"stream": stream.state(), "generator": generator.get_state()}
             run.save_checkpoint(step, policies, encoder, extra)
         run.stop_if_asked()
 
-    panels = {"reward": ["reward", *rewards.by_name], **PANELS}
-    run.finish_training(policies, encoder, panels, f"GRPO from {cfg.model}",
-                        chance=best_blind_guess(stream.examples))
+    run.finish_training(
+        policies, encoder, {"reward": ["reward", *group_rewards.by_name], **PANELS},
+        f"GRPO from {cfg.model}", chance=best_blind_guess(stream.examples))
 
 
 if __name__ == "__main__":

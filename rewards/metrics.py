@@ -32,7 +32,8 @@ def rollout_means(rollout: list[RewardedGroup]) -> Means:
         lengths = [len(completion) for completion in rewarded.group.completions]
         means.add("length", sum(lengths), len(lengths))
         means.add("trunc%", 100 * sum(rewarded.truncated), len(lengths))
-        means.add("zero_std%", 100 * (len(set(known_totals)) < 2))
+        all_equal = len(set(known_totals)) < 2
+        means.add("zero_std%", 100.0 if all_equal else 0.0)
         means.add_number("unscored", len(lengths) - len(known_totals))
 
         entropies = rewarded.group.stats  # (t,) each
@@ -47,8 +48,10 @@ def summarize(rollout: list[RewardedGroup], sums: Counter, counts: dict[str, int
     for name, count in counts.items():
         means.add_number(name, count)
 
-    # Over the tokens that were passed through the model: those of groups with a gradient.
-    means.add("loss", sums["loss"], sums["M"])
+    # The loss is a mean over M, the tokens of all groups, also of those without a gradient.
+    means.add("loss", sums["loss"], sums["loss_tokens"])
+
+    # The others are means over the tokens that were passed through the model.
     for name in ("ratio", "kl_ref", "gap", "gap_k3"):
         if name in sums:  # without a reference there is no kl_ref
             means.add(name, sums[name], sums["tokens"])

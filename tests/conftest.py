@@ -159,8 +159,8 @@ def sampled(prompt, completions: list) -> SampledGroup:
 def update_batch(groups, advantages, mask) -> grpo.UpdateBatch:
     """What the first step of a rollout learns from, if all of its groups have a gradient."""
     logps = padded([logp for group in groups for logp in group.logps])
-    num_tokens = float(mask.sum())
-    return grpo.UpdateBatch(groups, advantages, mask, logps, None, num_tokens, filler=groups[0])
+    loss_tokens = float(mask.sum())
+    return grpo.UpdateBatch(groups, advantages, mask, logps, None, loss_tokens, filler=groups[0])
 
 
 def blank(size=(84, 84), mode="RGB") -> Image.Image:

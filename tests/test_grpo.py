@@ -228,6 +228,29 @@ def test_k3_is_unbiased_for_the_kl():
     assert not torch.allclose((p.exp() * kl_k3(q, p)).sum(), kl, atol=1e-2), "d has a sign"
 
 
+def test_k3_pulls_like_the_other_kl():
+    """As a loss, k3 has on average the gradient of KL(reference || policy), not of its value's KL.
+
+    Every token of a small vocabulary, weighted by its probability: what sampling does on average.
+    """
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(7, generator=generator, requires_grad=True)
+    q = torch.randn(7, generator=generator).log_softmax(0)
+
+    def gradient(value):
+        return torch.autograd.grad(value, logits)[0]
+
+    p = logits.log_softmax(0)
+    weights = p.detach().exp()  # sampled tokens: no gradient through how they were drawn
+    k3 = gradient((weights * kl_k3(p, q)).sum())
+
+    p = logits.log_softmax(0)
+    assert torch.allclose(k3, gradient((q.exp() * (q - p)).sum()), atol=1e-6)
+
+    p = logits.log_softmax(0)
+    assert not torch.allclose(k3, gradient((p.exp() * (p - q)).sum()), atol=1e-2)
+
+
 def test_inputs_are_left_alone():
     """Pure functions: what goes in comes out unchanged."""
     logp, logp_old, advantages, mask = random_batch()
@@ -362,7 +385,7 @@ def test_masked_completions_count_nowhere(tiny64):
     assert sums["tokens"] == without_second.sum()
     assert same_gradients(masked, alone)
 
-    nothing, _ = one_step(policy, replace(batch, mask=batch.mask * 0, num_tokens=0.0), CFG)
+    nothing, _ = one_step(policy, replace(batch, mask=batch.mask * 0, loss_tokens=0.0), CFG)
     assert all(grad.abs().max() == 0 for grad in nothing.values())
 
 
@@ -383,7 +406,7 @@ def test_groups_without_gradient_change_nothing(tiny64):
 
     advantages = group_advantages(torch.tensor([r.totals for r in rollout])).flatten()
     whole = update_batch(groups, advantages.double(), completion_mask(groups).double())
-    assert batch.num_tokens == whole.num_tokens
+    assert batch.loss_tokens == whole.loss_tokens
 
     fast, sums = one_step(policy, batch, CFG)
     slow, all_sums = one_step(policy, whole, CFG)
@@ -391,7 +414,7 @@ def test_groups_without_gradient_change_nothing(tiny64):
     assert sums["loss"] == pytest.approx(all_sums["loss"], abs=1e-12)
     assert sums["tokens"] < all_sums["tokens"]
 
-    other = replace(batch, num_tokens=float(batch.mask.sum()))
+    other = replace(batch, loss_tokens=float(batch.mask.sum()))
     wrong, _ = one_step(policy, other, CFG)
     assert not same_gradients(slow, wrong, atol=1e-4)
 
@@ -538,7 +561,7 @@ def summary_of(cfg=CFG):
         ),
     ]  # fmt: skip
     totals = Counter(
-        tokens=20, M=40, loss=-4.0, ratio=22.0, clipped=3.0, kl_ref=1.0,
+        tokens=20, loss_tokens=40, loss=-4.0, ratio=22.0, clipped=3.0, kl_ref=1.0,
         gap=0.4, gap_k3=0.2, gap_outside=2.0, grad_norm=7.0, skipped_updates=1.0,
     )  # fmt: skip
     cfg = replace(cfg, updates_per_rollout=2)
