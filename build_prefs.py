@@ -96,7 +96,11 @@ class Config(settings.Data, settings.Sampling, settings.Judge, settings.RunFolde
 AS_SAMPLED = "as sampled"  # the note of a candidate whose text was left as it was
 
 
-def refusal(response: Response, example: dict, judge: Judge | None, wanted: float) -> str | None:
+# --- 0. What both sides ask of a response --------------------------------------------------------
+
+
+def why_unusable(response: Response, example: dict, judge: Judge | None,
+                 wanted: float) -> str | None:
     """Why a response cannot be used where the score `wanted` is asked for; None if it can."""
     if response.text is None:
         return "no reply"
@@ -115,7 +119,7 @@ def refusal(response: Response, example: dict, judge: Judge | None, wanted: floa
 
 
 def supplement(response: str) -> str | None:
-    """The response in the full format, a missing *closing* tag added. None if more is missing.
+    """The paper's format supplement: a missing *closing* tag is added. None if more is missing.
 
     >>> supplement("<think> a <answer> 2 </answer>")
     '<think> a </think> <answer> 2 </answer>'
@@ -131,7 +135,7 @@ def supplement(response: str) -> str | None:
 
 def choose(response: Response, example: dict, judge: Judge | None, cfg: Config) -> Candidate:
     """A response as the chosen side of a pair, or why it cannot be that side."""
-    reason = refusal(response, example, judge, wanted=1.0)
+    reason = why_unusable(response, example, judge, wanted=1.0)
     if reason is not None:
         return Candidate(None, reason)
 
@@ -142,18 +146,21 @@ def choose(response: Response, example: dict, judge: Judge | None, cfg: Config) 
     consistency = ""
     if cfg.verify:
         consistency = check_consistency(example, text, judge)
-        is_enough = consistency == AGREES or (consistency == UNSURE and cfg.unsure == "keep")
-        if not is_enough:
+        is_accepted = consistency == AGREES or (consistency == UNSURE and cfg.unsure == "keep")
+        if not is_accepted:
             return Candidate(None, f"reasoning: {consistency}", consistency)
-    note = AS_SAMPLED if text == response.text else "format supplied"
+    note = AS_SAMPLED if text == response.text.strip() else "format supplied"
     return Candidate(text, note, consistency)
 
 
 # --- 2. Rejected: right (with --coupled: wrong), out of format -----------------------------------
 
 
-def drop(text: str, *tags: str) -> str:
+def remove_tags(text: str, *tags: str) -> str:
     """The text without these tags and the white space that belonged to them, the rest as it is.
+
+    >>> remove_tags("<think> a </think>\\n  <answer> 2 </answer>", "<answer>", "</answer>")
+    '<think> a </think>\\n2'
 
     Blanks around a tag belong to it; between two words one is left. A line of nothing but tags is
     removed with its line break.
@@ -168,11 +175,11 @@ def drop(text: str, *tags: str) -> str:
 
 
 CORRUPTIONS = {
-    "no tags": lambda r: drop(r, "<think>", "</think>", "<answer>", "</answer>"),
-    "no answer tags": lambda r: drop(r, "<answer>", "</answer>"),
-    "no think tags": lambda r: drop(r, "<think>", "</think>"),
-    "think around all": lambda r: drop(r, "<answer>", "</answer>", "</think>") + " </think>",
-    "answer in words": lambda r: drop(r.replace("<answer>", "Answer:"), "</answer>"),
+    "no tags": lambda r: remove_tags(r, "<think>", "</think>", "<answer>", "</answer>"),
+    "no answer tags": lambda r: remove_tags(r, "<answer>", "</answer>"),
+    "no think tags": lambda r: remove_tags(r, "<think>", "</think>"),
+    "think around all": lambda r: remove_tags(r, "<answer>", "</answer>", "</think>") + " </think>",
+    "answer in words": lambda r: remove_tags(r.replace("<answer>", "Answer:"), "</answer>"),
 }
 
 
@@ -190,7 +197,7 @@ def corrupt(response: str, rng: random.Random) -> tuple[str, str]:
     answer in words   <think> a </think> Answer: 2
     """
     if not is_in_format(response):
-        return response, AS_SAMPLED
+        return response.strip(), AS_SAMPLED  # chosen is stripped too: white space is no cue
     name = rng.choice(list(CORRUPTIONS))
     return CORRUPTIONS[name](response), name
 
@@ -198,7 +205,7 @@ def corrupt(response: str, rng: random.Random) -> tuple[str, str]:
 def reject(response: Response, example: dict, judge: Judge | None, rng: random.Random,
            cfg: Config) -> Candidate:
     """A response as the rejected side of a pair, or why it cannot serve as that side."""
-    reason = refusal(response, example, judge, wanted=0.0 if cfg.coupled else 1.0)
+    reason = why_unusable(response, example, judge, wanted=0.0 if cfg.coupled else 1.0)
     if reason is not None:
         return Candidate(None, reason)
     text, kind = corrupt(response.text, rng)
@@ -239,14 +246,14 @@ def ask_ahead(examples: list[dict], chosen_side: list[list[Response]],
 
     First whether answers are right, then whether the reasoning of those that are comes to them.
     """
-    later = AskLater(judge)
-    for _ in range(2):
+    later = AskLater(judge)  # it notes a question and does not answer it yet
+    for _ in ("is the answer right?", "does its reasoning come to it?"):  # needs the first replies
         for example, for_chosen, for_rejected in zip(examples, chosen_side, rejected_side):
             for response in for_chosen:
                 choose(response, example, later, cfg)
             for response in for_rejected:
-                reject(response, example, later, random.Random(0), cfg)
-        later.ask(QUESTIONS_AT_A_TIME)
+                reject(response, example, later, random.Random(0), cfg)  # this draw is not used
+        later.ask_pending(QUESTIONS_AT_A_TIME)
 
 
 def make_pairs(examples: list[dict], chosen_side: list[list[Response]],
@@ -265,8 +272,9 @@ def make_pairs(examples: list[dict], chosen_side: list[list[Response]],
         rejected = drop_repeats([reject(r, example, judge, rng, cfg) for r in for_rejected])
 
         matched = list(zip(kept(chosen), kept(rejected)))
-        for better, worse in matched[: cfg.pairs_per_question]:
-            pairs.append(pair_record(example, better.text, worse.text, corruption=worse.note))
+        for one_chosen, one_rejected in matched[: cfg.pairs_per_question]:
+            pairs.append(pair_record(example, one_chosen.text, one_rejected.text,
+                                     corruption=one_rejected.note))
         funnel += count_question(chosen, rejected, cfg.pairs_per_question)
     return pairs, funnel
 
@@ -274,17 +282,18 @@ def make_pairs(examples: list[dict], chosen_side: list[list[Response]],
 # --- 4. Main -----------------------------------------------------------------------------------
 
 
-Writer = Callable[[Prompts], list[list[Response]]]  # the responses to each prompt
+Responder = Callable[[Prompts], list[list[Response]]]  # the responses to each prompt
 
 
-def open_writer(side: str, base_model: Policy, encoder: PromptEncoder, cfg: Config,
-                run: Run, parts: Parts) -> Writer:
-    """Who writes the responses of a side, by --source or --rejected_source.
+def open_responder(side: str, base_model: Policy, encoder: PromptEncoder, cfg: Config,
+                   run: Run, parts: Parts) -> Responder:
+    """Who responds for a side of the pairs, by --source or --rejected_source.
 
     Raises ValueError naming the flag if it cannot be opened, before anything is sampled.
     """
-    flag_name = {"chosen": "--source", "rejected": "--rejected_source"}[side]
-    source = {"chosen": cfg.source, "rejected": cfg.rejected_source}[side]
+    flag_name, source = "--source", cfg.source
+    if side == "rejected":
+        flag_name, source = "--rejected_source", cfg.rejected_source
     if is_elsewhere(source):
         responses_to = responses_from(source, flag_name, cfg, run.warn, show=run.writes)
         return lambda prompts: responses_to(prompts.examples)
@@ -326,8 +335,8 @@ def main(cfg: Config) -> None:
     base_model, encoder = load_model(cfg.base, flag="--base", freeze_vision=True,
                                      max_pixels=cfg.max_pixels, dtype=sampling_dtype(accelerator))
     parts = Parts(run)
-    write_chosen = open_writer("chosen", base_model, encoder, cfg, run, parts)
-    write_rejected = open_writer("rejected", base_model, encoder, cfg, run, parts)
+    respond_chosen = open_responder("chosen", base_model, encoder, cfg, run, parts)
+    respond_rejected = open_responder("rejected", base_model, encoder, cfg, run, parts)
 
     examples = load_examples(cfg.data, count=cfg.max_examples, seed=cfg.seed,
                              instruction=cfg.instruction, columns=cfg.columns,
@@ -340,7 +349,7 @@ def main(cfg: Config) -> None:
     # Each side draws numbers of its own: with the same ones, similar models would write the same
     # responses, and with --source base all would be the same. In evaluate.py the same numbers are
     # right: there, only the models should make a difference.
-    chosen_side, rejected_side = write_chosen(prompts), write_rejected(prompts)
+    chosen_side, rejected_side = respond_chosen(prompts), respond_rejected(prompts)
 
     rng = random_of(cfg.seed, "corruptions", rank)
     pairs, funnel = make_pairs(prompts.examples, chosen_side, rejected_side, cfg, judge, rng)

@@ -14,17 +14,18 @@ reward (see scoring/); `--score FILE --benchmark NAME` does so with responses ma
     accuracy    share of right answers; sampled at temperature 1 as in training, and greedy
     shuffled    accuracy when each question is shown with another question's image: what a model
                 earns without looking
-    OOD         the same for other formats, wordings, looks and tasks than stages 1 to 3 had
-    pass@k      chance that one of k samples is right, unbiased: 1 - C(n-c, k) / C(n, k)
+    OOD         format and accuracy on formats, wordings, looks and tasks that stages 1 to 3 never
+                had
+    pass@k      chance that at least one of k samples is right, unbiased: 1 - C(n-c, k) / C(n, k)
     branching   tokens in the 0.95 nucleus at a sampled step, on average (arXiv 2508.07534)
     GF          generalisation factor over a run's checkpoints (SPECS section 3.1):
                 (1 + b^2) G_ID G_OOD / (b^2 G_ID + G_OOD), b = 2, G = rate now - rate at start;
                 the rate is format in the world, accuracy on the sets of --gf_id and --gf_ood
 
 Where this departs from the paper, or fills in what it leaves open:
-  1. GF is 0 where a gain is not positive (the formula is undefined there). Each OOD format is shown
-     beside their mean: a good mean can hide one lost format, for example one that resembles the
-     rejected responses.
+  1. GF is 0 where a gain is not positive: an F-measure has no meaning there. Each OOD format is
+     shown beside their mean: a good mean can hide one lost format, for example one that resembles
+     the rejected responses.
   2. Intervals are Wilson's, 95 %, over questions; those of pass@k are bootstrapped over questions.
 
     accelerate launch evaluate.py --models base=toy/base,zero=runs/zero/model
@@ -54,7 +55,14 @@ from model.records import Prompt, SampledGroup, is_truncated
 from model.sampling import sample_groups, sampling_dtype
 from rewards import Judge, make_judge
 from rewards.judge import take_counts
-from scoring import ask_judge, category_rates, find, grade_example, load_gf_sets, load_sets
+from scoring import (
+    ask_judge,
+    category_rates,
+    find_benchmark,
+    grade_example,
+    load_gf_sets,
+    load_sets,
+)
 from scoring.rates import accuracy, bootstrap, guessing_rate, rate_with_interval
 from scoring.responses import (
     append_records,
@@ -85,8 +93,9 @@ class Config(settings.Columns, settings.Benchmark, settings.Generalization, sett
     # sampling
     temperature: float = flag(1.0, "of sampled accuracy, pass@k and branching; paper: not stated")
     pass_items: int = flag(120, "questions for pass@k, 0: leave it out")
-    greedy_only: bool = flag(False, "only greedy responses to `id`, as benchmarks are reported")
     pass_samples: int = flag(16, "samples per question for pass@k (n); paper: not stated, k to 64")
+    greedy_only: bool = flag(False, "only greedy responses to `id`, as benchmarks are reported")
+    # instead of an evaluation
     rescore: str = flag("", "a completions.jsonl: grade it again, print its table and stop")
     ask: str = flag("", "a question: print what each of --models answers, side by side, and stop")
     image: str = flag("", "image file for --ask, or several: a.png,b.png")
@@ -96,7 +105,7 @@ class Config(settings.Columns, settings.Benchmark, settings.Generalization, sett
         if self.gf_runs and self.data != "toy" and not self.gf_id:
             raise ValueError(f"--gf_runs: for --data {self.data} say --gf_id and --gf_ood as well")
         if self.benchmark:
-            find(self.benchmark)
+            find_benchmark(self.benchmark)  # raises if there is none of that name
         if self.image and not self.ask:
             raise ValueError("--image goes with --ask; a data set names its own images")
         own_words = self.benchmark or self.ask
@@ -150,8 +159,8 @@ def list_measurements(cfg: Config, sets: list[str], rank: int, world_size: int
                       ) -> list[Measurement]:
     """All that is asked of each model; `sets` are names.
 
-    Only `id` is also decoded greedily, which doubles its cost, and sampled for pass@k, which
-    multiplies it by --pass_samples.
+    Only `id` is also decoded greedily, and sampled for pass@k: --pass_samples times for
+    --pass_items of its questions.
     """
     if cfg.greedy_only:
         return [Measurement("id", "greedy", temperature=0.0)]
@@ -169,24 +178,24 @@ def list_measurements(cfg: Config, sets: list[str], rank: int, world_size: int
 
 
 @dataclass(frozen=True)
-class Questioner:
-    """Whoever asks a model: settings, run, judge, and what an earlier process has finished."""
+class Evaluator:
+    """What all measurements share: settings, run, judge, and what an earlier process finished."""
 
     cfg: Config
     run: Run
     judge: Judge | None
     parts: Parts
 
-    def open_model(self, folder: str, flag: str) -> tuple[Policy, PromptEncoder]:
-        """A model in the dtype that samples. `flag` named the folder, and an error names it."""
+    def open_model(self, folder: str, flag_name: str) -> tuple[Policy, PromptEncoder]:
+        """A model in the dtype that samples. An error names the flag that named the folder."""
         accelerator = self.run.accelerator
         return load_model(
-            folder, flag=flag, freeze_vision=True, max_pixels=self.cfg.max_pixels,
+            folder, flag=flag_name, freeze_vision=True, max_pixels=self.cfg.max_pixels,
             dtype=sampling_dtype(accelerator), device=accelerator.device)
 
-    def ask(self, policy: Policy, encoder: PromptEncoder, prompts: Prompts,
-            measurement: Measurement, model_name: str) -> list[dict]:
-        """Sample and grade; one record per response of this rank's prompts.
+    def sample_and_grade(self, policy: Policy, encoder: PromptEncoder, prompts: Prompts,
+                         measurement: Measurement, model_name: str) -> list[dict]:
+        """One record per response to this rank's prompts.
 
         Every model draws the same random numbers (common random numbers), which lowers the noise of
         a difference between models; each set, mode and rank has numbers of its own.
@@ -196,7 +205,7 @@ class Questioner:
         generator = torch_generator(
             cfg.seed, purpose, accelerator.process_index, accelerator.device)
 
-        def sample_and_grade(some: list[Prompt]) -> list[dict]:
+        def one_part(some: list[Prompt]) -> list[dict]:
             with accelerator.autocast():
                 groups = sample_groups(
                     policy, some, measurement.samples, max_new_tokens=cfg.max_new_tokens,
@@ -209,39 +218,41 @@ class Questioner:
 
         prompts_at_a_time = max(1, cfg.sample_batch // measurement.samples)
         return self.parts.each(f"{model_name}: {purpose}", prompts.first(measurement.max_prompts),
-                               prompts_at_a_time, sample_and_grade, generator)
+                               prompts_at_a_time, one_part, generator)
 
 
 def grade_groups(groups: list[SampledGroup], encoder: PromptEncoder, eos_ids: list[int],
                  judge: Judge | None) -> list[dict]:
     """A graded record for each completion; a judge is asked about all of them at once."""
-    answers = [(group.prompt.example, encoder.decode(ids), ids, sizes) for group in groups
-               for ids, sizes in zip(group.completions, group.stats)]
-    ask_judge([(example, response) for example, response, _, _ in answers], judge)
+    responses = [[encoder.decode(ids) for ids in group.completions] for group in groups]
+    ask_judge([(group.prompt.example, text) for group, texts in zip(groups, responses)
+               for text in texts], judge)
 
     records = []
-    for example, response, ids, sizes in answers:
-        records.append({
-            **response_record(example, response, grade_example(example, response, judge)),
-            "tokens": len(ids),
-            "truncated": is_truncated(ids, eos_ids),
-            "nucleus_sum": float(sizes.sum()),
-        })
+    for group, texts in zip(groups, responses):
+        example = group.prompt.example
+        for ids, text, nucleus_sizes in zip(group.completions, texts, group.stats):  # (t,) each
+            records.append({
+                **response_record(example, text, grade_example(example, text, judge)),
+                "tokens": len(ids),
+                "truncated": is_truncated(ids, eos_ids),
+                "nucleus_sum": float(nucleus_sizes.sum()),  # 0 where it was not measured
+            })
     return records
 
 
-def measure(name: str, folder: str, encoded: EncodedSets, questioner: Questioner) -> list[dict]:
+def measure(name: str, folder: str, encoded: EncodedSets, evaluator: Evaluator) -> list[dict]:
     """The records of one model, over this rank's prompts of each set."""
-    run, cfg = questioner.run, questioner.cfg
-    policy, encoder = questioner.open_model(folder, "--models")
+    run, cfg = evaluator.run, evaluator.cfg
+    policy, encoder = evaluator.open_model(folder, "--models")
     prompts = encoded.for_encoder(encoder)
-    say_what_was_understood(run, encoder, prompts["id"][:LOOKED_AT], judge=questioner.judge)
+    say_what_was_understood(run, encoder, prompts["id"][:LOOKED_AT], judge=evaluator.judge)
 
     rank, world_size = run.accelerator.process_index, run.accelerator.num_processes
     records = []
     for measurement in list_measurements(cfg, list(prompts), rank, world_size):
         of_set = prompts[measurement.set_name]
-        records += questioner.ask(policy, encoder, of_set, measurement, name)
+        records += evaluator.sample_and_grade(policy, encoder, of_set, measurement, name)
     return records
 
 
@@ -279,16 +290,16 @@ def summarize(records: list[dict]) -> dict:
 
 def mean_pass_at_k(records: list[dict]) -> dict[str, dict]:
     """pass@k for every k up to 64: the mean over the questions with at least k scored samples."""
-    correct_of = defaultdict(list)  # id of a question -> for each scored sample: is it right?
+    is_right = defaultdict(list)  # id of a question -> of each of its samples that has a score
     for record in records:
         if record["score"] is not None:
-            correct_of[record["id"]].append(record["score"] == 1.0)
+            is_right[record["id"]].append(record["score"] == 1.0)
 
     rates = {}
     for k in (1, 2, 4, 8, 16, 32, 64):
-        enough = [correct for correct in correct_of.values() if len(correct) >= k]
+        enough = [right for right in is_right.values() if len(right) >= k]
         if enough:
-            chances = [pass_at_k(len(correct), sum(correct), k) for correct in enough]
+            chances = [pass_at_k(n=len(right), c=sum(right), k=k) for right in enough]
             low, high = bootstrap(chances)
             rates[str(k)] = {"mean": sum(chances) / len(enough), "low": low, "high": high}
     return rates
@@ -332,25 +343,25 @@ def gf_curve(rates: dict[int, dict[str, float]], beta: float = 2.0) -> list[dict
     return curve
 
 
-def measure_rates(name: str, folder: Path, encoded: EncodedSets, questioner: Questioner
+def measure_rates(name: str, folder: Path, encoded: EncodedSets, evaluator: Evaluator
                   ) -> dict[str, float]:
     """The rate of each set for the model of one checkpoint, over the shares of all ranks."""
-    key = "score" if questioner.cfg.gf_id else "in_format"
-    policy, encoder = questioner.open_model(str(folder), "--gf_runs")
+    key = "score" if evaluator.cfg.gf_id else "in_format"
+    policy, encoder = evaluator.open_model(str(folder), "--gf_runs")
 
     rates = {}
     for set_name, prompts in encoded.for_encoder(encoder).items():
-        measurement = Measurement(set_name, "sampled", questioner.cfg.temperature)
-        records = questioner.ask(policy, encoder, prompts, measurement, name)
+        measurement = Measurement(set_name, "sampled", evaluator.cfg.temperature)
+        records = evaluator.sample_and_grade(policy, encoder, prompts, measurement, name)
         values = [{key: record[key]} for record in records]
-        of_all_ranks = sum(gather_objects(values, questioner.run.accelerator), [])
+        of_all_ranks = sum(gather_objects(values, evaluator.run.accelerator), [])
         rates[set_name] = rate_with_interval(of_all_ranks, key)["mean"]
     return rates
 
 
-def measure_gf(questioner: Questioner) -> dict[str, list[dict]]:
+def measure_gf(evaluator: Evaluator) -> dict[str, list[dict]]:
     """The curve of each run in --gf_runs."""
-    cfg, run = questioner.cfg, questioner.run
+    cfg, run = evaluator.cfg, evaluator.run
     run_folders = split_names(cfg.gf_runs, "--gf_runs")
     sets = load_gf_sets(cfg, run.warn) if run_folders else {}
     encoded = EncodedSets(sets, run.accelerator, cfg.max_prompt_tokens, run.warn)
@@ -359,7 +370,7 @@ def measure_gf(questioner: Questioner) -> dict[str, list[dict]]:
     for run_name, run_folder in run_folders.items():
         rates = {}
         for step, folder in checkpoints(Path(run_folder), "--gf_runs"):
-            rates[step] = measure_rates(f"{run_folder} step {step}", folder, encoded, questioner)
+            rates[step] = measure_rates(f"{run_folder} step {step}", folder, encoded, evaluator)
         curves[run_name] = gf_curve(rates, cfg.gf_beta)
     return curves
 
@@ -392,16 +403,16 @@ def evaluate(cfg: Config) -> None:
     sets = load_sets(cfg, run.warn, run.say)
     save_images(sets.get("id", []), run)
     encoded = EncodedSets(sets, run.accelerator, cfg.max_prompt_tokens, run.warn)
-    questioner = Questioner(cfg, run, judge, Parts(run))
+    evaluator = Evaluator(cfg, run, judge, Parts(run))
 
     file = run.folder / "completions.jsonl"
     if run.writes:
         file.write_text("")  # made anew from what is in `parts`
     for name, folder in split_names(cfg.models, "--models").items():
-        append_records(file, measure(name, folder, encoded, questioner), run)
+        append_records(file, measure(name, folder, encoded, evaluator), run)
     if judge is not None:
         run.warn(f"the judge: {take_counts(judge)}")
-    curves = measure_gf(questioner)
+    curves = measure_gf(evaluator)
 
     if run.writes:
         reports = {name: summarize(records) for name, records in read_records(file).items()}

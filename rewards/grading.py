@@ -60,7 +60,7 @@ def ask_judge(responses: Iterable[tuple[dict, str]], judge: Judge | None) -> Non
     for example, response in responses:
         if example["answer_type"] == "text":
             grade(example, response, later)
-    later.ask()
+    later.ask_pending()
 
 
 def read_gold(text: str, answer_type: str) -> str:

@@ -92,7 +92,7 @@ class AskLater:
             self.pending[question] = None
         return verdict
 
-    def ask(self, size: int | None = None) -> None:
+    def ask_pending(self, size: int | None = None) -> None:
         """Ask the pending questions. A question without a verdict after that is not noted again.
 
         size    questions at a time, which share the time limit of a rollout; None: all questions

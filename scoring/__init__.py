@@ -38,7 +38,7 @@ BENCHMARKS: dict[str, Benchmark] = {
 }
 
 
-def find(name: str) -> Benchmark:
+def find_benchmark(name: str) -> Benchmark:
     """The benchmark of this name. Raises ValueError naming --benchmark."""
     if name not in BENCHMARKS:
         raise ValueError(f"--benchmark {name}: wanted one of {', '.join(BENCHMARKS)}")
@@ -48,7 +48,7 @@ def find(name: str) -> Benchmark:
 def grade_example(example: dict, response: str, judge: Judge | None = None) -> Grade:
     """By the rule of the example's benchmark; without one, as in training."""
     if example.get("benchmark"):
-        return grade_response(find(example["benchmark"]), example, response, judge)
+        return grade_response(find_benchmark(example["benchmark"]), example, response, judge)
     return grade(example, response, judge)
 
 
@@ -59,9 +59,9 @@ def ask_judge(responses: Iterable[tuple[dict, str]], judge: Judge | None) -> Non
     later = AskLater(judge)
     for example, response in responses:
         name = example.get("benchmark")
-        if find(name).asks_judge if name else example["answer_type"] == "text":
+        if find_benchmark(name).asks_judge if name else example["answer_type"] == "text":
             grade_example(example, response, later)
-    later.ask(QUESTIONS_AT_A_TIME)
+    later.ask_pending(QUESTIONS_AT_A_TIME)
 
 
 def load_sets(
@@ -92,7 +92,8 @@ def load_questions(
     """The questions of a benchmark, see `open_benchmark`; `seed` is of those that `toy` draws."""
     if name == "toy":
         return toy.open_world(count, seed)
-    return with_unique_ids(open_benchmark(find(name), folder, count, instruction, warn), warn)
+    examples = open_benchmark(find_benchmark(name), folder, count, instruction, warn)
+    return with_unique_ids(examples, warn)
 
 
 def load_gf_sets(cfg, warn: Callable[[str], None]) -> dict[str, list[dict]]:

@@ -20,7 +20,7 @@ from harness.tables import macro_line, rate_line
 from model.records import ExampleError
 from rewards import AskLater, Judge
 from rewards.judge import QUESTIONS_AT_A_TIME
-from scoring import category_rates, find
+from scoring import category_rates, find_benchmark
 from scoring.benchmark import Benchmark, grade_extraction, grade_response, open_benchmark
 from scoring.rates import accuracy
 
@@ -29,7 +29,7 @@ SHOWN = 40  # disagreements that are printed
 
 def score(cfg, judge: Judge | None) -> None:
     """Score the responses of --score FILE by --benchmark, write the records, print the table."""
-    records = score_file(find(cfg.benchmark), cfg, judge)
+    records = score_file(find_benchmark(cfg.benchmark), cfg, judge)
     report = {"overall": {"all": accuracy(records)}, **category_rates(records, accuracy)}
     write_scores(records, report, cfg)
 
@@ -54,7 +54,7 @@ def score_file(benchmark: Benchmark, cfg, judge: Judge | None) -> list[dict]:
     if judge is not None and benchmark.asks_judge:  # many questions at once, not one by one
         later = AskLater(judge)
         score_all(later)
-        later.ask(QUESTIONS_AT_A_TIME)
+        later.ask_pending(QUESTIONS_AT_A_TIME)
     return score_all(judge)
 
 

@@ -16,7 +16,7 @@ import datasets
 
 from model.loading import load_model
 from model.records import ExampleError
-from scoring import find, load_questions
+from scoring import find_benchmark, load_questions
 from sources import load_examples
 from sources.duplicates import Seen, fingerprint, leaked
 
@@ -113,7 +113,7 @@ def main(arguments: list[str]) -> None:
     evaluation = []
     for name in args.against:
         benchmark, _, folder = name.partition(":")
-        questions = load_questions(find(benchmark).name, folder, count=None, seed=7,
+        questions = load_questions(find_benchmark(benchmark).name, folder, count=None, seed=7,
                                    instruction="", warn=print)
         evaluation += [fingerprint(question) for question in questions]
     seen, parts = Seen(), []

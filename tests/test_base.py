@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 
 import evaluate
-from evaluate import Measurement, Questioner
+from evaluate import Evaluator, Measurement
 from model.loading import load_model
 from rewards.consistency import check_consistency
 from scoring.rates import guessing_rate, rate_with_interval
@@ -89,13 +89,13 @@ def test_base_behaves_as_documented(base):
     policy, encoder = base
     examples = world.examples(600, seed=11, held_out=True)
     run = SimpleNamespace(accelerator=Accelerator(cpu=True))
-    questioner = Questioner(evaluate.Config(), run, judge=None, parts=KEEP_NOTHING)
+    evaluator = Evaluator(evaluate.Config(), run, judge=None, parts=KEEP_NOTHING)
 
     records = {}
     for name, asked in (("own", examples), ("shuffled", with_shuffled_images(examples))):
         prompts = encode_all(asked, encoder)
         measurement = Measurement(name, "sampled", temperature=1.0)
-        records[name] = questioner.ask(policy, encoder, prompts, measurement, "base")
+        records[name] = evaluator.sample_and_grade(policy, encoder, prompts, measurement, "base")
 
     assert 0.33 < rate_with_interval(records["own"], "in_format")["mean"] < 0.47
     assert 0.18 < rate_with_interval(records["own"], "score")["mean"] < 0.32

@@ -155,7 +155,7 @@ def test_wrong_sources_name_their_flag_before_anything_is_sampled(source, messag
     cfg = Config(**{flag.removeprefix("--"): source})
     run = SimpleNamespace(warn=print, writes=False)
     with pytest.raises(ValueError, match=f"{flag} .*{message}"):
-        build_prefs.open_writer(side, None, None, cfg, run, parts=None)
+        build_prefs.open_responder(side, None, None, cfg, run, parts=None)
 
 
 def test_ids_of_a_file_may_be_numbers_and_need_not_all_be_there(tmp_path):

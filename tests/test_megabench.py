@@ -5,7 +5,7 @@ import json
 import pytest
 
 from model.records import ExampleError
-from scoring import find, grade_example
+from scoring import find_benchmark, grade_example
 from scoring.__main__ import main
 from scoring.megabench import aggregate, read_scores, write_results
 from scoring.megabench_metrics import METRICS
@@ -74,7 +74,7 @@ def test_metrics_by_hand(metric, response, gold, score):
 )
 def test_fields_are_parsed_and_weighted(response, score):
     """By hand: count weighs 3, names 1; a Jaccard index of 1/3 for one name of three."""
-    example = find("megabench").read(ROW)
+    example = find_benchmark("megabench").read(ROW)
     assert example["images"] == ["a.png", "b.png"]
     assert grade_example(example, response).score == pytest.approx(score)
     assert aggregate({"a": 1.0, "b": 0.25}, {"function": "min"}) == 0.25
@@ -83,16 +83,16 @@ def test_fields_are_parsed_and_weighted(response, score):
 def test_other_metrics_are_unscored_by_name():
     """Never counted as wrong; a video is refused by name."""
     row = {**ROW, "metric_info": ROW["metric_info"].replace("jaccard_index", "program_judge")}
-    graded = grade_example(find("megabench").read(row), "Answer: 12")
+    graded = grade_example(find_benchmark("megabench").read(row), "Answer: 12")
     assert graded.score is None
     assert graded.reason == "megabench: unscored, program_judge"
     with pytest.raises(ExampleError, match="example 7: c.mp4 is a video"):
-        find("megabench").read({**ROW, "query_media": "['c.mp4']"})
+        find_benchmark("megabench").read({**ROW, "query_media": "['c.mp4']"})
 
 
 def test_the_tool_of_its_authors(tmp_path, capsys):
     """Its input has every key that it reads; its scores are means over tasks, -1 is no score."""
-    example = find("megabench").read(ROW)
+    example = find_benchmark("megabench").read(ROW)
     records = [{"id": f"{i}", "response": "Answer: 12", "rule": example["rule"]} for i in (7, 8)]
     write_results(records, tmp_path / "results.json")
     task, = json.loads((tmp_path / "results.json").read_text())

@@ -14,9 +14,9 @@ from build_prefs import (
     Config,
     choose,
     corrupt,
-    drop,
     make_pairs,
     reject,
+    remove_tags,
     supplement,
 )
 from conftest import make_example
@@ -109,13 +109,13 @@ def test_dropped_tags_leave_one_blank_between_words():
     It damages a list; and where tags touch their words, it makes other words of them.
     """
     for tags in (TAGS, TAGS[:2], TAGS[2:], TAGS[1:]):
-        assert drop(GOOD, *tags) == collapse(GOOD, *tags)
-        assert drop(f" {GOOD}\n", *tags) == collapse(GOOD, *tags)
-        assert drop(LISTED, *tags) != collapse(LISTED, *tags)
+        assert remove_tags(GOOD, *tags) == collapse(GOOD, *tags)
+        assert remove_tags(f" {GOOD}\n", *tags) == collapse(GOOD, *tags)
+        assert remove_tags(LISTED, *tags) != collapse(LISTED, *tags)
 
     tight = GOOD.replace(" <", "<").replace("> ", ">")
     assert "that is 2 .</think><answer>2" in tight
-    assert drop(tight, *TAGS) == drop(GOOD, *TAGS)
+    assert remove_tags(tight, *TAGS) == remove_tags(GOOD, *TAGS)
     assert collapse(tight, *TAGS).endswith("that is 2 .2")
 
 

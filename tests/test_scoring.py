@@ -16,7 +16,7 @@ from PIL import Image
 import evaluate
 from conftest import blank
 from model.records import ExampleError
-from scoring import BENCHMARKS, category_rates, find, grade_example, mathvision, mmmu
+from scoring import BENCHMARKS, category_rates, find_benchmark, grade_example, mathvision, mmmu
 from scoring.benchmark import grade_extraction, open_benchmark, read_list
 from scoring.latex_value import readable_part, value
 from scoring.mathvista import edit_distance, nearest_option
@@ -75,7 +75,7 @@ ROWS = [("mathvista", MATHVISTA), ("mathvista", FREE), ("mathverse", MATHVERSE),
 
 def score(name: str, row: dict, response: str, **more) -> float | None:
     """A row of the data set and a response, as evaluate.py grades them."""
-    return grade_example(find(name).read({**row, **more}), response).score
+    return grade_example(find_benchmark(name).read({**row, **more}), response).score
 
 
 # --- Loading -------------------------------------------------------------------------------------
@@ -87,7 +87,7 @@ def as_parquet(folder: Path, name: str, rows: list[dict]) -> str:
     for column, feature in table.features.items():
         if isinstance(feature, dict) and set(feature) == {"bytes", "path"}:
             table = table.cast_column(column, datasets.Image())
-    benchmark = find(name)
+    benchmark = find_benchmark(name)
     file = folder / (benchmark.config or "data") / f"{benchmark.split}-00000-of-00001.parquet"
     file.parent.mkdir(parents=True)
     table.to_parquet(str(file))
@@ -99,12 +99,12 @@ def test_public_columns_become_prompts(tiny, tmp_path, name, row):
     """Through parquet and the real loader to a prompt, with the images that the row has."""
     _, encoder = tiny
     folder = as_parquet(tmp_path, name, [row])
-    examples = open_benchmark(find(name), folder, None, None, pytest.fail)
+    examples = open_benchmark(find_benchmark(name), folder, None, None, pytest.fail)
     assert examples[0]["instruction"].startswith("First think")
     assert encoder.encode(examples[0]).pixel_values is not None
 
-    official = open_benchmark(find(name), folder, 1, "official", pytest.fail)[0]
-    assert official["instruction"] == find(name).read(row)["hint"]
+    official = open_benchmark(find_benchmark(name), folder, 1, "official", pytest.fail)[0]
+    assert official["instruction"] == find_benchmark(name).read(row)["hint"]
 
 
 def test_the_right_files_of_a_folder_are_read(tmp_path):
@@ -113,20 +113,20 @@ def test_the_right_files_of_a_folder_are_read(tmp_path):
     other = tmp_path / "pro/standard (4 options)/test-00000-of-00001.parquet"
     other.parent.mkdir()
     datasets.Dataset.from_list([{"id": "wrong"}]).to_parquet(str(other))
-    assert [e["id"] for e in open_benchmark(find("mmmu_pro"), folder, None, "", print)] == [
-        "test_History_1"]
+    examples = open_benchmark(find_benchmark("mmmu_pro"), folder, None, "", print)
+    assert [example["id"] for example in examples] == ["test_History_1"]
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="--benchmark_dir .*empty: no files"):
-        open_benchmark(find("mmmu"), str(tmp_path / "empty"), None, "", print)
+        open_benchmark(find_benchmark("mmmu"), str(tmp_path / "empty"), None, "", print)
     with pytest.raises(ValueError, match="--benchmark nothing: wanted one of mathvista"):
-        find("nothing")
+        find_benchmark("nothing")
 
 
 def test_rows_that_cannot_be_read_are_named(tmp_path):
     """A list that is no list, and no answer: the others are read."""
     rows = [MMMU, {**MMMU, "id": "b", "options": "['open"}, {**MMMU, "id": "c", "answer": None}]
     folder, said = as_parquet(tmp_path, "mmmu", rows), []
-    assert len(open_benchmark(find("mmmu"), folder, None, "", said.append)) == 1
+    assert len(open_benchmark(find_benchmark("mmmu"), folder, None, "", said.append)) == 1
     assert "row 1: a list is written as" in said[0]
     assert "row 2: --benchmark mmmu: example c has no answer" in said[1]
     with pytest.raises(ExampleError):
@@ -142,30 +142,31 @@ def test_images_stand_where_they_are_named():
     row = {**MMMU, **{f"image_{n}": images.get(n) for n in range(1, 8)},
            "question": "<image 7> then <image 1>, again <image 7>?",
            "options": "['<image 3>', 'b']"}
-    example = find("mmmu").read(row)
+    example = find_benchmark("mmmu").read(row)
     assert example["images"] == ["7.png", "1.png", "3.png"]
     assert example["question"] == (
         "<image> then <image>, again [image 7]?\n(A) <image>\n(B) b")
-    assert find("mmmu").read({**row, "question": "", "options": "['a', 'b']"})["question"] == (
+    without_text = {**row, "question": "", "options": "['a', 'b']"}
+    assert find_benchmark("mmmu").read(without_text)["question"] == (
         "<image><image><image>\n(A) a\n(B) b")
 
 
 def test_options_that_are_just_letters_are_not_listed():
     """In 384 questions of MathVision they stand in the image: (A) A would only mislead."""
-    letters = find("mathvision").read({**MATHVISION, "options": list("ABCDE")})
+    letters = find_benchmark("mathvision").read({**MATHVISION, "options": list("ABCDE")})
     assert letters["question"] == "Which bike costs most?\n[image 1]\n[image 2]"
-    values = find("mathvision").read(MATHVISION)
+    values = find_benchmark("mathvision").read(MATHVISION)
     assert values["question"].endswith("(A) $\\frac{3}{4}$\n(B) 1\n(C) 2\n(D) 3\n(E) 4")
 
 
 def test_mathvista_query_is_built_where_it_is_missing():
     """Files without the column `query` get the same words."""
     row = {**FREE, "query": None, "answer_type": "float", "precision": 1.0, "unit": "cm"}
-    assert find("mathvista").read(row)["question"] == (
+    assert find_benchmark("mathvista").read(row)["question"] == (
         "Hint: Please answer the question requiring a floating-point number with one decimal place "
         "and provide the final value, e.g., 1.2, 1.3, 1.4, at the end.\n"
         "Question: How long is AB? (Unit: cm)")
-    assert find("mathvista").read({**MATHVISTA, "query": ""})["question"].startswith(
+    assert find_benchmark("mathvista").read({**MATHVISTA, "query": ""})["question"].startswith(
         MATHVISTA["query"])
 
 
@@ -199,7 +200,7 @@ def test_mathvista_golds_are_texts():
 def test_mathvista_numbers_are_normalised_as_published(kind, precision, gold, extraction, right):
     """The official rule on an official extraction."""
     row = {**FREE, "answer_type": kind, "precision": precision, "answer": gold}
-    benchmark = find("mathvista")
+    benchmark = find_benchmark("mathvista")
     assert grade_extraction(benchmark, benchmark.read(row), extraction).score == float(right)
 
 
@@ -222,7 +223,7 @@ def test_nearest_option():
 
 def test_mathverse_vision_only_and_free_form():
     """The question is in the image; letters by rule, free-form by the judge where there is one."""
-    example = find("mathverse").read(MATHVERSE)
+    example = find_benchmark("mathverse").read(MATHVERSE)
     assert example["question"] == MATHVERSE["query_cot"]
     assert score("mathverse", MATHVERSE, "so \\boxed{C}") == 1.0
     assert score("mathverse", MATHVERSE, "<answer>(B)</answer>") == 0.0
@@ -235,7 +236,7 @@ def test_mathverse_vision_only_and_free_form():
         def yes(self, question):
             asked.append(question)
 
-    example = find("mathverse").read(free)
+    example = find_benchmark("mathverse").read(free)
     graded = grade_example(example, "<answer>eleven</answer>", Judge())
     assert graded.score is None, "a silent judge gives no verdict: not wrong"
     assert "How large is angle 1?" in asked[0]
@@ -286,7 +287,7 @@ def test_mathvision_through_its_process():
 )
 def test_mathvision_extraction_as_published(response, answer):
     """What the authors' code writes as `model_answer`."""
-    assert mathvision.extract(find("mathvision").read(MATHVISION), response) == answer
+    assert mathvision.extract(find_benchmark("mathvision").read(MATHVISION), response) == answer
 
 
 @pytest.mark.parametrize(
@@ -303,7 +304,7 @@ def test_mathvision_extraction_as_published(response, answer):
 )
 def test_mmmu_letters_as_published(response, letter):
     """Brackets before bare letters before texts; what is last counts."""
-    example = find("mmmu").read(MMMU)
+    example = find_benchmark("mmmu").read(MMMU)
     assert mmmu.extract(example, response) == letter
 
 
@@ -349,7 +350,8 @@ def test_mmmu_golds_in_a_list():
 )
 def test_mmmu_pro_answer_beside_tags(response, letter):
     """"Answer:" counts inside the answer block if there is one, else in the whole response."""
-    assert find("mmmu_pro").extract(find("mmmu_pro").read(MMMU_PRO), response) == letter
+    benchmark = find_benchmark("mmmu_pro")
+    assert benchmark.extract(benchmark.read(MMMU_PRO), response) == letter
 
 
 def test_the_training_reward_is_no_benchmark_rule(monkeypatch):
@@ -417,7 +419,7 @@ def test_a_bad_file_is_named(tmp_path, row, word):
     cfg = evaluate.Config(score=write(tmp_path / "r.jsonl", [row]), gold=gold,
                           benchmark="mathvista")
     with pytest.raises(ValueError, match=word):
-        score_file(find("mathvista"), cfg, None)
+        score_file(find_benchmark("mathvista"), cfg, None)
 
 
 REAL = [  # file, benchmark, golds, extraction, least agreement
@@ -437,7 +439,7 @@ def test_official_verdicts(file, name, gold, extraction, least):
     folder = Path(os.environ["SPECS_REAL_DATA"])
     cfg = evaluate.Config(score=f"{folder}/{file}.jsonl.gz", benchmark=name, extraction=extraction,
                           gold=f"{folder}/{gold}.jsonl.gz" if gold else "")
-    records = [r for r in score_file(find(name), cfg, None) if r["verdict"] is not None]
+    records = [r for r in score_file(find_benchmark(name), cfg, None) if r["verdict"] is not None]
     agree = [(r["score"] == 1.0) == r["verdict"] for r in records]
     assert sum(agree) / len(agree) >= least
 
