@@ -17,9 +17,9 @@ loss per response against a loss per token; their ratio is printed after the fir
 As a loop:
 
     score every response once under the start model                           cached_reference
-    repeat
-        take the next pairs                                                   step_order
-        the hybrid loss over their micro-batches, one optimizer step          update
+    shuffle the pairs of each epoch and cut them into steps                   step_order
+    for each step
+        the hybrid loss over its micro-batches, one optimizer step            update
 
 Policy and reference both start at the *base* model, not at the model that wrote chosen. Neither the
 reference nor the pairs ever change, so the reference's log-probabilities are computed once, with
@@ -113,7 +113,10 @@ PANELS = {"loss": ["loss", "dpo", "sft"],
 
 def dpo_loss(chosen: Tensor, rejected: Tensor, chosen_ref: Tensor, rejected_ref: Tensor,
              beta: float) -> tuple[Tensor, Tensor, Tensor]:
-    """-log sigmoid of the margin, and the rewards of chosen and rejected: (N,) each.
+    """-log sigmoid of the margin, and the implicit rewards of chosen and rejected: (N,) each.
+
+    The implicit reward of a response is beta (logp - logp_ref). No other part of the project has
+    such a reward: stages 1 and 3 are paid for format and right answers.
 
     All inputs (N,): summed log-probabilities of a response, nats. At the start policy and reference
     are the same, so the margin is 0 and the loss log 2 = 0.6931 (test_dpo_starts_at_log2).
@@ -124,8 +127,8 @@ def dpo_loss(chosen: Tensor, rejected: Tensor, chosen_ref: Tensor, rejected_ref:
     Only the margin is pushed. Chosen may well become *less* likely, as long as rejected falls
     faster; that is what the SFT term is there to prevent (test_margin_up_chosen_may_fall).
 
-    Source: DPO (arXiv 2305.18290) eq. 7. Not log(sigmoid(h)), which in fp32 is -inf below
-    h = -104.
+    Source: DPO (arXiv 2305.18290) eq. 7. Not log(sigmoid(h)): in fp32 sigmoid(-89) is already 0,
+    and its log -inf (test_dpo_gradient_signs_and_far_tails).
     """
     chosen_reward = beta * (chosen - chosen_ref)
     rejected_reward = beta * (rejected - rejected_ref)
@@ -150,12 +153,12 @@ def hybrid_loss(logp: Tensor, logp_ref: Tensor | None, mask: Tensor,
     logp_ref    (N, 2) summed, chosen and rejected; None for SFT alone
     returns     `loss`, to be averaged over the pairs of the step, and its parts
     """
-    sums = (logp * mask).sum(-1)  # (2N,) log-probability of each response
+    response_logp = (logp * mask).sum(-1)  # (2N,), for SFT alone (N,)
     if cfg.loss == "sft":
         sft = sft_loss(logp, mask)
-        return {"loss": sft, "sft": sft, "chosen_logp": sums}
+        return {"loss": sft, "sft": sft, "chosen_logp": response_logp}
 
-    chosen, rejected = sums[0::2], sums[1::2]  # (N,)
+    chosen, rejected = response_logp[0::2], response_logp[1::2]  # (N,)
     dpo, chosen_reward, rejected_reward = dpo_loss(
         chosen, rejected, logp_ref[:, 0], logp_ref[:, 1], cfg.beta)
     sft = sft_loss(logp[0::2], mask[0::2])  # (N,)
@@ -168,6 +171,7 @@ def hybrid_loss(logp: Tensor, logp_ref: Tensor | None, mask: Tensor,
         "chosen_reward": chosen_reward,
         "rejected_reward": rejected_reward,
         "margin": chosen_reward - rejected_reward,
+        # Of the implicit rewards: 0 in the first step, where all margins are 0.
         "accuracy": (chosen_reward > rejected_reward).float(),
         "chosen_logp": chosen,
     }
@@ -250,15 +254,15 @@ def update(groups: list[Group], logp_ref: Tensor | None, filler: Group, policies
     num_pairs = sum_over_ranks({"pairs": len(groups)}, accelerator)["pairs"]  # of the whole step
 
     def loss_and_metrics(micro: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        logp = token_logps(policies.trained, micro.groups)  # (2n, T)
-        mask = completion_mask(micro.groups).to(logp.device)  # (2n, T)
+        logp = token_logps(policies.trained, micro.groups)  # (2n, T), for SFT alone (n, T)
+        mask = completion_mask(micro.groups).to(logp.device)  # as logp
 
-        ref = None
+        micro_ref = None
         if logp_ref is not None:
-            pairs = slice(micro.span.start // 2, micro.span.stop // 2)  # two responses a pair
-            ref = logp_ref[pairs].to(logp.device)  # (n, 2)
+            pair_span = slice(micro.span.start // 2, micro.span.stop // 2)  # two responses a pair
+            micro_ref = logp_ref[pair_span].to(logp.device)  # (n, 2)
 
-        terms = hybrid_loss(logp, ref, mask, cfg)
+        terms = hybrid_loss(logp, micro_ref, mask, cfg)
         sums = {name: values.sum() for name, values in terms.items()}
         return sums["loss"], sums
 
@@ -291,25 +295,33 @@ def summarize(sums: dict[str, float], num_pairs: int, accelerator) -> dict[str, 
     return {**means.over_ranks(accelerator), **equal_on_ranks}
 
 
-def main(cfg: Config) -> None:
+def set_up(cfg: Config) -> tuple:
+    """Whatever the loop works with, from a new start or from where --resume found it."""
     accelerator = make_accelerator(cfg)
     run = Run(cfg, "dpo_sft", accelerator, COLUMNS)
-    ranks, rank = accelerator.num_processes, accelerator.process_index
 
     base, encoder = load_policy(cfg, None, accelerator)
     pairs = load_pairs(cfg, encoder, base, run.warn, accelerator)
     looked_at = next(pairs.batches([range(min(LOOKED_AT, len(pairs)))]))
     say_what_was_understood(run, encoder, [group.prompt for group in looked_at])
+
     # The reference is the base model as it is now: it is scored before anything is trained.
     with adapters_off(base):
         logp_ref = cached_reference(base, pairs, cfg, accelerator, run)
 
     policy = base
-    if run.latest_model() is not None:
-        del base, policy  # only one model at a time
+    if run.latest_model() is not None:  # resumed: base was needed for the reference only
+        del base, policy  # there is room for one model at a time
         policy, _ = load_policy(cfg, run.latest_model(), accelerator)
     policies = build_policies(policy, cfg, accelerator)
     run.load_state(policies.optimizer)
+    return run, policies, encoder, pairs, logp_ref
+
+
+def main(cfg: Config) -> None:
+    run, policies, encoder, pairs, logp_ref = set_up(cfg)
+    accelerator = run.accelerator
+    rank, ranks = accelerator.process_index, accelerator.num_processes
 
     pairs_of_step = step_order(len(pairs), cfg)
     steps = len(pairs_of_step)
@@ -318,15 +330,15 @@ def main(cfg: Config) -> None:
 
     # This rank's pairs of each step. Sorted, so that similar lengths share a micro-batch.
     mine = [sorted(step[rank::ranks], key=lambda i: pairs.lengths[i]) for step in pairs_of_step]
+    encoded = pairs.batches(mine[run.start_step :])  # the groups of one step after the other
     filler = next(pairs.batches([[0]]))[0]
-    groups_of_step = pairs.batches(mine[run.start_step :])
 
     for step in range(run.start_step + 1, steps + 1):
         began = time.perf_counter()
         rate = set_learning_rate(policies.optimizer, step - 1, cfg, steps)
-        groups = next(groups_of_step)
-        refs = None if logp_ref is None else logp_ref[mine[step - 1]]
-        sums = update(groups, refs, filler, policies, accelerator, cfg)
+        groups = next(encoded)
+        step_ref = None if logp_ref is None else logp_ref[mine[step - 1]]  # (n, 2)
+        sums = update(groups, step_ref, filler, policies, accelerator, cfg)
 
         metrics = {**summarize(sums, len(groups), accelerator), "lr": rate,
                    "step_s": time.perf_counter() - began}
