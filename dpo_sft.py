@@ -115,14 +115,13 @@ def dpo_loss(chosen: Tensor, rejected: Tensor, chosen_ref: Tensor, rejected_ref:
              beta: float) -> tuple[Tensor, Tensor, Tensor]:
     """-log sigmoid of the margin, and the implicit rewards of chosen and rejected: (N,) each.
 
-    The implicit reward of a response is beta (logp - logp_ref). No other part of the project has
-    such a reward: stages 1 and 3 are paid for format and right answers.
-
     All inputs (N,): summed log-probabilities of a response, nats. At the start policy and reference
     are the same, so the margin is 0 and the loss log 2 = 0.6931 (test_dpo_starts_at_log2).
 
     A sum over more tokens moves further for the same change per token, so a longer response has
     more influence. In the pairs of the embedded world chosen has 28 tokens on average, rejected 20.
+
+    The implicit reward of a response is beta (logp - logp_ref); stages 1 and 3 know no such reward.
 
     Only the margin is pushed. Chosen may well become *less* likely, as long as rejected falls
     faster; that is what the SFT term is there to prevent (test_margin_up_chosen_may_fall).
