@@ -36,6 +36,7 @@ from model.prompts import PromptEncoder
 from model.qwen import Policy, max_logits, next_positions
 from model.records import Group, padded
 from model.sampling import sampling_copy, sampling_dtype
+from model.sharding import is_sharded, shard, whole
 
 # --- 1. Log-probabilities, the one function that both losses share ------------------------------
 
@@ -85,17 +86,40 @@ def token_logps(policy: nn.Module, groups: list[Group], temperature: float = 1.0
 
 @torch.no_grad()
 def fixed_logps(
-    policy: nn.Module, groups: list[Group], accelerator, cfg, temperature: float = 1.0
+    policy: nn.Module,
+    groups: list[Group],
+    accelerator,
+    cfg,
+    temperature: float = 1.0,
+    filler: Group | None = None,
 ) -> Tensor:
     """`token_logps` without a gradient, micro-batch by micro-batch, on the CPU: (B, T).
 
     logp_old of GRPO and the reference of DPO: constants that a loss compares with.
+
+    filler   any group, where this rank may have fewer groups than the others, or none
+
+    Trap: a sharded policy gathers its weights from all ranks in every pass, also without gradient.
+    A rank that stops earlier is missed, and the others wait for ever (test_scoring_does_not_hang).
     """
+    batches = micro_batches(groups, cfg.max_tokens_per_micro_batch)
+    num_passes = len(batches)
+    if is_sharded(policy):
+        num_passes = max(gather_objects(num_passes, accelerator))
+
     logps = []
-    for batch in micro_batches(groups, cfg.max_tokens_per_micro_batch):
+    for i in range(num_passes):
         with accelerator.autocast():
-            logps += list(token_logps(policy, batch.groups, temperature).cpu())  # (b, t)
+            if i < len(batches):
+                logps += list(token_logps(policy, batches[i].groups, temperature).cpu())  # (b, t)
+            else:
+                token_logps(policy, smallest(filler or groups[0]))
     return padded(logps)  # (B, T)
+
+
+def smallest(filler: Group) -> list[Group]:
+    """The groups of a filler pass: one completion, so that it is no larger than other passes."""
+    return [Group(filler.prompt, filler.completions[:1])]
 
 
 def score_groups(policy: Policy, groups: list[Group], temperature: float) -> Tensor:
@@ -283,8 +307,11 @@ def build_policies(
 ) -> Policies:
     """Make the optimizer, the sampler and the reference, and wrap the policy for DDP and autocast.
 
-    samples  the stage samples from the policy while it trains: in mixed precision a bf16 copy does,
-             and with adapters a copy into which they are merged, unless --no_lora_merge
+    With --shard, policy and reference are sharded (`sharding.py`), and DDP wraps nothing.
+
+    samples  the stage samples from the policy while it trains: a copy does where the policy is
+             sharded, in mixed precision a bf16 copy, and with adapters a copy into which they are
+             merged, unless --no_lora_merge
     kl_beta  above 0 a frozen reference is needed; with adapters it is the policy itself, whose
              adapters are off while it is scored
     resumed  `policy` comes from a checkpoint, so the reference is loaded from --model
@@ -295,8 +322,10 @@ def build_policies(
     """
     has_adapters = bool(lora_linears(policy))
     sampler, dtype = policy, sampling_dtype(accelerator)
-    if samples and (cfg.lora_merge if has_adapters else dtype == torch.bfloat16):
-        sampler = sampling_copy(policy, dtype)
+    if samples and (cfg.lora_merge if has_adapters else cfg.shard or dtype == torch.bfloat16):
+        sampler = sampling_copy(policy, dtype, will_shard=cfg.shard)
+    if cfg.shard:
+        shard(policy)  # now, so that only one model at a time is whole
 
     reference = None
     if kl_beta > 0:
@@ -312,18 +341,22 @@ def build_policies(
         # On a GPU AdamW's default copies all parameters once more while it steps.
         fused=accelerator.device.type == "cuda",
     )
-    trained, optimizer = accelerator.prepare(policy, optimizer)
+    # `evaluation_mode` leaves DDP away: a sharded policy reduces its gradients itself.
+    trained = accelerator.prepare_model(policy, evaluation_mode=cfg.shard)
+    optimizer = accelerator.prepare_optimizer(optimizer)
     return Policies(trained, accelerator.unwrap_model(trained), sampler, optimizer, reference)
 
 
 def frozen_start(policy: Policy, cfg, accelerator, resumed: bool) -> Policy:
     """The start model, for the KL term: a copy of the policy before it is trained."""
-    if resumed:  # the policy has been trained since: the start model is loaded again
+    if resumed or cfg.shard:  # the policy has been trained since, or is in shards: load it again
         reference, _ = load_model(cfg.model, device=accelerator.device)
     else:
         reference = copy.deepcopy(policy)
 
     reference.requires_grad_(False)
+    if cfg.shard:
+        shard(reference)
     if policy.vision_is_frozen():  # then the tower is the same in both
         reference.feature_cache = policy.feature_cache
     return reference
@@ -364,21 +397,23 @@ def training_step(
     sums: dict[str, Tensor] = {}
 
     for i in range(num_passes):
-        # Only in the last pass does DDP add up the gradients of all ranks.
+        # Only in the last pass does DDP add up the gradients of all ranks. Shards are added up in
+        # each: to wait, a rank would need room for the whole gradient.
         is_last = i == num_passes - 1
         with nullcontext() if is_last else accelerator.no_sync(policies.trained):
             if i < len(batches):
                 loss, metrics = loss_and_metrics(batches[i])
             else:
-                loss, metrics = filler_loss(policies.trained, filler), {}
+                loss, metrics = filler_loss(policies, filler), {}
 
-            # DDP averages gradients over ranks; times the number of ranks, they add up.
+            # Gradients are averaged over ranks; times the number of ranks, they add up.
             accelerator.backward(loss / normalizer * accelerator.num_processes)
 
         for name, value in metrics.items():
             sums[name] = sums.get(name, 0.0) + value.detach().double()
 
-    grad_norm = float(accelerator.clip_grad_norm_(policies.trained.parameters(), cfg.grad_clip))
+    grad_norm = accelerator.clip_grad_norm_(policies.trained.parameters(), cfg.grad_clip)
+    grad_norm = float(whole(grad_norm))  # of shards, it is what this rank adds to it
     step_or_skip(policies, grad_norm, cfg.max_skipped)
 
     # Read back once per step: `float` waits for the device, and would do so after each pass.
@@ -388,15 +423,17 @@ def training_step(
     return result
 
 
-def filler_loss(policy: nn.Module, filler: Group) -> Tensor:
+def filler_loss(policies: Policies, filler: Group) -> Tensor:
     """A loss whose gradients are zero, for a pass that a rank only runs because others do.
 
     All ranks run equally many, or the others would wait for ever (test_uneven_ranks_do_not_hang).
-    The step's own loss is not computed: if it were infinite, zero times it would be nan. One
-    completion is enough, so that this pass is never larger than the others.
+    The step's own loss is not computed: if it were infinite, zero times it would be nan.
     """
-    smallest = Group(filler.prompt, filler.completions[:1])
-    return 0.0 * token_logps(policy, [smallest]).sum()
+    logp = token_logps(policies.trained, smallest(filler))
+    if policies.reference is not None and is_sharded(policies.reference):
+        with torch.no_grad():  # the losses of the others ask their reference, which must be whole
+            token_logps(policies.reference, smallest(filler))
+    return 0.0 * logp.sum()
 
 
 def step_or_skip(policies: Policies, grad_norm: float, max_skipped: int) -> None:

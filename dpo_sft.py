@@ -64,9 +64,10 @@ from harness.progress import progress
 from harness.randomness import random_of
 from harness.ranks import gather_objects, make_accelerator, sum_over_ranks
 from harness.run import Run
-from model.lora import adapters_off, base_state_dict
+from model.lora import adapters_off
 from model.qwen import Policy
 from model.records import Group, completion_mask
+from model.sharding import shard, whole_weights
 from sources.lazily import AT_A_TIME
 from sources.read_pairs import Pairs, load_pairs
 from sources.understood import LOOKED_AT, say_what_was_understood
@@ -209,11 +210,13 @@ def reference_logps(policy: Policy, pairs: Pairs, cfg: Config, accelerator, show
     """
     rank, ranks = accelerator.process_index, accelerator.num_processes
     mine = range(rank, len(pairs), ranks)
-    parts = [mine[i : i + AT_A_TIME] for i in range(0, len(mine), AT_A_TIME)]
+    starts = range(0, len(range(0, len(pairs), ranks)), AT_A_TIME)  # as many parts on every rank
+    parts = [mine[i : i + AT_A_TIME] for i in starts]
+    filler = next(pairs.batches([[0]]))[0]
 
     sums = []
     for groups in progress(pairs.batches(parts), "reference log-probs", show, len(parts)):
-        logp = fixed_logps(policy, groups, accelerator, cfg)  # (2n, T), 0 behind a response
+        logp = fixed_logps(policy, groups, accelerator, cfg, filler=filler)  # (2n, T)
         sums.append(logp.sum(-1).view(-1, 2))  # (n, 2) chosen, rejected
 
     logp_ref = torch.zeros(len(pairs), 2)
@@ -228,8 +231,10 @@ def reference_key(policy: Policy, pairs: Pairs, accelerator) -> str:
     Each rank hashes a part of the weights.
     """
     rank, ranks = accelerator.process_index, accelerator.num_processes
-    mine = sorted(base_state_dict(policy.vlm).items())[rank::ranks]
-    digests = {name: hashlib.sha256(as_bytes(weight)).hexdigest() for name, weight in mine}
+    digests = {}
+    for i, (name, weight) in enumerate(whole_weights(policy)):
+        if i % ranks == rank:
+            digests[name] = hashlib.sha256(as_bytes(weight)).hexdigest()
     of_all = [pair for of_rank in gather_objects(digests, accelerator) for pair in of_rank.items()]
 
     parts = [str(accelerator.mixed_precision), pairs.digest, str(sorted(of_all))]
@@ -303,6 +308,8 @@ def set_up(cfg: Config) -> tuple:
     pairs = load_pairs(cfg, encoder, base, run.warn, accelerator)
     looked_at = next(pairs.batches([range(min(LOOKED_AT, len(pairs)))]))
     say_what_was_understood(run, encoder, [group.prompt for group in looked_at])
+    if cfg.shard:
+        shard(base)
 
     # The reference is the base model as it is now: it is scored before anything is trained.
     with adapters_off(base):

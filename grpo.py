@@ -236,7 +236,8 @@ def prepare_update(part: list[RewardedGroup], is_first: bool, policies: Policies
     # (test_first_update_ratio_is_one). The metric `gap` is that difference.
     logp_old = None
     if not is_first:
-        logp_old = fixed_logps(policies.trained, groups, accelerator, cfg, cfg.temperature)
+        logp_old = fixed_logps(policies.trained, groups, accelerator, cfg, cfg.temperature,
+                               filler=part[0].group)
 
     return UpdateBatch(
         groups,

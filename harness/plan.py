@@ -103,6 +103,7 @@ def work_of(cfg, device_name: str, ranks: int) -> Work:
         lora_rank=getattr(cfg, "lora_rank", 0),
         lora_targets=tuple(getattr(cfg, "lora_targets", "").split(",")),
         lora_merge=getattr(cfg, "lora_merge", True),
+        shard=getattr(cfg, "shard", False),
         max_logits=max_logits("cpu" if device_name == "cpu" else "cuda"),
     )
 

@@ -11,6 +11,7 @@
         step_00020/      a model folder that `from_pretrained` opens, every --save_every steps
         model/           the model folder of the last step
         state.pt         optimizer, step, data position and random states: what --resume needs
+        optimizer_00020/ with --shard: the shards of the optimizer that belong to state.pt
 """
 
 import contextlib
@@ -37,6 +38,7 @@ from harness.trackers import log_sample, start_trackers
 from model.images import load_image
 from model.loading import check_folder, save_model
 from model.prompts import PromptEncoder
+from model.sharding import load_optimizer, save_optimizer
 
 
 class Run:
@@ -209,8 +211,8 @@ class Run:
         panels     title of a panel -> names of its metrics, see `plot_curves`
         chance     accuracy of the best blind guess, 0 if it is not known
         """
+        save_model(policies.bare, encoder, self.folder / "model", self.writes)
         if self.writes:
-            save_model(policies.bare, encoder, self.folder / "model")
             plot_curves(self.records(), panels, self.folder / "curves.png", title, chance)
         self.say(f"wrote {self.folder}/model, metrics.jsonl, curves.png")
         self.finish()
@@ -262,17 +264,16 @@ class Run:
         too_full = gather_objects(self.disk_too_full(policies), self.accelerator)[0]
         if too_full:
             raise ValueError(too_full)
-        if not self.writes:
-            return
-        try:
-            save_model(policies.bare, encoder, self.model_folder(step))
+        try:  # a sharded policy is gathered from all ranks
+            save_model(policies.bare, encoder, self.model_folder(step), self.writes)
             self.save_state(step, policies.optimizer, extras)
         except (OSError, RuntimeError, SafetensorError) as error:
             raise ValueError(
                 f"the checkpoint of step {step} could not be written ({error}); the one before is "
                 "whole: make room, then go on with --resume"
             ) from error
-        self.drop_old_checkpoints()
+        if self.writes:
+            self.drop_old_checkpoints()
 
     def disk_too_full(self, policies) -> str | None:
         """What to say if weights and optimizer would not fit beside what is there, else None."""
@@ -289,7 +290,9 @@ class Run:
         )
 
     def drop_old_checkpoints(self) -> None:
-        """Delete all but the newest --keep_last checkpoints."""
+        """Delete all but the newest --keep_last checkpoints, and shards of older optimizers."""
+        for folder in sorted(self.folder.glob("optimizer_*"))[:-1]:
+            shutil.rmtree(folder)
         if self.config.keep_last:
             for folder in sorted(self.folder.glob("step_*"))[: -self.config.keep_last]:
                 shutil.rmtree(folder)
@@ -300,8 +303,11 @@ class Run:
         It is written under another name first: a run that is killed while it writes keeps its old
         state.
         """
+        optimizer_state = save_optimizer(optimizer, self.optimizer_folder(step))
+        if not self.writes:
+            return
         partial = self.folder / "state.pt.partial"
-        state = {"step": step, "optimizer": optimizer.state_dict(), "ranks": extras}
+        state = {"step": step, "optimizer": optimizer_state, "ranks": extras}
         torch.save(state, partial)
         os.replace(partial, self.folder / "state.pt")
 
@@ -317,8 +323,8 @@ class Run:
 
         file = self.folder / "state.pt"
         state = torch.load(file, weights_only=True, map_location="cpu")
-        optimizer.load_state_dict(state["optimizer"])
         self.start_step = state["step"]
+        load_optimizer(optimizer, state["optimizer"], self.optimizer_folder(self.start_step))
         self.forget_after(self.start_step)
         self.say(f"resuming {self.folder} after step {self.start_step}")
         return state["ranks"][self.accelerator.process_index]
@@ -346,6 +352,10 @@ class Run:
     def model_folder(self, step: int) -> Path:
         """The folder of the checkpoint of a step."""
         return self.folder / f"step_{step:05d}"
+
+    def optimizer_folder(self, step: int) -> Path:
+        """The folder of a sharded optimizer's shards after a step."""
+        return self.folder / f"optimizer_{step:05d}"
 
     def saved_step(self) -> int:
         """The step that state.pt belongs to, 0 without one."""

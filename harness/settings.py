@@ -162,6 +162,9 @@ class Optimizer(Settings):
         False, "recompute layers in backward: less memory, about a third slower; ours",
         changeable=True,
     )  # fmt: skip
+    shard: bool = flag(
+        False, "each process keeps a part of weights, gradients and optimizer (FSDP2); ours"
+    )
     freeze_vision: bool = flag(
         True,
         "leave the vision tower and its projector untrained; MM-EUREKA, LLaMA-Factory, "
@@ -181,6 +184,11 @@ class Optimizer(Settings):
         super().__post_init__()
         if self.schedule not in ("constant", "cosine"):
             raise ValueError(f"--schedule {self.schedule}: wanted constant or cosine")
+        if self.shard and getattr(self, "lora_rank", 0):
+            raise ValueError(
+                "--shard with --lora_rank: not built; LoRA's optimizer is small, and the frozen "
+                "base fits one card"
+            )
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@
     decoding.py    the cache of keys and values that sampling decodes against
     compiled.py    the same with fixed shapes, for a compiled step
     lora.py        adapters beside a frozen base; off, merged, and in PEFT's files
+    sharding.py    weights, gradients and optimizer over many ranks, by torch's fully_shard
     loading.py     model folders in and out
 
 Nothing here knows of rewards, losses, data sets or runs.

@@ -12,6 +12,7 @@ from transformers.utils import logging as transformers_logging
 from model.lora import FOLDER, lora_linears, merged_state_dict, save_adapters
 from model.prompts import PromptEncoder
 from model.qwen import Policy, load_weights
+from model.sharding import is_sharded, whole_weights
 
 # A progress bar for each saved file would tear the table of steps on the terminal apart.
 transformers_logging.disable_progress_bar()
@@ -127,18 +128,31 @@ def suppressed_ids(vlm, tokenizer, eos_ids: list[int]) -> Tensor:
     return suppressed
 
 
-def save_model(policy: Policy, encoder: PromptEncoder, folder: Path) -> None:
-    """Write a plain Hugging Face folder that `from_pretrained` opens.
+def save_model(
+    policy: Policy, encoder: PromptEncoder, folder: Path, writes: bool = True
+) -> None:
+    """Write a plain Hugging Face folder that `from_pretrained` opens, in files of at most 5 GB.
 
     A policy with adapters is written merged, and its adapters beside that (`lora.py`). It is
     written beside its place and then renamed, so a crash never leaves half a model there.
+
+    writes   False on the ranks that only help to gather the weights of a sharded policy
     """
+    state_dict = None  # HF's own
+    if is_sharded(policy):
+        state_dict = {}
+        for name, weight in whole_weights(policy):
+            if writes:
+                state_dict[name] = weight.cpu()
+    if not writes:
+        return
+
+    has_adapters = bool(lora_linears(policy))
+    if has_adapters:
+        state_dict = merged_state_dict(policy.vlm)
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)  # of an earlier crash
-    has_adapters = bool(lora_linears(policy))
-    policy.vlm.save_pretrained(
-        partial, state_dict=merged_state_dict(policy.vlm) if has_adapters else None
-    )
+    policy.vlm.save_pretrained(partial, state_dict=state_dict, max_shard_size="5GB")
     if has_adapters:
         save_adapters(policy, partial / FOLDER)
     encoder.tokenizer.save_pretrained(partial)

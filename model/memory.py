@@ -5,10 +5,13 @@
     both                  -> list[Part]   bytes, and the moments at which they are there
 
 Weights are there always, the cache only while tokens are drawn, activations only while weights are
-updated. What is needed is the sum at the fullest of four moments.
+updated. What is needed is the sum at the fullest of five moments. With --shard each of R ranks
+keeps 1/R of what is trained, and beside it, while weights are updated, what is gathered for use
+(`sharding.py`).
 
 Lengths are the limits of the flags, so this is the worst batch. The arithmetic is compared with the
-live tensors of real passes, to 10 % (test_update_is_as_planned, test_sampling_is_as_planned).
+live tensors of real passes, to 10 % (test_update_is_as_planned, test_sampling_is_as_planned,
+test_a_sharded_update_is_as_planned).
 """
 
 from dataclasses import dataclass
@@ -109,12 +112,18 @@ class Work:
     lora_rank: int = 0  # 0: all weights are trained
     lora_targets: tuple[str, ...] = ()  # linears of a decoder layer that have an adapter
     lora_merge: bool = True  # a copy with merged adapters samples
+    shard: bool = False  # over all ranks
     max_logits: int = 2**27
 
     @property
     def bytes_per_number(self) -> int:
         """Of activations and of the cache."""
         return BF16 if self.bf16 else FP32
+
+    @property
+    def copies(self) -> bool:
+        """Whether a copy of the policy samples."""
+        return self.trains and self.sequences > 0 and (self.bf16 or self.shard)
 
     @property
     def completions_per_pass(self) -> int:
@@ -135,10 +144,11 @@ class Work:
 # --- 3. What lies in the memory of one GPU -----------------------------------------------------
 
 # Moments at which memory may be fullest. Drawing: the prompts are passed through the model, or the
-# last tokens are drawn. Updating: the backward pass is in the head, or in a decoder layer.
-PREFILL, LAST_TOKEN, HEAD, LAYER = "prefill", "last token", "head", "layer"
+# last tokens are drawn. Updating: the backward pass is in the head, in a decoder layer, or at its
+# end, where a sharded model averages the gradients of its root.
+PREFILL, LAST_TOKEN, HEAD, LAYER, ROOT = "prefill", "last token", "head", "layer", "root"
 UPDATE = (HEAD, LAYER)
-ALWAYS = (PREFILL, LAST_TOKEN, HEAD, LAYER)
+ALWAYS = (PREFILL, LAST_TOKEN, HEAD, LAYER, ROOT)
 
 PASS = ("--max_tokens_per_micro_batch", "--max_response_tokens")
 
@@ -160,6 +170,8 @@ def parts(sizes: Sizes, work: Work) -> list[Part]:
         found += sampling_parts(sizes, work)
     if work.trains:
         found += update_parts(sizes, work)
+    if work.trains and work.shard:
+        found += gathered_parts(sizes, work)
     return [part for part in found if part.bytes]
 
 
@@ -175,22 +187,30 @@ def weight_parts(sizes: Sizes, work: Work) -> list[Part]:
     if work.lora_rank:
         return lora_parts(sizes, work)
 
-    trained = sizes.weights
-    if work.freeze_vision:
-        trained -= sizes.vision
-    # Alone, a process frees its gradients after each step; DDP keeps the buckets that hold them.
-    gradients = ALWAYS if work.ranks > 1 else UPDATE
+    frozen = sizes.vision if work.freeze_vision else 0  # whole on each rank
+    trained = sizes.weights - frozen
+    shards = work.ranks if work.shard else 1
+    # Alone or sharded, a process frees its gradients after each step; DDP keeps the buckets that
+    # hold them.
+    gradients, smaller_by = UPDATE, ()
+    if work.shard:
+        gradients = (*UPDATE, ROOT)
+    elif work.ranks > 1:
+        gradients, smaller_by = ALWAYS, ("--shard",)
 
     found = [
-        Part("weights, fp32", FP32 * sizes.weights, ALWAYS),
-        Part("AdamW's two moments", 2 * FP32 * trained, ALWAYS),
-        Part("gradients", FP32 * trained, gradients),
+        Part("weights, fp32", FP32 * (trained / shards + frozen), ALWAYS, smaller_by),
+        Part("AdamW's two moments", 2 * FP32 * trained / shards, ALWAYS, smaller_by),
+        Part("gradients", FP32 * trained / shards, gradients, smaller_by),
     ]
-    if work.bf16 and work.sequences:  # without a tower: the copy asks the policy for its features
-        copied = sizes.weights - sizes.vision
-        found.append(Part("bf16 copy that samples", BF16 * copied, ALWAYS))
-    if work.reference:
-        found.append(Part("reference, fp32", FP32 * sizes.weights, ALWAYS, ("--kl_beta 0",)))
+    if work.copies:
+        # Without a tower: the copy asks the policy for its features, but for one that is sharded.
+        copied = sizes.weights - (frozen if work.shard else sizes.vision)
+        name = "bf16 copy that samples" if work.bf16 else "fp32 copy that samples"
+        found.append(Part(name, work.bytes_per_number * copied, ALWAYS))
+    if work.reference:  # its tower is frozen in any case
+        reference = (sizes.weights - sizes.vision) / shards + sizes.vision
+        found.append(Part("reference, fp32", FP32 * reference, ALWAYS, ("--kl_beta 0",)))
     return found
 
 
@@ -211,6 +231,26 @@ def lora_parts(sizes: Sizes, work: Work) -> list[Part]:
         merged = sizes.layers * sum(out * inner for out, inner in shapes)
         found.append(Part("merged copy that samples", width * merged, ALWAYS, ("--no_lora_merge",)))
     return found
+
+
+def gathered_parts(sizes: Sizes, work: Work) -> list[Part]:
+    """What a sharded model holds whole while it is used, and for the averaging of gradients.
+
+    While a layer is in use, the weights of the next one are on their way. By the time its gradient
+    is complete, most of what it kept for the backward pass is gone. On a GPU the buffers that NCCL
+    fills meanwhile come on top: they were not measured.
+    """
+    layer = FP32 * sizes.layer_weights
+    root = sizes.weights - sizes.vision - sizes.layers * sizes.layer_weights
+    if not work.freeze_vision:
+        root += sizes.vision
+    return [
+        Part("root, gathered", FP32 * root, (*UPDATE, ROOT)),
+        Part("last layer, on its way", layer, (HEAD,)),
+        Part("this layer and the next, gathered", 2 * layer, (LAYER,)),
+        Part("gradient of a layer, whole", layer, (LAYER,)),
+        Part("gradient of the root, and its buffer", 2 * FP32 * root, (ROOT,)),
+    ]
 
 
 def sampling_parts(sizes: Sizes, work: Work) -> list[Part]:

@@ -29,6 +29,7 @@ from model.decoding import DecodeCache, extend, prefill
 from model.lora import merge_copy, merged_weights
 from model.qwen import Policy, next_positions
 from model.records import Prompt, SampledGroup
+from model.sharding import whole
 
 CHECK_EVERY = 4  # tokens between checks for ended sequences: each check makes a GPU wait
 DROP_SHARE = 0.25  # drop ended sequences if more than this share has ended: it copies the cache
@@ -256,13 +257,19 @@ def sampling_dtype(accelerator) -> torch.dtype:
     return torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
 
 
-def sampling_copy(policy: Policy, dtype: torch.dtype = torch.bfloat16) -> Policy:
+def sampling_copy(
+    policy: Policy, dtype: torch.dtype = torch.bfloat16, will_shard: bool = False
+) -> Policy:
     """A copy with bf16 weights, only for sampling. `refresh` it before every rollout.
 
     Adapters are merged into it (`lora.py`). Of weights that have no adapter and are in `dtype`
     already no copy is made: they are frozen, so both models may share them.
 
     Decoding reads every weight for every token, so half of the bytes take half of the time.
+
+    dtype       fp32 where a policy is copied only because it will be sharded
+    will_shard  share nothing with the policy, and copy a tower that is trained as well: a sharded
+                one can only be asked by all ranks together
 
     Trap: only the weights become bf16. `.bfloat16()` would round the rotary frequencies too, and
     positions far apart would drift (test_bf16_copy_keeps_its_positions).
@@ -272,12 +279,16 @@ def sampling_copy(policy: Policy, dtype: torch.dtype = torch.bfloat16) -> Policy
     # tower, whose features training uses too, so an image is still encoded once.
     memo = {}
     for weight in policy.parameters():
-        memo[id(weight)] = nn.Parameter(weight.detach().to(dtype), requires_grad=False)
-    memo[id(policy.vlm.model.visual)] = nn.Module()
+        copied = weight.detach().to(dtype, copy=will_shard)
+        memo[id(weight)] = nn.Parameter(copied, requires_grad=False)
+    own_tower = will_shard and not policy.vision_is_frozen()
+    if not own_tower:
+        memo[id(policy.vlm.model.visual)] = nn.Module()
 
     sampler = copy.deepcopy(policy, memo)
-    sampler.image_features = policy.image_features
-    sampler.vlm.model.visual = None
+    if not own_tower:
+        sampler.image_features = policy.image_features
+        sampler.vlm.model.visual = None
     sampler.__dict__.pop("compiled_extend", None)  # a copied one would use the policy's weights
     merge_copy(sampler)
     return sampler
@@ -294,5 +305,6 @@ def refresh(sampler: Policy, policy: Policy) -> None:
         return
     copies = dict(sampler.named_parameters())
     for name, weight in merged_weights(policy):
-        if name in copies:  # the tower is not
-            copies[name].copy_(weight)
+        if name in copies:  # a tower that is asked through the policy is not
+            copies[name].copy_(whole(weight))  # of a sharded policy one at a time is gathered
+    sampler.feature_cache.clear()  # features of a tower of its own that has changed now

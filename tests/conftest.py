@@ -56,7 +56,7 @@ def keep_fp64(setattr=setattr):
         return self.weight * (x * torch.rsqrt(mean_square + self.variance_epsilon))
 
     def rotate(q, k, cos, sin):
-        cos, sin = cos.unsqueeze(-2).double(), sin.unsqueeze(-2).double()
+        cos, sin = cos.unsqueeze(-2).to(q.dtype), sin.unsqueeze(-2).to(q.dtype)
         return q * cos + hf.rotate_half(q) * sin, k * cos + hf.rotate_half(k) * sin
 
     setattr(hf.Qwen2_5_VLRMSNorm, "forward", norm)
@@ -193,26 +193,34 @@ class LiveBytes(TorchDispatchMode):
     autograd keeps for the backward pass counts as long as it is kept.
 
     made_before   tensors that do not count, such as weights; they must live on
+    resized       storages are filled and emptied in place, as FSDP does: ask each of them for its
+                  bytes after every operation
     """
 
-    def __init__(self, made_before=()):
+    def __init__(self, made_before=(), resized: bool = False):
         super().__init__()
         self.live = 0
         self.peak = 0
         self.known = WeakSet(tensor.untyped_storage() for tensor in made_before)
+        self.watched = WeakSet() if resized else None
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
         for x in tree_leaves(out):
             if isinstance(x, torch.Tensor):
-                self.watch(x.untyped_storage())
+                self.watch(getattr(x, "_local_tensor", x).untyped_storage())
+        if self.watched is not None:
+            self.peak = max(self.peak, sum(storage.nbytes() for storage in self.watched))
         return out
 
     def watch(self, storage) -> None:
         if storage in self.known:
             return
-        size = storage.nbytes()
         self.known.add(storage)
+        if self.watched is not None:
+            self.watched.add(storage)
+            return
+        size = storage.nbytes()
         self.live += size
         self.peak = max(self.peak, self.live)
         finalize(storage, self.forget, size)

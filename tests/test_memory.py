@@ -1,6 +1,7 @@
 """The arithmetic of `--plan` against the live tensors of real passes, and what it says."""
 
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -204,6 +205,9 @@ def test_public_models_are_known():
         (grpo, "grpo_7b_lora", "h100", "fits: 68.8"),
         (dpo_sft, "dpo_sft_3b_lora", "rtx4090", "fits: 22.0"),
         (dpo_sft, "dpo_sft_7b_lora", "h100", "fits: 37.8"),
+        (dpo_sft, "dpo_sft_3b", "h100", "fits: 66.4"),
+        (grpo, "grpo_7b_sharded", "h100x8", "fits: 66.5"),
+        (dpo_sft, "dpo_sft_7b_sharded", "h100x8", "fits: 47.1"),
     ],
 )
 def test_the_configs_need_what_readme_says(stage, file, device, needed):
@@ -212,6 +216,35 @@ def test_the_configs_need_what_readme_says(stage, file, device, needed):
     usable = "22.1" if "rtx4090" in device else "73.6"
     assert f"{needed} of {usable} GB" in plan(stage.parse_cli(stage.Config, "", flags))
     assert needed.split()[-1] in (ROOT / "README.md").read_text()
+
+
+def test_the_replication_table_is_the_plan():
+    """Memory and time of each line are what --plan says, and the head of its file says the memory.
+
+    A rollout: minutes of drawing and of learning. Pairs: hours of an epoch of 9,000.
+    """
+    table = (ROOT / "README.md").read_text().split("planned / measured |")[1].split("\n\n")[0]
+    machine, seen = "", 0
+    for line in table.splitlines()[2:]:
+        first, command, memory, time, *_ = [cell.strip() for cell in line.split("|")[1:]]
+        machine = first or machine
+        stage, file = re.search(r"(\w+)\.py @(configs/\w+\.args)", command).groups()
+        device = "rtx4090" if "24 GB" in machine else "h100x8" if "eight" in machine else "h100"
+        stage = {"grpo": grpo, "dpo_sft": dpo_sft}[stage]
+        text = plan(stage.parse_cli(stage.Config, "", [f"@{file}", "--plan", device]))
+
+        needed = re.search(r"fits: ([\d.]+)", text)[1]
+        assert memory.startswith(f"{needed} GB / "), line
+        assert f"{needed} GB" in (ROOT / file).read_text().split("--model")[0].split("@")[0], file
+        if stage is grpo:
+            minutes = [float(m) for m in re.findall(r": ([\d.]+) minutes", text)]
+            said = [float(m) for m in re.findall(r"[\d.]+", time)[:2]]
+            assert said == pytest.approx(minutes, rel=0.03), line
+        else:
+            hours = 9000 / float(re.search(r"([\d.]+) pairs a second", text)[1]) / 3600
+            assert float(re.match(r"[\d.]+", time)[0]) == pytest.approx(hours, rel=0.05), line
+        seen += 1
+    assert seen == 8
 
 
 def test_a_plan_names_what_helps(tmp_path):

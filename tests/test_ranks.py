@@ -1,7 +1,5 @@
 """Two processes (gloo, CPU) do what one does: the same gradients, no dead wait, one run folder."""
 
-import os
-import socket
 from dataclasses import replace
 
 import pytest
@@ -15,37 +13,11 @@ from conftest import fresh_policy, keep_fp64, make_groups, policies_of, small_gr
 from harness.ranks import make_accelerator, sum_over_ranks
 from harness.run import read_jsonl
 from model.records import completion_mask
+from two_ranks import WORLD, on_two_ranks
 
-WORLD = 2
+BUDGETS = (10_000, 60)  # tokens of a micro-batch
 GRPO = replace(grpo.Config(), grad_clip=1e9)
 DPO = replace(dpo_sft.Config(), grad_clip=1e9)
-
-# --- Two processes -------------------------------------------------------------------------------
-
-
-def on_two_ranks(work, *args):
-    """Run `work(rank, *args)` in two new processes that know each other.
-
-    Any failure in one fails the test.
-    """
-    with socket.socket() as s:
-        s.bind(("localhost", 0))
-        port = s.getsockname()[1]
-    torch.multiprocessing.spawn(enter, args=(port, work, args), nprocs=WORLD)
-
-
-def enter(rank, port, work, args):
-    os.environ.update(
-        RANK=str(rank),
-        LOCAL_RANK=str(rank),
-        WORLD_SIZE=str(WORLD),
-        MASTER_ADDR="localhost",
-        MASTER_PORT=str(port),
-        ACCELERATE_USE_CPU="true",  # what `accelerate launch --cpu` sets
-    )
-    torch.set_num_threads(1)
-    work(rank, *args)
-
 
 # --- Gradients -----------------------------------------------------------------------------------
 
@@ -103,28 +75,29 @@ def close(grads, others, atol) -> bool:
     return all(torch.allclose(a, b, atol=atol) for a, b in zip(grads, others))
 
 
-def check_grpo(rank, folder, budget):
+def check_grpo(rank, folder):
     """One rank of `test_two_ranks_equal_one`."""
     policy, encoder = fp64_policy()
     accelerator = Accelerator(cpu=True)
     assert accelerator.num_processes == WORLD
 
     groups, advantages = share_of(rank, *step_inputs(encoder))
-    cfg = replace(GRPO, max_tokens_per_micro_batch=budget)
     policies = wrapped(policy, accelerator)
-    grads, sums = grpo_gradients(policies, accelerator, groups, advantages, cfg)
-    total = sum_over_ranks({name: sums[name] for name in ("tokens", "loss")}, accelerator)
-    torch.save({"grads": grads, "total": total}, f"{folder}/rank{rank}.pt")
+    for budget in BUDGETS:
+        cfg = replace(GRPO, max_tokens_per_micro_batch=budget)
+        grads, sums = grpo_gradients(policies, accelerator, groups, advantages, cfg)
+        total = sum_over_ranks({name: sums[name] for name in ("tokens", "loss")}, accelerator)
+        torch.save({"grads": grads, "total": total}, f"{folder}/rank{rank}_{budget}.pt")
 
 
-@pytest.mark.parametrize("budget", [10_000, 60])
-def test_two_ranks_equal_one(tiny64, tmp_path, budget):
+def test_two_ranks_equal_one(tiny64, tmp_path):
     """fp64, 1e-10: the tokens of both ranks make one normaliser.
 
     Averaging each rank's own mean would differ.
     """
-    on_two_ranks(check_grpo, str(tmp_path), budget)
-    ranks = [torch.load(tmp_path / f"rank{r}.pt", weights_only=True) for r in range(WORLD)]
+    on_two_ranks(check_grpo, str(tmp_path))
+    names = [f"rank{r}_{budget}.pt" for r in range(WORLD) for budget in BUDGETS]
+    ranks = [torch.load(tmp_path / name, weights_only=True) for name in names]
 
     policy, encoder = tiny64
     accelerator = Accelerator(cpu=True)
