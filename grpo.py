@@ -71,6 +71,7 @@ from model.lora import adapters_off
 from model.qwen import Policy
 from model.records import Group, completion_mask, padded
 from model.sampling import refresh, sample_groups, token_entropy
+from rewards import make_judge
 from rewards.groups import GroupRewards, RewardedGroup, parse_weights, sample_record
 from rewards.judge import take_counts
 from rewards.metrics import COLUMNS, PANELS, summarize
@@ -372,10 +373,11 @@ def set_up(cfg: Config) -> tuple:
                               resumed=run.has_state())
 
     stream, held_out = build_stream(cfg, encoder, accelerator, run.warn)
-    group_rewards = GroupRewards(cfg, encoder, policy.eos_ids, run.warn)
-    run.columns = ["reward", *group_rewards.by_name, *COLUMNS]
+    judge = make_judge(cfg, run.warn)
+    group_rewards = GroupRewards(cfg, encoder, policy.eos_ids, judge)
+    run.columns = ["reward", *group_rewards.functions, *COLUMNS]
     say_what_was_understood(run, encoder, stream.preview(LOOKED_AT), examples=stream.examples,
-                            judge=group_rewards.judge, per_step=cfg.prompts_per_step)
+                            judge=judge, per_step=cfg.prompts_per_step)
 
     # Each rank has its own generator; with one seed, all would draw the same numbers.
     generator = torch_generator(cfg.seed, "rollout", accelerator.process_index, accelerator.device)
@@ -422,7 +424,7 @@ def main(cfg: Config) -> None:
         run.stop_if_asked()
 
     run.finish_training(
-        policies, encoder, {"reward": ["reward", *group_rewards.by_name], **PANELS},
+        policies, encoder, {"reward": ["reward", *group_rewards.functions], **PANELS},
         f"GRPO from {cfg.model}", chance=best_blind_guess(stream.examples))
 
 

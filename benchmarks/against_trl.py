@@ -45,8 +45,8 @@ from harness.metrics import Stopwatch
 from model.loading import load_model
 from model.qwen import mrope_positions
 from model.records import Group, Prompt, completion_mask
-from rewards import grade, is_in_format, make_rewards
-from rewards.groups import parse_weights, reward_groups
+from rewards import grade, is_in_format
+from rewards.groups import GroupRewards
 from sources.stream import PromptStream
 
 BASE = str(ROOT / "toy" / "base")
@@ -197,14 +197,7 @@ def ours_grpo(examples: list[dict], steps: int) -> dict:
     accelerator = Accelerator(cpu=True)
     stream = PromptStream(examples, encoder, seed=0)
     generator = torch.Generator().manual_seed(0)
-    reward = partial(
-        reward_groups,
-        encoder=encoder,
-        eos_ids=policy.eos_ids,
-        rewards=make_rewards(SETTINGS, None),
-        weights=parse_weights(SETTINGS.reward_weights),
-        progress=0.0,
-    )
+    reward = GroupRewards(SETTINGS, encoder, policy.eos_ids, judge=None).at(0.0)
 
     clock, ticks, rewards, lengths = Clock(), [now()], [], []
     for _ in range(steps):

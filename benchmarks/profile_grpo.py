@@ -19,8 +19,7 @@ import grpo
 from common import Policies
 from harness.metrics import Stopwatch
 from model.loading import load_model
-from rewards import make_rewards
-from rewards.groups import parse_weights, reward_groups
+from rewards.groups import GroupRewards
 from sources import load_examples
 from sources.stream import PromptStream
 
@@ -61,14 +60,7 @@ class Step:
 
         self.stream = PromptStream(load_examples("toy", count=256), encoder, seed=0)
         self.generator = torch.Generator().manual_seed(0)
-        self.reward = partial(
-            reward_groups,
-            encoder=encoder,
-            eos_ids=policy.eos_ids,
-            rewards=make_rewards(cfg, None),
-            weights=parse_weights(cfg.reward_weights),
-            progress=0.0,
-        )
+        self.reward = GroupRewards(cfg, encoder, policy.eos_ids, judge=None).at(0.0)
 
     def rollout(self) -> list:
         return grpo.collect_rollout(

@@ -1,13 +1,14 @@
 """Decoding with a compiled step: the same as `decoding.py`, with shapes that never change.
 
 A compiled step can be replayed on a GPU as a CUDA graph, which saves the time to launch kernels.
-A graph only repeats itself: every step must use tensors of the same shape, at the same address.
+A graph only repeats itself: every step must have tensors of the same shape, and the cache, which is
+written in place, must stay at its address. What is new in each step (ids, positions) is copied in.
 
-                             plain                       compiled
-    width of the cache       grows with completions      all of it at once, a multiple of 256
-    write of a new token     into the slice of its slot  at an index that is a tensor
-    attention                over the slots in use       over all slots, the free ones masked
-    an ended sequence        is dropped some steps later stays until all have ended
+                             plain                           compiled
+    width of the cache       grows with completions          all of it at once, a multiple of 256
+    write of a new token     into the slice of its slot      at an index that is a tensor
+    attention                over the slots in use           over all slots, the free ones masked
+    an ended sequence        is dropped some steps later     stays until all have ended
 
 Off by default (--compile_decode). On a CPU it is slower than the plain step; how fast it is on a
 GPU has not been measured.
@@ -24,7 +25,7 @@ from model.decoding import DecodeCache, PromptCache, extend
 from model.qwen import Policy
 
 WIDTH_MULTIPLE = 256  # slots; widths are rounded up to it, so that few shapes are ever compiled
-MOST_SHAPES = 128  # compiled: one for each number of sequences and width that occurs together
+MAX_SHAPES = 128  # compiled versions: one for each pair (number of sequences, width)
 COMPILE = {"mode": "reduce-overhead", "fullgraph": True, "dynamic": False}
 
 
@@ -74,7 +75,7 @@ class StaticDecodeCache(DecodeCache):
 def compiled_extend(policy: Policy) -> Callable:
     """`extend` for one policy, compiled at its first call, and again for each new shape."""
     if not hasattr(policy, "compiled_extend"):
-        torch._dynamo.config.recompile_limit = MOST_SHAPES
+        torch._dynamo.config.recompile_limit = MAX_SHAPES  # of the whole process
         policy.compiled_extend = torch.compile(partial(extend, policy), **COMPILE)
 
     def step(*args):

@@ -1,4 +1,7 @@
-"""A sampled group and the rewards of its completions."""
+"""A sampled group and the rewards of its completions.
+
+    R_i = sum over rewards k of  w_k r_k(completion i),     nan if one of them could not be scored
+"""
 
 import math
 from collections.abc import Callable
@@ -9,15 +12,7 @@ from torch import Tensor
 
 from model.prompts import PromptEncoder
 from model.records import SampledGroup, is_truncated
-from rewards import (
-    Completion,
-    Judge,
-    Reward,
-    ask_judge,
-    grade,
-    make_judge,
-    make_rewards,
-)
+from rewards import Completion, Judge, Reward, ask_judge, grade, make_rewards
 
 
 @dataclass(frozen=True)
@@ -48,82 +43,55 @@ class RewardedGroup:
 
 
 class GroupRewards:
-    """The rewards of a run, their weights, and the judge that answers of type `text` need."""
+    """What rewards the sampled groups of a run.
 
-    def __init__(self, cfg, encoder: PromptEncoder, eos_ids: list[int], warn: Callable):
-        self.judge = make_judge(cfg, warn)
-        self.by_name = make_rewards(cfg, self.judge)
-        self.weights = parse_weights(cfg.reward_weights, self.by_name)
+    cfg      the settings of grpo.py
+    judge    what answers of type `text` need, None without --judge_url
+    """
+
+    def __init__(self, cfg, encoder: PromptEncoder, eos_ids: list[int], judge: Judge | None):
+        self.functions = make_rewards(cfg, judge)  # by name
+        self.weights = parse_weights(cfg.reward_weights, self.functions)  # by name, 1 if not named
         self.encoder = encoder
         self.eos_ids = eos_ids
+        self.judge = judge
 
     def at(self, progress: float) -> Callable[[list[SampledGroup]], list[RewardedGroup]]:
-        """What rewards sampled groups at this point of the training, 0 to 1; see `Completion`."""
-        return partial(
-            reward_groups,
-            encoder=self.encoder,
-            eos_ids=self.eos_ids,
-            rewards=self.by_name,
-            weights=self.weights,
-            progress=progress,
-            judge=self.judge,
-        )
+        """`reward_groups` at this point of the training, 0 to 1; see `Completion`."""
+        return partial(self.reward_groups, progress=progress)
 
+    def reward_groups(self, groups: list[SampledGroup], progress: float) -> list[RewardedGroup]:
+        """The rewards of a rollout. A judge is asked about all completions at the same time."""
+        responses = [[self.encoder.decode(ids) for ids in group.completions] for group in groups]
 
-def reward_groups(
-    groups: list[SampledGroup],
-    encoder: PromptEncoder,
-    eos_ids: list[int],
-    rewards: dict[str, Reward],
-    weights: dict[str, float],
-    progress: float,
-    judge: Judge | None = None,
-) -> list[RewardedGroup]:
-    """The rewards of a rollout. A judge is asked about all completions at the same time."""
-    responses = [[encoder.decode(ids) for ids in group.completions] for group in groups]
+        questions = []  # (example, response)
+        for group, texts in zip(groups, responses):
+            questions += [(group.prompt.example, text) for text in texts]
+        ask_judge(questions, self.judge)
 
-    questions = []  # (example, response)
-    for group, texts in zip(groups, responses):
-        questions += [(group.prompt.example, text) for text in texts]
-    ask_judge(questions, judge)
+        return [self.reward_group(g, texts, progress) for g, texts in zip(groups, responses)]
 
-    return [
-        reward_group(group, texts, eos_ids, rewards, weights, progress)
-        for group, texts in zip(groups, responses)
-    ]
+    def reward_group(
+        self, group: SampledGroup, responses: list[str], progress: float
+    ) -> RewardedGroup:
+        """Each reward of each completion, by name, and their weighted sum."""
+        example = group.prompt.example
+        truncated = [is_truncated(ids, self.eos_ids) for ids in group.completions]
 
-
-def reward_group(
-    group: SampledGroup,
-    responses: list[str],
-    eos_ids: list[int],
-    rewards: dict[str, Reward],
-    weights: dict[str, float],
-    progress: float,
-) -> RewardedGroup:
-    """Compute each reward of each completion, by name, and their weighted sum.
-
-    responses  the text of each completion
-    weights    by name, 1 for a reward that is not named
-    progress   of the training, 0 to 1; see `Completion`
-    """
-    example = group.prompt.example
-    truncated = [is_truncated(ids, eos_ids) for ids in group.completions]
-
-    by_completion, totals = [], []
-    for ids, text, cut in zip(group.completions, responses, truncated):
-        completion = Completion(text, len(ids), cut, progress)
-        by_name = {name: reward(example, completion) for name, reward in rewards.items()}
-        by_completion.append(by_name)
-        totals.append(weighted_sum(by_name, weights))
-    return RewardedGroup(group, responses, truncated, by_completion, totals)
+        rewards, totals = [], []
+        for ids, text, is_cut in zip(group.completions, responses, truncated):
+            completion = Completion(text, len(ids), is_cut, progress)
+            by_name = {name: f(example, completion) for name, f in self.functions.items()}
+            rewards.append(by_name)
+            totals.append(weighted_sum(by_name, self.weights))
+        return RewardedGroup(group, responses, truncated, rewards, totals)
 
 
 def weighted_sum(by_name: dict[str, float | None], weights: dict[str, float]) -> float:
     """The reward that is trained on; nan if one of its parts could not be scored."""
     total = 0.0
-    for name, reward in by_name.items():
-        total += float("nan") if reward is None else weights.get(name, 1.0) * reward
+    for name, value in by_name.items():
+        total += float("nan") if value is None else weights.get(name, 1.0) * value
     return total
 
 
@@ -154,13 +122,10 @@ def sample_record(
     """What samples.jsonl holds of a group: everything the page shows, so that it computes nothing
     itself.
 
-    logp  (G, T) log-probabilities of the tokens after the update
+    logp  (G, T) log-probabilities of the tokens after the update; in the record `logp`, beside
+          `logp_sampler`, as sampled, before it
 
-    In the record:
-
-    logp          after the update
-    logp_sampler  as sampled, before it
-    reasons       from grading once more, since a reward is only a number, without its reason
+    `reasons` come from grading once more, since a reward is only a number, without its reason.
     """
     group, example = rewarded.group, rewarded.group.prompt.example
     return {

@@ -19,7 +19,7 @@ from pathlib import Path
 from harness.endpoint import Endpoint, Reply
 from rewards.judge_prompts import read_verdict
 
-QUESTIONS_AT_A_TIME = 128  # that share one time limit, where there is no rollout
+QUESTIONS_AT_A_TIME = 128  # that share one --judge_rollout_s where there is no rollout
 
 
 class Judge:
@@ -66,6 +66,7 @@ class Judge:
 
 
 def has_verdict(reply: Reply) -> bool:
+    """Did the reply end by itself, with a yes or no? Only such a reply is kept."""
     return not reply.cut and read_verdict(reply.text) is not None
 
 

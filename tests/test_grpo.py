@@ -15,8 +15,8 @@ from conftest import KeepGradients, make_example, make_groups, policies_of, samp
 from grpo import Config, UpdateBatch, group_advantages, kl_k3, policy_loss
 from harness.metrics import sampler_gap
 from model.records import Group, Prompt, completion_mask
-from rewards import make_rewards, overlong_penalty
-from rewards.groups import RewardedGroup, parse_weights, reward_group
+from rewards import overlong_penalty
+from rewards.groups import GroupRewards, RewardedGroup
 from test_run import grpo_config
 
 CFG = Config(clip_low=0.2, clip_high=0.28, grad_clip=1e9)
@@ -37,14 +37,8 @@ def test_total_is_half_for_the_format_and_one_for_the_answer():
     completions = [torch.tensor([i, 99]) for i in range(len(responses))]
     prompt = Prompt(make_example(0), torch.tensor([1]), torch.zeros(3, 1), None, None)
 
-    rewarded = reward_group(
-        Group(prompt, completions),
-        responses,
-        [99],
-        make_rewards(CFG, None),
-        parse_weights(CFG.reward_weights),
-        0.0,
-    )
+    rewards = GroupRewards(CFG, encoder=None, eos_ids=[99], judge=None)
+    rewarded = rewards.reward_group(Group(prompt, completions), responses, progress=0.0)
     assert rewarded.responses == responses
     assert rewarded.totals == [total for _, total in TOTALS]
     assert rewarded.truncated == [False] * 4

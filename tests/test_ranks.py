@@ -165,15 +165,15 @@ def test_uneven_ranks_do_not_hang(tiny64, tmp_path):
 def run_grpo(rank, cfg):
     """A run of the stage that notes which prompts and completions this rank has seen."""
     seen = []
-    reward_groups = grpo.reward_groups
+    reward_groups = grpo.GroupRewards.reward_groups
 
-    def watched(groups, *args, **more):
+    def watched(self, groups, progress):
         for group in groups:
             completions = [c.tolist() for c in group.completions]
             seen.append((group.prompt.example["id"], completions))
-        return reward_groups(groups, *args, **more)
+        return reward_groups(self, groups, progress)
 
-    grpo.reward_groups = watched
+    grpo.GroupRewards.reward_groups = watched
     grpo.main(cfg)
     torch.save(seen, f"{cfg.run_dir}/seen{rank}.pt")
 
