@@ -48,10 +48,7 @@ from torch import Tensor
 
 from common import (
     MicroBatch,
-    Policies,
-    build_policies,
     fixed_logps,
-    load_policy,
     micro_batches,
     set_learning_rate,
     token_logps,
@@ -65,6 +62,7 @@ from harness.randomness import random_of
 from harness.ranks import gather_objects, make_accelerator, sum_over_ranks
 from harness.run import Run
 from model.lora import adapters_off
+from model.policies import Policies, build_policies, load_policy
 from model.qwen import Policy
 from model.records import Group, completion_mask
 from model.sharding import shard, whole_weights

@@ -52,10 +52,7 @@ from torch import Tensor
 
 from common import (
     MicroBatch,
-    Policies,
-    build_policies,
     fixed_logps,
-    load_policy,
     micro_batches,
     set_learning_rate,
     token_logps,
@@ -68,6 +65,7 @@ from harness.randomness import torch_generator
 from harness.ranks import make_accelerator, sum_over_ranks
 from harness.run import Run
 from model.lora import adapters_off
+from model.policies import Policies, build_policies, load_policy
 from model.qwen import Policy
 from model.records import Group, completion_mask, padded
 from model.sampling import refresh, sample_groups, token_entropy

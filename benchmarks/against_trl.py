@@ -40,9 +40,10 @@ from workloads import ROOT, examples_at, pair_groups, pairs_at
 
 import dpo_sft
 import grpo
-from common import Policies, fixed_logps, token_logps
+from common import fixed_logps, token_logps
 from harness.metrics import Stopwatch
 from model.loading import load_model
+from model.policies import Policies
 from model.qwen import mrope_positions
 from model.records import Group, Prompt, completion_mask
 from rewards import grade, is_in_format

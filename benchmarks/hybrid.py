@@ -20,8 +20,9 @@ from accelerate import Accelerator
 from workloads import pair_groups, pairs_at
 
 import dpo_sft
-from common import Policies, fixed_logps
+from common import fixed_logps
 from model.loading import load_model
+from model.policies import Policies
 from model.records import Group
 
 HERE = Path(__file__).resolve().parent

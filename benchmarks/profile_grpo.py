@@ -16,9 +16,9 @@ from accelerate import Accelerator
 from torch.profiler import profile
 
 import grpo
-from common import Policies
 from harness.metrics import Stopwatch
 from model.loading import load_model
+from model.policies import Policies
 from rewards.groups import GroupRewards
 from sources import load_examples
 from sources.stream import PromptStream

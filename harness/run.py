@@ -207,7 +207,7 @@ class Run:
     ) -> None:
         """Write the last model and the curves, and end the run.
 
-        policies   the `common.Policies` of the run
+        policies   the `model.policies.Policies` of the run
         panels     title of a panel -> names of its metrics, see `plot_curves`
         chance     accuracy of the best blind guess, 0 if it is not known
         """
@@ -254,7 +254,7 @@ class Run:
     def save_checkpoint(self, step: int, policies, encoder: PromptEncoder, extra: dict) -> None:
         """Write the model folder of a step, then the state that belongs to it.
 
-        policies   the `common.Policies` of the run
+        policies   the `model.policies.Policies` of the run
         extra      this rank's random state and data position
 
         Raises ValueError, on all ranks, if the disk has no room for it: before anything is written.

@@ -10,6 +10,7 @@
     compiled.py    the same with fixed shapes, for a compiled step
     lora.py        adapters beside a frozen base; off, merged, and in PEFT's files
     sharding.py    weights, gradients and optimizer over many ranks, by torch's fully_shard
+    policies.py    the policy in its roles: what trains, what samples, what is compared with
     loading.py     model folders in and out
 
 Nothing here knows of rewards, losses, data sets or runs.

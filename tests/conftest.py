@@ -16,8 +16,8 @@ from torch.utils._pytree import tree_leaves
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as hf
 
 import grpo
-from common import Policies
 from model.loading import save_model
+from model.policies import Policies
 from model.records import SampledGroup, padded
 from toy import world
 from toy.train_base import build

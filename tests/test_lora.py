@@ -388,7 +388,7 @@ def test_dpo_scores_its_reference_with_the_adapters_off(start, tmp_path, monkeyp
         loaded.append(name)
         return load_model(name, **more)
 
-    monkeypatch.setattr("common.load_model", counted)
+    monkeypatch.setattr("model.policies.load_model", counted)
     dpo_sft.main(dpo_sft.Config(run_dir=str(tmp_path / "whole"), **settings))
     assert loaded == [start]
     first, *_, last = read_jsonl(tmp_path / "whole/metrics.jsonl")

@@ -8,10 +8,10 @@ from accelerate import Accelerator
 
 import dpo_sft
 import grpo
-from common import Policies
 from conftest import fresh_policy, keep_fp64, make_groups, policies_of, small_grpo, update_batch
 from harness.ranks import make_accelerator, sum_over_ranks
 from harness.run import read_jsonl
+from model.policies import Policies
 from model.records import completion_mask
 from two_ranks import WORLD, on_two_ranks
 

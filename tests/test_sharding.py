@@ -19,13 +19,14 @@ from transformers import AutoModelForImageTextToText
 
 import dpo_sft
 import grpo
-from common import build_policies, fixed_logps, plain_token_logps, token_logps
+from common import fixed_logps, plain_token_logps, token_logps
 from conftest import LiveBytes, fresh_policy, keep_fp64, make_groups, small_grpo, update_batch
 from harness.ranks import make_accelerator
 from harness.run import read_jsonl
 from model import sharding
 from model.loading import load_model, save_model
 from model.memory import HEAD, LAYER, ROOT, Sizes, Work, parts
+from model.policies import build_policies
 from model.records import Group, completion_mask
 from model.sampling import refresh, sample_groups
 from model.sharding import is_shard, is_sharded, load_optimizer, save_optimizer, whole

@@ -12,8 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import common
 import dpo_sft
 import grpo
-from common import build_policies, micro_batches, token_logps, training_step
+from common import micro_batches, token_logps, training_step
 from conftest import KeepGradients, make_groups, policies_of
+from model.policies import build_policies
 
 CFG = SimpleNamespace(grad_clip=1e9, max_skipped=3)
 
