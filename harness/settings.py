@@ -257,8 +257,8 @@ class Lora(Settings):
     """LoRA: small matrices beside a frozen base are trained (see model/lora.py)."""
 
     lora_rank: int = flag(
-        0, "rank of the adapters, 0: off, all weights are trained; adapters want 5 to 10 times the "
-        "--lr: 1e-3 for rank 8 on the embedded world; ours",
+        0, "rank of the adapters, 0: off, all weights are trained; adapters want a higher --lr: "
+        "5e-4 for rank 8 on the embedded world; ours",
     )  # fmt: skip
     lora_alpha: int = flag(32, "what the adapters add is multiplied by alpha / rank; ours")
     lora_targets: str = flag(

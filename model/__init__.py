@@ -3,7 +3,7 @@
     records.py     Prompt and Group, the two records that every stage passes around
     prompts.py     an example becomes a Prompt: token ids, pixel values, positions
     images.py      images in, from whatever a data set holds
-    qwen.py        the model family, Qwen2.5-VL: vision tower, positions, layers, head
+    qwen.py        the model family, Qwen2.5-VL and Qwen2-VL: vision tower, positions, layers, head
     attention.py   attention for one prompt with many completions
     sampling.py    prompts become groups of sampled completions
     decoding.py    the cache of keys and values that sampling decodes against

@@ -1,5 +1,6 @@
 """Model folders in and out: weights, tokenizer and image processor, as Hugging Face keeps them."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -7,11 +8,12 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from torch import Tensor
+from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from model.lora import FOLDER, lora_linears, merged_state_dict, save_adapters
 from model.prompts import PromptEncoder
-from model.qwen import Policy, load_weights
+from model.qwen import Policy, check_family, load_weights
 from model.sharding import is_sharded, whole_weights
 
 # A progress bar for each saved file would tear the table of steps on the terminal apart.
@@ -28,7 +30,7 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> tuple[Policy, PromptEncoder]:
-    """Load a Qwen2.5-VL folder or hub name: weights, tokenizer and image processor.
+    """Load a Qwen2.5-VL or Qwen2-VL folder or hub name: weights, tokenizer and image processor.
 
     name                    a folder, or a hub name (OWNER/NAME)
     flag                    the command-line flag to name in error messages
@@ -37,7 +39,7 @@ def load_model(
     max_pixels              images are scaled down to this many pixels; None: as the folder says
     dtype                   fp32 to train; `sampling_dtype` for a model that only answers
     device                  where the weights are read to
-    Raises ValueError if it is missing, half written or of another architecture.
+    Raises ValueError if it is missing, half written or of another family.
 
     Trap: from_pretrained fills weights that are missing with random ones and only warns
     (test_half_written_model_folder_is_refused).
@@ -45,6 +47,7 @@ def load_model(
     check_folder(name, flag)
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(name)
+        tokenizer.chat_template = tokenizer.chat_template or legacy_chat_template(name)
         # The joint processor class wants a video reader (torchvision); still images do not need
         # one.
         image_processor = transformers.AutoImageProcessor.from_pretrained(name, backend="pil")
@@ -63,9 +66,40 @@ def load_model(
     suppressed = suppressed_ids(vlm, tokenizer, eos_ids)
     policy = Policy(vlm, eos_ids, suppressed.to(device), gradient_checkpointing)
     encoder = PromptEncoder(
-        tokenizer, image_processor, vlm.config.image_token_id, image_processor.merge_size
+        tokenizer,
+        image_processor,
+        vlm.config.image_token_id,
+        image_processor.merge_size,
+        read_other_files(name),
     )
     return policy, encoder
+
+
+def read_if_there(name: str, file: str) -> dict | None:
+    """A JSON file of a folder or hub name, None if it has none."""
+    path = cached_file(name, file, _raise_exceptions_for_missing_entries=False)
+    return json.loads(Path(path).read_text(encoding="utf-8")) if path else None
+
+
+def legacy_chat_template(name: str) -> str | None:
+    """The chat template of chat_template.json, where older folders keep it for their processor."""
+    return (read_if_there(name, "chat_template.json") or {}).get("chat_template")
+
+
+def read_other_files(name: str) -> dict[str, str]:
+    """What a stock `AutoProcessor` wants beside tokenizer and image processor: name -> text.
+
+    Trap: newer folders keep the image processor's settings in processor_config.json as well, and HF
+    lets these win. Copied as they are, they would undo --max_pixels in the next stage
+    (test_processor_files_travel_along).
+    """
+    texts = {}
+    for file in ("processor_config.json", "video_preprocessor_config.json"):
+        settings = read_if_there(name, file)
+        if settings is not None:
+            settings.pop("image_processor", None)
+            texts[file] = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
+    return texts
 
 
 def smallest_max_pixels(names: list[str]) -> int:
@@ -88,9 +122,19 @@ def check_folder(name: str, flag: str) -> None:
     if not Path(name).exists() and not looks_like_path:
         return
 
-    for needed in ("config.json", "tokenizer_config.json", "preprocessor_config.json"):
-        if not (Path(name) / needed).is_file():
-            raise ValueError(f"{flag} {name}: not a model folder, {needed} is missing")
+    def must_have(*files: str) -> None:
+        """At least one of them."""
+        if not any((Path(name) / file).is_file() for file in files):
+            raise ValueError(f"{flag} {name}: not a model folder, {files[0]} is missing")
+
+    must_have("config.json")
+    try:  # before the other files: a model without images does not have them
+        check_family(json.loads((Path(name) / "config.json").read_text()).get("model_type"))
+    except ValueError as error:
+        raise ValueError(f"{flag} {name}: {error}") from error
+    must_have("tokenizer_config.json")
+    # Since transformers 5 the image processor's settings may be a part of processor_config.json.
+    must_have("preprocessor_config.json", "processor_config.json")
 
 
 def eos_token_ids(vlm, tokenizer) -> list[int]:
@@ -157,6 +201,8 @@ def save_model(
         save_adapters(policy, partial / FOLDER)
     encoder.tokenizer.save_pretrained(partial)
     encoder.image_processor.save_pretrained(partial)
+    for name, text in encoder.other_files.items():
+        (partial / name).write_text(text, encoding="utf-8")
 
     if folder.exists():
         shutil.rmtree(folder)

@@ -21,6 +21,7 @@ import torch
 import transformers
 
 from model.decoding import GROWTH
+from model.qwen import model_class
 
 FP32, BF16 = 4, 2  # bytes of a number
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -62,7 +63,7 @@ class Sizes:
             )
         config = transformers.AutoConfig.from_pretrained(folder)
         with torch.device("meta"):  # the shapes of all weights, and no memory
-            vlm = transformers.Qwen2_5_VLForConditionalGeneration(config)
+            vlm = model_class(config)(config)
 
         text = config.text_config
         linears = {}

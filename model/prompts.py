@@ -8,7 +8,7 @@
 An example that cannot be used raises ExampleError with its id; loaders skip and count it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from PIL import Image
@@ -35,6 +35,7 @@ class PromptEncoder:
     image_processor: object
     image_token_id: int
     merge_size: int  # an image token stands for merge_size x merge_size patches
+    other_files: dict[str, str] = field(default_factory=dict)  # name -> text, saved with a model
 
     def encode(self, example: dict, max_prompt_tokens: int | None = None) -> Prompt:
         """Encode the prompt of an example: its question, then its instruction, as one user turn.

@@ -1,5 +1,5 @@
-"""The model family: Qwen2.5-VL. What another family does differently is here, but for its folders
-(`loading.py`).
+"""The model family: Qwen2.5-VL and Qwen2-VL. What another family does differently is here, but for
+its folders (`loading.py`).
 
     image_features   pixels -> vision tower -> one vector for each image token
     embed_prompts    words from the embedding table, image tokens from the vision tower
@@ -9,6 +9,9 @@
 
 The layers, the tower and the weights are Hugging Face's. This file only calls them in a new order:
 one pass for whole groups in training, one token at a time in sampling.
+
+The two models differ inside of HF's vision tower only: Qwen2.5-VL's attends within windows in most
+of its layers, and has other norms and another MLP.
 """
 
 from weakref import WeakKeyDictionary
@@ -26,7 +29,7 @@ from model.records import Prompt
 
 
 class Policy(nn.Module):
-    """A Qwen2.5-VL that can be scored, sampled from and trained.
+    """A Qwen2.5-VL or Qwen2-VL that can be scored, sampled from and trained.
 
     Weights stay fp32. At a learning rate of 1e-6, nearly every update of a bf16 weight rounds back
     to nothing (test_small_steps_move_fp32_weights_only). On a GPU autocast computes in bf16.
@@ -36,7 +39,7 @@ class Policy(nn.Module):
 
     def __init__(
         self,
-        vlm: "transformers.Qwen2_5_VLForConditionalGeneration",
+        vlm: "transformers.PreTrainedModel",
         eos_ids: list[int],
         suppressed: Tensor,
         gradient_checkpointing: bool = False,
@@ -289,16 +292,42 @@ def next_positions(prompts: list[Prompt], count: int) -> Tensor:
 
 # --- 3. Weights --------------------------------------------------------------------------------
 
+FAMILY = {  # `model_type` in config.json -> name of HF's class
+    "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
+    "qwen2_vl": "Qwen2VLForConditionalGeneration",
+}
+
+
+def check_family(model_type: str) -> None:
+    """Raise ValueError if this is not the `model_type` of a model of the family."""
+    if model_type not in FAMILY:
+        raise ValueError(
+            f"a model of type {model_type}; what runs here is Qwen2.5-VL and Qwen2-VL, of type "
+            f"{' or '.join(FAMILY)} (model/qwen.py)"
+        )
+
+
+def model_class(config: "transformers.PreTrainedConfig") -> "type[transformers.PreTrainedModel]":
+    """HF's class for a config. Raises ValueError for another family, or for sliding windows.
+
+    `attention.py` knows of no window; no public model of the family uses one.
+    """
+    check_family(config.model_type)
+    if "sliding_attention" in config.text_config.layer_types:
+        raise ValueError("use_sliding_window is true in config.json, which is not supported")
+    return getattr(transformers, FAMILY[config.model_type])
+
 
 def load_weights(
     name: str, dtype: torch.dtype, device: torch.device | str
-) -> "tuple[transformers.Qwen2_5_VLForConditionalGeneration, list[str]]":
+) -> "tuple[transformers.PreTrainedModel, list[str]]":
     """HF's model of a folder or hub name, and the names of weights that the files lack.
 
     Each weight is read once, straight into its dtype and onto its device. The rotary frequencies
-    are no weights, and stay fp32.
+    are no weights, and stay fp32. Raises ValueError for another family.
     """
-    vlm, info = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(
+    config = transformers.AutoConfig.from_pretrained(name)
+    vlm, info = model_class(config).from_pretrained(
         name,
         dtype=dtype,
         device_map={"": torch.device(device)},
