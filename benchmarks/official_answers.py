@@ -208,7 +208,7 @@ def official_records(folder: Path) -> dict[str, list[dict]]:
 def agreement(records: list[dict], form: str) -> Counter:
     """How often our verdict is the official one. `form`: "raw" or "extracted".
 
-    Of raw MathVista only the `literal` records are compared; a false right counts everywhere.
+    Of raw MathVista only the `literal` records are compared; a false positive counts everywhere.
     """
     count = Counter()
     for example in records:
@@ -223,13 +223,13 @@ def agreement(records: list[dict], form: str) -> Counter:
         if example["verdict"] is None:
             continue
 
-        false_right = right and not example["verdict"]
+        false_positive = right and not example["verdict"]
         if form == "raw" and not example.get("literal", True):
-            count["false right, not compared"] += false_right
+            count["false positive, not compared"] += false_positive
             continue
         count["compared"] += 1
         count["agree"] += right == example["verdict"]
-        count["false right"] += false_right
+        count["false positive"] += false_positive
     return count
 
 
@@ -242,7 +242,7 @@ def response_in(example: dict, form: str) -> str:
 
 def table(files: dict[str, list[dict]]) -> str:
     """Markdown, a row a file and form."""
-    columns = ["file", "form", "compared", "agree", "false right (in records not compared)",
+    columns = ["file", "form", "compared", "agree", "false positive (in records not compared)",
                "disputed, as the truth"]
     rows = [columns, ["---"] * len(columns)]
     for name, records in files.items():
@@ -260,7 +260,7 @@ def table_row(name: str, form: str, count: Counter) -> list[str]:
         form,
         f"{count['compared']:,}",
         f"{agree:.2f} %",
-        f"{count['false right']} ({count['false right, not compared']})",
+        f"{count['false positive']} ({count['false positive, not compared']})",
         f"{count['disputed, as the truth']} of {count['disputed']}",
     ]
 

@@ -8,10 +8,10 @@ FILE has one JSON object a line, an example in the project's keys with a respons
 Only `answer` and `response` are needed. `verdict` is someone else's. With it, this prints how often
 we agree, and the false positives and false negatives by answer type and rule, each with an example:
 
-    false right    a false positive: right here, wrong by the verdict
-    false wrong    a false negative: wrong here, right by the verdict
+    false positive    right here, wrong by the verdict
+    false negative    wrong here, right by the verdict
 
-An error names the line.
+An error names the line. The type "boxes" is refused: an overlap is neither right nor wrong.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from pathlib import Path
 from rewards.expression import MATH_VERIFY
 from rewards.grading import Grade, grade
 
-ANSWER_TYPES = ("number", "choice", "math", "text")
+ANSWER_TYPES = ("number", "choice", "math", "text")  # graded as right or wrong
 SHOWN = 90  # characters of an example's end
 
 
@@ -49,12 +49,12 @@ class Graded:
     @property
     def outcome(self) -> str:
         """Our verdict against the given one."""
-        right = self.grade.score == 1.0
         if self.verdict is None or self.grade.score is None:
             return "not compared"
+        right = self.grade.score == 1.0
         if right == self.verdict:
             return "agree"
-        return "false right" if right else "false wrong"
+        return "false positive" if right else "false negative"
 
 
 # --- Reading and grading -------------------------------------------------------------------------
@@ -76,6 +76,7 @@ def grade_file(path: Path) -> list[Graded]:
 
 
 def grade_line(line: str, number: str) -> Graded:
+    """One line of the file, graded. Raises ValueError. `number` names a line without an id."""
     example = read_line(line)
     return Graded(
         id=str(example.get("id") or number),
@@ -120,11 +121,11 @@ def read_line(line: str) -> dict:
 
 COLUMNS = {  # heading -> width, behind the column of the answer type
     "responses": 9, "right": 7, "no answer": 9, "unscored": 8, "compared": 8,
-    "agree": 8, "false right": 11, "false wrong": 11,
+    "agree": 8, "false positive": 14, "false negative": 14,
 }
 
 
-def summarise(graded: list[Graded]) -> str:
+def summarize(graded: list[Graded]) -> str:
     """The table of agreement, then the disagreements by type and rule with an example each."""
     lines = [table_row("type", list(COLUMNS))]
     for answer_type in (*ANSWER_TYPES, "all"):
@@ -135,7 +136,7 @@ def summarise(graded: list[Graded]) -> str:
     by_rule = Counter(g.rule for g in graded).most_common()
     rules = ", ".join(f"{rule} {count}" for rule, count in by_rule)
     lines += ["", f"answers by rule: {rules}"]
-    for outcome in ("false right", "false wrong"):
+    for outcome in ("false positive", "false negative"):
         lines += disagreements(outcome, [g for g in graded if g.outcome == outcome])
     return "\n".join(lines)
 
@@ -159,8 +160,8 @@ def counts(graded: list[Graded]) -> list:
         sum(g.grade.score is None for g in graded),
         compared,
         f"{100 * outcomes['agree'] / compared:.2f} %" if compared else "-",
-        outcomes["false right"],
-        outcomes["false wrong"],
+        outcomes["false positive"],
+        outcomes["false negative"],
     ]
 
 
@@ -195,7 +196,7 @@ def main() -> None:
         graded = grade_file(file)
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
-    print(summarise(graded))
+    print(summarize(graded))
 
 
 if __name__ == "__main__":

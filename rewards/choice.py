@@ -9,7 +9,8 @@ which `read_option` tries them:
     4. "dog (B)"                        a letter behind its text       `by_text_and_letter`
     5. "0.75"                           the value of one option        `options.by_value`
 
-An answer that names two options, or takes an option back, names no option. A whole sentence is
+NO_OPTION lets the next one try; every other `Option` ends the search. An answer that names two
+options, or takes an option back, names none: its `Option` says why. A whole sentence is
 searched for the text of an option by `named_in`, where an extraction rule asks for it.
 """
 
@@ -20,6 +21,9 @@ from rewards.letters import BRACKETED, by_letter
 from rewards.options import (
     ANOTHER_TEXT,
     ANOTHER_VALUE,
+    BY_LETTER,
+    BY_LETTER_BEHIND,
+    BY_TEXT,
     EMPTY,
     LETTERS,
     NEGATED,
@@ -55,15 +59,13 @@ def read_option(text: str, choices: list[str]) -> Option:
     if not text:
         return EMPTY
 
-    # A single letter names the option with that label, even if the option texts are letters too.
-    # Exception: texts that are not labels, such as K, E, N; there it is a text.
     by_text = by_whole_text(text, choices)
     is_text = by_text.letter is not None
     is_letter = len(text) == 1 and text.upper() in letters_of(choices)
     if is_letter and not (is_text and are_other_letters(choices)):
-        return Option(text.upper(), "letter")
+        return Option(text.upper(), BY_LETTER)  # "B" of cat, dog is the label of dog
     if is_text:
-        return by_text
+        return by_text  # "E" of K, E, N is the text of the second option
 
     for named_by in (by_letter, by_text_and_letter, by_value):
         option = named_by(text, choices)
@@ -107,7 +109,7 @@ def by_text_and_letter(text: str, choices: list[str]) -> Option:
     if letter not in letters_of(choices):
         return NO_OPTION
 
-    named = Option(letter, "letter in brackets")
+    named = Option(letter, BY_LETTER_BEHIND)
     by_text = by_whole_text(words, choices)
     if by_text.letter not in (None, letter):  # "cat (B)"
         return ANOTHER_TEXT
@@ -137,7 +139,7 @@ def named_in(sentence: str, choices: list[str]) -> Option:
     >>> named_in("It is red or blue.", colours).how, named_in("It is not red.", colours).how
     ('several options', 'negation')
     """
-    rest = f" {plain(without_marks(sentence))} "
+    remaining = f" {plain(without_marks(sentence))} "  # the sentence without the texts found so far
     found = []
     longest_first = sorted(range(len(choices)), key=lambda i: -len(str(choices[i])))
     for i in longest_first:  # "dark red" is taken out before "red" is looked for
@@ -145,15 +147,15 @@ def named_in(sentence: str, choices: list[str]) -> Option:
         if not is_searchable(words):
             continue
         pattern = re.compile(rf"(?<![\w-]){re.escape(words)}(?![\w-])")
-        if pattern.search(rest):
+        if pattern.search(remaining):
             found.append(i)
-            rest = pattern.sub(" ", rest)
+            remaining = pattern.sub(" ", remaining)
 
     if len(found) > 1:  # the short ones count here: "up and down" names two
         return SEVERAL
     if not found or is_too_short(choices[found[0]]):
         return NO_OPTION
-    return NEGATED if NEGATIVE.search(rest) else Option(LETTERS[found[0]], "option's text")
+    return NEGATED if NEGATIVE.search(remaining) else Option(LETTERS[found[0]], BY_TEXT)
 
 
 def without_marks(text: str) -> str:

@@ -9,11 +9,11 @@ With a judge, the judge decides (SPECS asks Gemini-2.5-flash). Without a judge, 
 ours: it looks for the conclusion that the reasoning *states*, and compares it with the answer by
 the same equality as the reward. The first of these that is found counts:
 
-    boxed                  so \boxed{12}
-    answer is              So the answer is 12.
-    the option it picks    A. 10 / B. 9 / B. 9
-    its last value         Therefore, AB = 2 * 4 = 8 cm. It is a long side.
-    a count                There are three shapes: a, b and c.     where the question asks how many
+    1. boxed                  so \boxed{12}
+    2. answer is              So the answer is 12.
+    3. the option it picks    the lines "A. 10", "B. 9", "B. 9": the last one says B. 9 again
+    4. its last value         Therefore, AB = 2 * 4 = 8 cm. It is a long side.
+    5. a count                There are three shapes. (where the question asks how many)
 
 Trap: a value is not a conclusion because it comes last. If the reasoning were graded like a
 response, "Since AB = 6, we can find AD" would count as concluding 6, and "I see four things" as
@@ -38,16 +38,14 @@ AGREES, DISAGREES, UNSURE, SILENT = "agrees", "disagrees", "unsure", "judge sile
 OUTCOMES = (AGREES, DISAGREES, UNSURE, SILENT)
 
 LONGEST_REASONING = 20_000  # characters, from the end: the conclusion stands there
-LAST_LINKS = 3  # see `last_value`
-NEGATION_REACH = 12  # characters, see `last_value`
 
 STATED_RULES = {rule.name for rule in IN_PROSE if rule.states_conclusion}
-OPENING_RULES = {rule.name for rule in IN_PROSE if rule.where == "first_line"}  # before reasoning
+OPENING_RULES = {rule.name for rule in IN_PROSE if rule.view == "first_line"}  # before reasoning
 
 
 def check_consistency(example: dict, response: str, judge: Judge | None = None) -> str:
     """One of OUTCOMES for a response in the full format."""
-    reasoning = response.split("<think>")[-1].split("</think>")[0][-LONGEST_REASONING:]
+    reasoning = reasoning_of(response)
     answer = extract_answer(
         response, example["answer_type"], example["choices"], example["question"]
     )
@@ -57,8 +55,14 @@ def check_consistency(example: dict, response: str, judge: Judge | None = None) 
         verdict = judge.yes(consistency_question(example["question"], reasoning, answer))
         return {True: AGREES, False: DISAGREES, None: SILENT}[verdict]
 
-    by_type = {"choice": check_choice, "text": check_words}
-    return by_type.get(example["answer_type"], check_value)(example, reasoning, answer)
+    check = {"choice": check_choice, "text": check_words}.get(example["answer_type"], check_value)
+    return check(example, reasoning, answer)
+
+
+def reasoning_of(response: str) -> str:
+    """What the last think block holds, or its end."""
+    block = response.split("<think>")[-1].split("</think>")[0]
+    return block[-LONGEST_REASONING:]
 
 
 # --- Numbers and expressions ---------------------------------------------------------------------
@@ -118,9 +122,11 @@ def stated_conclusion(reasoning: str, found: Found, question: str) -> str | None
 
     found    the answer that the extraction rules find in the reasoning
     """
+    # 1. "so \boxed{12}"
     boxed = boxes(reasoning)
     if boxed:
         return boxed[-1]
+    # 2. "So the answer is 12."
     if found.rule in STATED_RULES and is_value(found.answer or ""):
         return found.answer
     return conclusion_in_prose(plain_text(reasoning), question)
@@ -128,12 +134,15 @@ def stated_conclusion(reasoning: str, found: Found, question: str) -> str | None
 
 def conclusion_in_prose(reasoning: str, question: str) -> str | None:
     """The value that the reasoning concludes with, without a box and without "the answer is"."""
+    # 3. "B. 9", where another line says so too
     last_line = reasoning.rstrip().split("\n")[-1]
     if OPTION_LINE.search(last_line):
         return picked_option(reasoning)
 
+    # 4. "Therefore, AB = 2 * 4 = 8 cm."
     sentences = sentences_of(reasoning)
     value = value_at_end(sentences, question)
+    # 5. "There are three shapes: a, b and c."
     if value is None and ASKS_HOW_MANY.search(question):
         value = stated_count(sentences)
     return value
@@ -180,16 +189,19 @@ def stated_count(sentences: list[str]) -> str | None:
     return stated[0] if len(different) == 1 else None
 
 
+# Links of a sentence that are tried, from the last one back. Behind an earlier one stands half a
+# sentence, which is not a value.
+MAX_LINKS = 3
+# Characters before a link in which a "not" denies its value, as in "AB does not equal 8". Farther
+# off it denies something else: "It is not a square, so AB = 8".
+NEGATION_REACH = 12
+
+
 def last_value(sentence: str, question: str) -> str | None:
     """The value that a sentence ends with, behind a link such as "is" or "="; or None.
 
     The last link is tried first. In "So the line is 2x + 4 = y" no value follows the last link,
     "=", but a value follows the link before it.
-
-    LAST_LINKS        links that are tried: behind an earlier one stands half a sentence, which is
-                      not a value
-    NEGATION_REACH    how far before a link a "not" denies its value, as in "AB does not equal 8";
-                      farther off it denies something else: "It is not a square, so AB = 8"
 
     >>> last_value("Therefore, AB = 2 * 4 = 8 cm.", ""), last_value("Angle 2 is also 35°.", "")
     ('8 cm', '35°')
@@ -201,8 +213,8 @@ def last_value(sentence: str, question: str) -> str | None:
     if INTENTION.search(sentence):
         return None
     sentence = MATH_MARKS.sub(" ", sentence)
-    links = list(BEFORE_A_VALUE.finditer(sentence))
-    for link in reversed(links[-LAST_LINKS:]):
+    links = list(LINK.finditer(sentence))
+    for link in reversed(links[-MAX_LINKS:]):
         before, value = sentence[: link.start()], sentence[link.end() :]
         value = FILLER.sub("", value).strip(" \n.。*")
         if NEGATION.search(before[-NEGATION_REACH:]) or NEGATION.match(value):
@@ -246,7 +258,10 @@ def check_choice(example: dict, reasoning: str, answer: str) -> str:
 
 
 def check_words(example: dict, reasoning: str, answer: str) -> str:
-    """Agrees if the reasoning ends with the words of the answer. Other words may mean the same."""
+    """Agrees if the reasoning ends with the words of the answer, else unsure.
+
+    Never `disagrees`: other words may mean the same.
+    """
     found = find_answer(reasoning, "text", (), example["question"])
     if found.answer is not None and plain(found.answer) == plain(answer):
         return AGREES
@@ -266,7 +281,7 @@ STATES_COUNT = re.compile(  # "there are 3", "I can see exactly three"
     rf"(?:(?:a total of|in total|only|exactly|about)\s+)*(\d+(?![\d.,]*\d)|(?:{WORD})\b)",
     re.IGNORECASE,
 )
-BEFORE_A_VALUE = re.compile(  # a link: the word or sign that a value may follow
+LINK = re.compile(  # the word or sign that a value may follow
     r"""(?<![<>!])=|≈|:|：|等于|是|为
         |\b(?:is|are|was|were|be|becomes?|equals?|equaling|equal\ to|gives?|get|makes?|leaves?
              |needs?|has|have|contains?|approximately|about|of)\b""",

@@ -4,13 +4,15 @@ This file rules out answers of another kind; math-verify decides equality of the
 reads generously: it takes "2x = 6" for 6, "1:2" for 1/2, and "101_2", a number in base two, for
 101. So it is asked last, and only about two expressions of the same kind.
 
-One answer through the file, with the gold `10\sqrt{3}`:
+One answer through the steps of `same_expression`, with the gold `10\sqrt{3}`:
 
     \sqrt{300} cm          1. the same text as the gold?         no
-                           2. both plain numbers?                no
-    \sqrt{300}             3. without its unit, the same text?   no
-                           4. of another kind?                   no, both are one value
-                           5. equal by math-verify?              yes
+                           2. too long to be an expression?      no
+                           3. both plain numbers?                no
+                           4. another unit than the gold's?      no, the gold has none
+    \sqrt{300}             5. without its unit, the same text?   no
+                           6. of another kind?                   no, both are one value
+                           7. equal by math-verify?              yes
 
 The kinds:
 
@@ -42,35 +44,49 @@ def same_expression(answer: str, gold: str, question: str = "") -> tuple[bool | 
     >>> same_expression("2x+4y", "2x+4y = 3"), same_expression("1, 2", "2")
     ((False, 'half of an equation'), (False, '2 values, not 1'))
     """
+    # 1. The same text.
     if squeeze(answer) == squeeze(gold):
         return True, "same expression"
+
+    # 2. Too long.
     if len(answer) > LONGEST or len(gold) > LONGEST:
         return False, "too long for an expression"
 
+    # 3. Plain numbers.
     gold_number = read_gold_number(gold, question)
     answer_number = read_answer_number(answer, gold_number, question)
     if answer_number is not None and gold_number is not None:
         return same_number(answer_number, gold_number)
 
+    # 4. Another unit. A missing one is accepted.
     gold = as_latex(gold)
-    wanted = split_unit(gold, question, measured=ends_in_a_unit(gold, question))
-    given = split_unit(as_latex(answer), question, measured=wanted.unit != "")
+    wanted = split_unit(gold, question, letter_is_unit=may_end_in_a_unit(gold, question))
+    given = split_unit(as_latex(answer), question, letter_is_unit=wanted.unit != "")
     if given.unit and wanted.unit and given.unit != wanted.unit:
         return False, f"unit {given.unit!r}, not {wanted.unit!r}"
+
+    # 5. Without the unit, the same text.
     if squeeze(given.body) == squeeze(wanted.body):
         return True, "same expression"
 
-    difference = other_kind(answer=given.body, gold=wanted.body)
+    # 6. Another kind.
+    difference = difference_of_kind(answer=given.body, gold=wanted.body)
     if difference is not None:
         return False, difference
+
+    # 7. math-verify.
     return ask_math_verify(answer=given.body, gold=wanted.body)
 
 
-def ends_in_a_unit(gold: str, question: str) -> bool:
-    r"""Is the last letter of a gold a unit? Yes, unless the question uses it as a name.
+def may_end_in_a_unit(gold: str, question: str) -> bool:
+    r"""May the last letter of a gold be a unit? Yes, unless the question uses it as a name.
 
-    >>> ends_in_a_unit(r"4\pi m", "How long is it?"), ends_in_a_unit(r"4\pi m", "m is odd.")
+    A permission only: "2x" gets it too, and `split_unit` finds that x is no unit.
+
+    >>> may_end_in_a_unit(r"4\pi m", "How long is it?"), may_end_in_a_unit(r"4\pi m", "m is odd.")
     (True, False)
+    >>> may_end_in_a_unit("2x", "How long is it?"), split_unit("2x", "How long is it?", True).unit
+    (True, '')
     """
     last_letter = re.search(r"([A-Za-z])(?:\^.*)?$", gold)
     if last_letter is None or not question:
@@ -89,9 +105,14 @@ def ask_math_verify(answer: str, gold: str) -> tuple[bool | None, str]:
 # --- Kinds ---------------------------------------------------------------------------------------
 
 
-def other_kind(answer: str, gold: str) -> str | None:
-    """Why the two cannot be equal; None if they are of one kind."""
-    if words_of(answer) - words_of(gold):  # "4 million" for 4
+def difference_of_kind(answer: str, gold: str) -> str | None:
+    """How their kinds differ, so that the two cannot be equal; None if they are of one kind.
+
+    >>> difference_of_kind("2x+4y", "2x+4y = 3"), difference_of_kind("2x+4y", "4x")
+    ('half of an equation', None)
+    """
+    extra_words = words_of(answer) - words_of(gold)
+    if extra_words:  # "4 million" for 4
         return "words that are no expression"
     if re.search(r"\d_", answer) and not re.search(r"\d_", gold):  # "101_2" for 101
         return "a number in another base"
@@ -140,8 +161,12 @@ def is_bare_equation(text: str) -> bool:
 def is_name(side: str) -> bool:
     r"""What an answer is called: letters, with no operation and no number among them.
 
+    A quotient of names is a name too, as it is often asked for: "AB/CD = 3" states the value 3.
+
     >>> is_name("x"), is_name("f(x)"), is_name(r"\angle ABC"), is_name(r"\frac{AB}{CD}")
     (True, True, True, True)
+    >>> is_name("AB/CD"), is_name("y/x"), is_bare_equation("y/x = 3")
+    (True, True, False)
     >>> is_name("2x"), is_name("x+y"), is_name("7")
     (False, False, False)
     """
@@ -171,7 +196,7 @@ def words_of(text: str) -> set[str]:
     """
     text = LATEX_COMMAND.sub(" ", text)
     words = {word.lower() for word in re.findall(r"[A-Za-z]{3,}", text) if not word.isupper()}
-    return words - NO_WORDS
+    return words - MATH_WORDS
 
 
 def has_letters(text: str) -> bool:
@@ -179,7 +204,7 @@ def has_letters(text: str) -> bool:
     return re.search(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", text)) is not None
 
 
-NO_WORDS = set(  # letters in a row that are mathematics
+MATH_WORDS = set(  # letters in a row that are mathematics
     "sin cos tan cot sec csc arcsin arccos arctan log ln exp lim max min gcd lcm sqrt mod det "
     "and infty".split()
 )

@@ -104,9 +104,9 @@ def first_rule(
     for rule in rules:
         if answer_type not in rule.types:
             continue
-        view = getattr(views, rule.where)
+        view = getattr(views, rule.view)
         for match in reversed(matches(rule, view)):
-            reading = read(rule.place, match[:LONGEST_MATCH], answer_type, choices, question)
+            reading = read(rule.read_as, match[:LONGEST_MATCH], answer_type, choices, question)
             if reading.answer is not None:
                 return Found(reading.answer, rule.name)
             if reading != NEXT:
@@ -116,7 +116,7 @@ def first_rule(
 
 def matches(rule: Rule, text: str) -> list[str]:
     """What the pattern of a rule finds, in order; for a box its balanced content."""
-    if rule.place == "box":
+    if rule.read_as == "box":
         return boxes(text)[-MATCHES:]
     found = [match[match.lastindex] for match in re.finditer(rule.pattern, text, re.IGNORECASE)]
     return found[-MATCHES:]

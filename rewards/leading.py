@@ -5,7 +5,7 @@ of the text is then asked, in this order:
 
     step                                example                result
     1. a percent sign                   "12%", "12 percent"    12%
-    2. another number, which changes    "12 or 13", "12:30"    not one number
+    2. another number, which changes    "12 or 13"             not one number
     3. something new begins             "12, as we saw"        12
     4. a unit                           "12 cm, as we saw"     12 cm
     5. what is counted                  "12 balls"             12
@@ -39,12 +39,16 @@ def leading_number(text: str) -> Reading:
         return NEXT
 
     number, rest = match["number"].rstrip("."), text[match.end() :]
+    # 1. "12%"
     if PERCENT.match(rest):
         return Reading(f"{number}%")
+    # 2. "12 or 13"
     if CHANGES_IT.match(rest):
         return NOT_ONE_NUMBER
+    # 3. "12, as we saw"
     if BEGINS_ANEW.match(rest):
         return Reading(number)
+    # 4. to 6.
     return with_unit(number, rest)
 
 
@@ -56,16 +60,29 @@ def with_unit(number: str, rest: str) -> Reading:
     >>> with_unit("12", " million").refused, with_unit("12", "y").refused
     ('not one number', 'not one number')
     """
+    # 6. "12!"; and 2. once more, behind the unit: "12 cm or 13"
     unit = UNIT.match(rest)
-    if unit is None or CHANGES_IT.match(rest[unit.end() :]):  # "12!", "12 cm or 13"
+    if unit is None or CHANGES_IT.match(rest[unit.end() :]):
         return NOT_ONE_NUMBER
 
+    # 4. "12 cm"
+    if read_unit(unit[0]):
+        return Reading(f"{number} {unit[0].strip()}")
+
+    # 6. "12y" and "12 million"
     word = unit["word"]
-    is_letter = len(word) == 1  # "12y"
-    changes_the_number = word.lower() in NO_UNITS - JOINING  # "12 million"
-    if (is_letter or changes_the_number) and read_unit(word) is None:
+    is_letter = len(word) == 1
+    is_scale_word = word.lower() in NO_UNITS - JOINING
+    if (is_letter or is_scale_word) and read_unit(word) is None:
         return NOT_ONE_NUMBER
-    return Reading(f"{number} {unit[0].strip()}" if read_unit(unit[0]) else number)
+
+    # 5. "12 balls"
+    return Reading(number)
+
+
+# Words of NO_UNITS that change a number only if another number follows: "12 and 13". CHANGES_IT has
+# looked for that before, so that "12 and then" is 12.
+JOINING = {"and", "to"}
 
 
 # --- Patterns ------------------------------------------------------------------------------------
@@ -79,7 +96,7 @@ LEADING = re.compile(  # "12", "$12", "x = 12"
 PERCENT = re.compile(r"\s*(?:%|percent\b)")
 CHANGES_IT = re.compile(
     r"""\s*[,;/-]\s*[$(]?[\d\\]                             # 12, 13
-      | :\d                                                  # 12:13
+      | :\d                                                  # 12:30
       | \s*,?\s*(?:or|and|to|by|plus|minus|times|over)\s+
         (?:\w+\s+){0,2}[-$€£]?\d                            # 12 or 13, 12 and then 13
       | \s*,?\s*and\s+a\s                                    # 12 and a half
@@ -102,6 +119,3 @@ UNIT = re.compile(
     """,
     re.VERBOSE,
 )
-# "12 and then" is 12: unlike other words of NO_UNITS, these change a number only if another number
-# follows, as in "12 and 13". CHANGES_IT has looked for that before.
-JOINING = {"and", "to"}

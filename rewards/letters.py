@@ -17,11 +17,14 @@ What follows the letter decides whether it is meant. `by_letter` asks, in this o
     6. "B", "B, (B)"                   B         nothing else
     7. "B or the dog"                  none      several options
     8. "a big dog"                     none      "a" is the article, not option A
-    9. and then `by_words`, with words behind the letter:
-       "B. The cat"                    none      the text of another option
-       "B, 5 cm"                       B         its own value, where B is "5 cm"
-       "B is wrong"                    none      the letter is taken back
-       "B because it barks"            B         a remark
+    9. any other words, which `by_words` reads:
+       9a. "B. The dog. It barks."    B         its own text, and more
+       9b. "B. The cat"               none      the text of another option
+       9c. "B, 5 cm"                  B         its own value, where B is "5 cm"
+       9d. "B, not C"                 B         another letter is excluded
+       9e. "B is wrong"               none      the letter is taken back
+       9f. "B, though (C) fits"       none      several options
+       9g. "B because it barks"       B         a remark
 """
 
 import re
@@ -31,9 +34,14 @@ from rewards.expression import is_value
 from rewards.options import (
     ANOTHER_TEXT,
     ANOTHER_VALUE,
+    BY_LETTER,
+    BY_LETTER_AND_REMARK,
+    BY_LETTER_AND_TEXT,
+    BY_LETTER_AND_VALUE,
     LETTERS,
     NEGATED,
     NO_OPTION,
+    NO_SUCH_LETTER,
     SEVERAL,
     Option,
     by_value,
@@ -85,7 +93,7 @@ def by_letter(text: str, choices: list[str]) -> Option:
     # 1. "B dog", and "E2" where E is "2".
     letter = text[0]
     if letter in LETTERS and is_text_of(text[1:], LETTERS.index(letter), choices):
-        return Option(letter, "letter with its text")
+        return Option(letter, BY_LETTER_AND_TEXT)
 
     # 2. "Bob" does not begin with a letter of its own.
     start = read_start(text)
@@ -95,11 +103,11 @@ def by_letter(text: str, choices: list[str]) -> Option:
     # 3. "(E)" is meant as a letter; the "I" of "I see" is not.
     if start.letter not in letters_of(choices):
         is_meant = start.is_marked or not start.rest
-        return Option(None, "no such letter") if is_meant else NO_OPTION
+        return NO_SUCH_LETTER if is_meant else NO_OPTION
 
     # 4. "B. dog"
     if is_text_of(start.rest, LETTERS.index(start.letter), choices):
-        return Option(start.letter, "letter with its text")
+        return Option(start.letter, BY_LETTER_AND_TEXT)
 
     # 5. "B, C"
     rest = without_repetition(start.letter, start.rest)
@@ -108,7 +116,7 @@ def by_letter(text: str, choices: list[str]) -> Option:
 
     # 6. "B", and "B, (B)"
     if not rest:
-        return Option(start.letter, "letter")
+        return Option(start.letter, BY_LETTER)
 
     # 7. "B or the dog"
     if re.match(r"(?:or|and|nor)\b", rest):
@@ -158,53 +166,65 @@ def by_words(start: Start, choices: list[str]) -> Option:
 
     Only the first clause is read: "B. dog. A cat would meow" names B.
     """
+    # 9a. "B. The dog. It barks."
     index = LETTERS.index(start.letter)
     if any(is_text_of(part, index, choices) for part in (start.clause, start.words, start.rest)):
-        return Option(start.letter, "letter with its text")
+        return Option(start.letter, BY_LETTER_AND_TEXT)
+
+    # 9b. "B. The cat"
     for other in range(len(choices)):
         if is_text_of(start.words, other, choices) or is_text_of(start.rest, other, choices):
             return ANOTHER_TEXT
 
-    named = by_its_value(start.letter, start.words, choices)
-    if named != NO_OPTION:
-        return named
+    # 9c. "B, 5 cm"
+    by_its_value = by_letter_and_value(start.letter, start.words, choices)
+    if by_its_value != NO_OPTION:
+        return by_its_value
+
+    # 9d. to 9g.
     return by_remark(start, choices)
 
 
-def by_its_value(letter: str, words: str, choices: list[str]) -> Option:
+def by_letter_and_value(letter: str, words: str, choices: list[str]) -> Option:
     """A letter and a value, where the option is a value too.
 
-    >>> by_its_value("B", "5, as x = 5", ["3 cm", "5 cm"]).letter
+    >>> by_letter_and_value("B", "5, as x = 5", ["3 cm", "5 cm"]).letter
     'B'
-    >>> by_its_value("B", "7", ["3 cm", "5 cm"]).how, by_its_value("B", "7", ["cat", "dog"]).how
-    ('letter and another value', 'no option')
+    >>> by_letter_and_value("B", "7", ["3 cm", "5 cm"]).how
+    'letter and another value'
+    >>> by_letter_and_value("B", "7", ["cat", "dog"]).how
+    'no option'
     """
     index = LETTERS.index(letter)
     value = VALUE_END.split(words, maxsplit=1)[0].strip()
     if index >= len(choices) or not is_value(value) or not is_value(str(choices[index])):
         return NO_OPTION
     if by_value(value, choices).letter == letter:
-        return Option(letter, "letter with its value")
+        return Option(letter, BY_LETTER_AND_VALUE)
     return ANOTHER_VALUE
 
 
 def by_remark(start: Start, choices: list[str]) -> Option:
     """A letter and a remark, which must neither take the letter back nor name another letter."""
-    with_remark = Option(start.letter, "letter with a remark")
+    # 9d. "B, not C"
+    with_remark = Option(start.letter, BY_LETTER_AND_REMARK)
     excluded = NOT_ANOTHER.match(start.words)
-    if excluded is not None and excluded["letter"] != start.letter:  # "B, not C"
+    if excluded is not None and excluded["letter"] != start.letter:
         return with_remark
 
+    # 9e. "B is wrong", unless the option itself reads "not ...".
     index = LETTERS.index(start.letter)
     own_text = plain(choices[index]) if index < len(choices) else ""
-    if TAKEN_BACK.match(start.words) and not own_text.startswith("not"):  # "B is wrong"
+    if TAKEN_BACK.match(start.words) and not own_text.startswith("not"):
         return NEGATED
 
+    # 9f. "B, though (C) fits"
     others = {letter.upper() for letter in BRACKETED.findall(start.clause)} - {start.letter}
-    if others or AND_ANOTHER.search(start.clause):  # "B, though (C) fits"
+    if others or AND_ANOTHER.search(start.clause):
         return SEVERAL
 
-    # Behind a letter without a mark, other words may make it a name: "B flat" is a note of music.
+    # 9g. "B because it barks". Behind a letter without a mark, other words may make it a name:
+    # "B flat" is a note of music.
     is_remark = start.is_marked or REMARK.match(start.rest)
     return with_remark if is_remark else NO_OPTION
 
@@ -224,12 +244,10 @@ START = re.compile(  # a letter that stands first, with its marks
     """,
     re.IGNORECASE | re.VERBOSE,
 )
-ANOTHER = re.compile(  # one more letter: "and C", ", (C)", "/C"
-    r"""(?: \s* (?: [,;&/、和或] | \band\b | \bor\b | \bnor\b | \bboth\b ) )* \s*
-        (?:option\s*)? [(\[]? (?P<letter>[A-J]) [)\]]?
-        (?= \s* (?: $ | [.,;&/)] | and\b | or\b | both\b                        # and it ends here,
-              | [(\[]?[A-J](?![\w']) ) )                                        # or a third follows
-    """,
+JOINED = r"(?: \s* (?: [,;&/、和或] | \band\b | \bor\b | \bnor\b | \bboth\b ) )* \s*"  # ", and"
+NOTHING_OR_A_THIRD = r"""\s* (?: $ | [.,;&/)] | and\b | or\b | both\b | [(\[]?[A-J](?![\w']) )"""
+ANOTHER = re.compile(  # one more letter: "and C", ", (C)", "/C"; not the one that begins "and Carl"
+    rf"{JOINED} (?:option\s*)? [(\[]? (?P<letter>[A-J]) [)\]]? (?={NOTHING_OR_A_THIRD})",
     re.VERBOSE,
 )
 CLAUSE_END = re.compile(r"(?<=[^\d\s])[.;。]\s|\n")

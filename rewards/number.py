@@ -34,11 +34,11 @@ class Number:
 # --- Reading -------------------------------------------------------------------------------------
 
 
-def read_number(text: str, question: str = "", measured: bool = False) -> Number | None:
+def read_number(text: str, question: str = "", letter_is_unit: bool = False) -> Number | None:
     """The plain number that a text is; None if the text is anything else.
 
-    question    a word that it counts is a unit: "12 apples"
-    measured    a letter right behind the digits is a unit: "4m", which else may be 4 times m
+    question          a word that it counts is a unit: "12 apples"
+    letter_is_unit    the letter right behind the digits is a unit: "4m", else perhaps 4 times m
 
     >>> read_number("x = 1,234.5 cm")
     Number(value=1234.5, unit='cm', percent=False, places=1)
@@ -63,7 +63,8 @@ def read_number(text: str, question: str = "", measured: bool = False) -> Number
     unit = read_unit(rest.strip(), question)
     if unit is None:
         return None
-    if begins_with_one_letter(rest) and not measured and not is_measured_in(rest[0], question):
+    may_be_a_factor = begins_with_one_letter(rest) and not is_measured_in(rest[0], question)
+    if may_be_a_factor and not letter_is_unit:  # "4m"
         return None
     return Number(value, unit or currency, percent=False, places=digits.places)
 
@@ -81,12 +82,12 @@ def read_gold_number(gold: str, question: str) -> Number | None:
     letter = re.search(r"\d([A-Za-z])(?![A-Za-z])", tidy(gold))
     if letter is None or not question:
         return read_number(gold, question)
-    return read_number(gold, question, measured=not is_name_in(letter[1], question))
+    return read_number(gold, question, letter_is_unit=not is_name_in(letter[1], question))
 
 
 def read_answer_number(answer: str, gold: Number | None, question: str) -> Number | None:
     """The number that an answer is, or None. If the gold has a unit, the "m" of "4m" is a unit."""
-    return read_number(answer, question, measured=gold is not None and gold.unit != "")
+    return read_number(answer, question, letter_is_unit=gold is not None and gold.unit != "")
 
 
 def match_number(text: str) -> re.Match | None:

@@ -25,8 +25,19 @@ class Option:
     how: str  # how the option was named, or why no option was
 
 
+# How an option was named.
+BY_LETTER = "letter"
+BY_LETTER_BEHIND = "letter in brackets"
+BY_LETTER_AND_TEXT = "letter with its text"
+BY_LETTER_AND_VALUE = "letter with its value"
+BY_LETTER_AND_REMARK = "letter with a remark"
+BY_TEXT = "option's text"
+BY_VALUE = "option's value"
+
+# Why no option was.
 NO_OPTION = Option(None, "no option")
 EMPTY = Option(None, "empty")
+NO_SUCH_LETTER = Option(None, "no such letter")
 SEVERAL = Option(None, "several options")
 NEGATED = Option(None, "negation")
 ANOTHER_TEXT = Option(None, "letter and text of different options")
@@ -75,7 +86,7 @@ def by_whole_text(text: str, choices: list[str]) -> Option:
         if re.fullmatch(r"\W*[A-J]\W*", words):  # "(E)" is a letter, though an option is "(e)"
             same = [i for i in same if re.search(r"[A-Z]", str(choices[i]))]
         if same:
-            return Option(LETTERS[same[0]], "option's text")
+            return Option(LETTERS[same[0]], BY_TEXT)
     return NO_OPTION
 
 
@@ -96,7 +107,7 @@ def by_value(text: str, choices: list[str]) -> Option:
     texts = {comparable(choices[i]) for i in same}
     if len(texts) > 1:
         return SEVERAL
-    return Option(LETTERS[same[0]], "option's value")
+    return Option(LETTERS[same[0]], BY_VALUE)
 
 
 def same_numbers(text: str, choices: list[str]) -> list[int]:

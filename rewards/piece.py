@@ -51,10 +51,10 @@ def is_sentence(text: str, least: int = 3) -> bool:
     return len(re.findall(r"[A-Za-z]{2,}", MATHEMATICS.sub(" ", text))) >= least
 
 
-def negation(piece: Piece) -> Reading:
+def refuse_negation(piece: Piece) -> Reading:
     """A step: "not 12" gives no answer.
 
-    >>> negation(Piece("clearly not 12")).refused, negation(Piece("12")) == NEXT
+    >>> refuse_negation(Piece("clearly not 12")).refused, refuse_negation(Piece("12")) == NEXT
     ('negation', True)
     """
     return NEGATION if NOT.match(piece.text) else NEXT

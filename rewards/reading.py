@@ -4,13 +4,13 @@ r"""What a piece of a response is worth as an answer: steps, tried in order.
 The row "statement" of NUMBER below says what is tried:
 
     piece                    "12 cm, as we saw."
-    1. negation              NEXT        it is no "not 12"
-    2. a_number_in_front     "12 cm"     the answer; `refuse_words` is not reached
+    1. refuse_negation       NEXT        it is no "not 12"
+    2. try_leading_number    "12 cm"     the answer; `refuse_words` is not reached
 
 The steps are functions of `read_values.py` and `read_options.py`. What they return is explained in
 `piece.py`: an answer, a refusal, or NEXT.
 
-Where a piece may be found:
+A piece is read as one of these, by where it stood:
 
     box           in \boxed{...}
     block         all of an answer block
@@ -28,66 +28,66 @@ Where a piece may be found:
 import re
 from collections.abc import Sequence
 
-from rewards.piece import NEXT, SAYS_NOTHING, Piece, Reading, negation
+from rewards.piece import NEXT, SAYS_NOTHING, Piece, Reading, refuse_negation
 from rewards.read_options import (
-    a_denial,
-    a_value_in_a_conclusion,
-    a_value_in_front,
-    an_option,
-    an_option_in_a_conclusion,
-    an_option_in_words,
     refuse_all_else,
     refuse_another_value,
+    try_denial,
+    try_leading_value,
+    try_option,
+    try_option_in_conclusion,
+    try_option_in_words,
+    try_value_in_conclusion,
 )
 from rewards.read_values import (
-    a_number,
-    a_number_in_front,
-    a_short_value,
-    a_wordless_expression,
-    an_expression,
-    negation_that_is_no_sentence,
+    refuse_negation_unless_sentence,
     refuse_words,
-    the_whole_piece,
-    the_whole_piece_without_stop,
-    words_in_front,
+    take_formula_or_first_sentence,
+    take_whole_piece,
+    take_whole_piece_without_stop,
+    try_leading_expression,
+    try_leading_number,
+    try_number,
+    try_short_value,
+    try_wordless_expression,
 )
 
-# --- The tables: where the piece was found -> the steps that read it -----------------------------
+# --- The tables: what a piece is read as -> the steps that read it -------------------------------
 
 NUMBER = {
-    "box": [negation, the_whole_piece],
-    "block": [negation_that_is_no_sentence, a_short_value],
-    "whole": [negation, a_number],
-    "bold": [negation, a_number],
-    "statement": [negation, a_number_in_front, refuse_words],
-    "number": [negation, a_number_in_front],
+    "box": [refuse_negation, take_whole_piece],
+    "block": [refuse_negation_unless_sentence, try_short_value],
+    "whole": [refuse_negation, try_number],
+    "bold": [refuse_negation, try_number],
+    "statement": [refuse_negation, try_leading_number, refuse_words],
+    "number": [refuse_negation, try_leading_number],
 }
 MATH = {
-    "box": [negation, the_whole_piece],
-    "block": [negation_that_is_no_sentence, a_short_value],
-    "whole": [negation, a_number, a_wordless_expression],
-    "statement": [negation, an_expression],
-    "expression": [negation, an_expression],
-    "number": [negation, a_number_in_front],
+    "box": [refuse_negation, take_whole_piece],
+    "block": [refuse_negation_unless_sentence, try_short_value],
+    "whole": [refuse_negation, try_number, try_wordless_expression],
+    "statement": [refuse_negation, try_leading_expression],
+    "expression": [refuse_negation, try_leading_expression],
+    "number": [refuse_negation, try_leading_number],
 }
 CHOICE = {
-    "box": [an_option, negation, an_option_in_words, refuse_all_else],
-    "block": [an_option, negation, an_option_in_words, a_value_in_front],
-    "whole": [an_option, negation],
+    "box": [try_option, refuse_negation, try_option_in_words, refuse_all_else],
+    "block": [try_option, refuse_negation, try_option_in_words, try_leading_value],
+    "whole": [try_option, refuse_negation],
     "statement": [
-        an_option, negation, an_option_in_words, a_value_in_front, refuse_another_value,
+        try_option, refuse_negation, try_option_in_words, try_leading_value, refuse_another_value,
     ],
-    "must be": [an_option, negation, an_option_in_words, a_value_in_front],
-    "answer": [an_option, negation, a_value_in_front],
-    "sentence": [an_option_in_a_conclusion],
-    "number": [a_value_in_a_conclusion],
-    "denial": [a_denial],
+    "must be": [try_option, refuse_negation, try_option_in_words, try_leading_value],
+    "answer": [try_option, refuse_negation, try_leading_value],
+    "sentence": [try_option_in_conclusion],
+    "number": [try_value_in_conclusion],
+    "denial": [try_denial],
 }
 TEXT = {
-    "box": [the_whole_piece_without_stop],
-    "block": [the_whole_piece_without_stop],
-    "whole": [the_whole_piece_without_stop],
-    "statement": [words_in_front],
+    "box": [take_whole_piece_without_stop],
+    "block": [take_whole_piece_without_stop],
+    "whole": [take_whole_piece_without_stop],
+    "statement": [take_formula_or_first_sentence],
 }
 STEPS = {"number": NUMBER, "math": MATH, "choice": CHOICE, "text": TEXT}
 
@@ -96,11 +96,11 @@ STEPS = {"number": NUMBER, "math": MATH, "choice": CHOICE, "text": TEXT}
 
 
 def read(
-    place: str, text: str, answer_type: str, choices: Sequence[str] = (), question: str = ""
+    read_as: str, text: str, answer_type: str, choices: Sequence[str] = (), question: str = ""
 ) -> Reading:
     """Read a piece of a response as an answer of this type.
 
-    place    where it was found: a row of the tables above
+    read_as    a row of the tables above, such as "statement"
 
     >>> read("statement", "12 cm, as we saw.", "number").answer
     '12 cm'
@@ -113,11 +113,11 @@ def read(
     if not SAYS_SOMETHING.search(text):
         # An empty box, and a statement of mere dots, are answers that say nothing. A response that
         # is cut off behind "the answer is" has not answered yet.
-        is_answer = place == "box" or (place == "statement" and text != "")
+        is_answer = read_as == "box" or (read_as == "statement" and text != "")
         return SAYS_NOTHING if is_answer else NEXT
 
     piece = Piece(text, choices, question)
-    for step in STEPS[answer_type][place]:
+    for step in STEPS[answer_type][read_as]:
         reading = step(piece)
         if reading != NEXT:
             return reading

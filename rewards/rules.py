@@ -4,8 +4,8 @@ One rule, as it stands in the table below:
 
     name        answer is
     types       number choice math text      the answer types that the rule serves
-    where       plain                        the view that is searched (an attribute of `Views`)
-    place       statement                    how the match is read (a row of `reading.py`)
+    view        plain                        the view that is searched (an attribute of `Views`)
+    read_as     statement                    how the match is read (a row of `reading.py`)
     pattern     ANSWER_IS                    its last group is what is read
     example     The answer to the question is (B).
     answer      (B)                          what the rule finds in the example; a test checks it
@@ -27,8 +27,8 @@ LONGEST_MATCH = 400  # characters of a match that are read
 class Rule:
     name: str
     types: tuple[str, ...]
-    where: str
-    place: str
+    view: str
+    read_as: str
     pattern: str | None  # None: `boxes.py` searches, as no pattern can balance braces
     example: str  # for choices a response about cat, dog, a bird, fish
     answer: str
@@ -36,18 +36,21 @@ class Rule:
     in_sentences: bool = True
 
 
-# --- Patterns ------------------------------------------------------------------------------------
+# --- Patterns of a whole text and of a line ------------------------------------------------------
 
-ALL = r"(?s)^(.*)$"
+EVERYTHING = r"(?s)^(.*)$"
 
 # The rest of the line is looked at but not used up: a later statement on it is found as well.
 REST = rf"(?=(.{{0,{LONGEST_MATCH}}}))"
 
-# --- Patterns that announce an answer
-NO_WORD_BETWEEN = r"is\b|are\b|choices\b|options\b|not\b|cannot\b|never\b|\w+n't\b"
+
+# --- Patterns that announce an answer ------------------------------------------------------------
+
+# Behind these words another sentence begins: "The answers are not ...", "the answer choices are".
+NOT_BETWEEN = r"is\b|are\b|choices\b|options\b|not\b|cannot\b|never\b|\w+n't\b"
 ANSWER_IS = (  # "answer to the question is ...", "Answer: ..."
     r"\banswers?\b"
-    rf"(?:[ \t]+(?!{NO_WORD_BETWEEN})[\w\"'-]+){{0,12}}?"  # "to the question"
+    rf"(?:[ \t]+(?!{NOT_BETWEEN})[\w\"'-]+){{0,12}}?"  # "to the question"
     rf"\s*(?:\b(?:is|are|was|be|becomes)\b|[:：=])[ \t]*:?\s*{REST}"  # "is ..."
 )
 ANSWER_IS_IN_CHINESE = (  # "答案是A。"
@@ -61,9 +64,11 @@ OPTION_IS = (  # "the correct option is ...", "best choice: ..."
     rf"\s*(?:\bis\b|\bwould be\b|:)[ \t]*:?\s*{REST}"  # "is ..."
 )
 
-# --- Patterns of options
+
+# --- Patterns of options -------------------------------------------------------------------------
+
 MUST_BE = r"\b(?:choose|select|pick|must be|should be|would be|corresponds? to|matches)\b\s*(.*)"
-OPTION_E = r"\b((?:option|choice)\s+\(?[A-J]\)?(?![\w']).*)"
+OPTION_X = r"\b((?:option|choice)\s+\(?[A-J]\)?(?![\w']).*)"
 IN_BRACKETS = r"([(\[（][A-J][)\]）].*)"
 FIRST_WORDS = r"^([^,.;:\n]{2,60})[,.;:](?=\s|$)"
 
@@ -74,7 +79,9 @@ DENIAL = (  # "It is not ...", "it doesn't ...", up to the end of the sentence
     rf"((?:(?!\bnot\b|n't\b|\bbut\b|\bor\b){NO_STOP})*)(?:[.!?]|$)"
 )
 
-# --- Patterns of values
+
+# --- Patterns of values --------------------------------------------------------------------------
+
 BOLD = r"\*\*([^*\n]{1,40})\*\*"
 LAST_FORMULA = r"(?:\$\$?([^$\n]+)\$\$?|\\[(\[](.+?)\\[)\]])(?!.*\d)"  # and no number behind it
 IS_NUMBER = (  # "is 3", "= about $3", "there are three"
@@ -82,69 +89,72 @@ IS_NUMBER = (  # "is 3", "= about $3", "there are three"
     r"(?=[ \t]*((?:approximately|about|only|[$€£]|[ \t])*"
     rf"(?:{WORD}|{NUMBER}|√|\\sqrt).{{0,200}}))"
 )
-A_NUMBER = (  # any number, but for these
-    r"(?<![\w.,])"  # the end of a longer one
-    r"(?<!, )(?<!\d and )(?<!\d or )(?<!\d to )(?<!\d-)"  # the second of "3, 4", "3 or 4", "3-4"
-    r"(?<!not )(?<!\w\()"  # "not 3", the 0 of "f(0)"
+A_NUMBER = (  # any number, unless it is
+    r"(?<![\w.,])"  # the end of a longer one,
+    r"(?<!, )(?<!\d and )(?<!\d or )(?<!\d to )(?<!\d-)"  # the second of "3, 4", "3 or 4", "3-4",
+    r"(?<!not )(?<!\w\()"  # denied, as in "not 3", or the 0 of "f(0)"
     rf"(?=((?:[$€£]\s*)?{NUMBER}.{{0,40}}))"
 )
 
 
 # --- The tables ----------------------------------------------------------------------------------
 
-ANY = ("number", "choice", "math", "text")
-VALUE = ("number", "choice", "math")
-CHOICE, NUMBER_ONLY, MATH = ("choice",), ("number",), ("math",)
+# The answer types that a rule serves.
+FOR_ANY = ("number", "choice", "math", "text")
+FOR_VALUES = ("number", "choice", "math")
+FOR_CHOICE = ("choice",)
+FOR_NUMBERS = ("number",)
+FOR_MATH = ("math",)
 
 IN_TAGS = [  # for what stands in an <answer> block
-    #    name, types, where, place, pattern
-    Rule("boxed in the block", ANY, "plain", "box", None,
+    #    name, types, view, read_as, pattern
+    Rule("boxed in the block", FOR_ANY, "plain", "box", None,
          example=r"The answer is $\boxed{12}$", answer="12"),
-    Rule("block", ANY, "plain", "block", ALL,
+    Rule("block", FOR_ANY, "plain", "block", EVERYTHING,
          example="12 cm", answer="12 cm"),
 ]
 
 IN_PROSE = [  # for a response without a block
     # an answer that is announced
-    Rule("boxed", ANY, "plain", "box", None,
+    Rule("boxed", FOR_ANY, "plain", "box", None,
          example=r"so \boxed{3}, as \boxed{3}", answer="3",
          in_sentences=False),
-    Rule("answer is", ANY, "plain", "statement", ANSWER_IS,
+    Rule("answer is", FOR_ANY, "plain", "statement", ANSWER_IS,
          example="The answer to the question is (B).", answer="(B)",
          states_conclusion=True),
-    Rule("答案", ANY, "plain", "statement", ANSWER_IS_IN_CHINESE,
+    Rule("答案", FOR_ANY, "plain", "statement", ANSWER_IS_IN_CHINESE,
          example="所以答案是A。", answer="A",
          states_conclusion=True),
-    Rule("whole response", ANY, "whole", "whole", ALL,
+    Rule("whole response", FOR_ANY, "whole", "whole", EVERYTHING,
          example="B. dog", answer="B. dog",
          in_sentences=False),
 
     # an option, the plainest words first
-    Rule("correct option", CHOICE, "plain", "statement", OPTION_IS,
+    Rule("correct option", FOR_CHOICE, "plain", "statement", OPTION_IS,
          example="The correct option is D.", answer="D"),
-    Rule("must be", CHOICE, "conclusion", "must be", MUST_BE,
+    Rule("must be", FOR_CHOICE, "conclusion", "must be", MUST_BE,
          example="So it must be A.", answer="A"),
-    Rule("option E", CHOICE, "conclusion", "answer", OPTION_E,
+    Rule("option X", FOR_CHOICE, "conclusion", "answer", OPTION_X,
          example="Thus option D fits.", answer="option D fits."),
-    Rule("letter in brackets", CHOICE, "conclusion", "answer", IN_BRACKETS,
+    Rule("letter in brackets", FOR_CHOICE, "conclusion", "answer", IN_BRACKETS,
          example="Hence (C) holds.", answer="(C) holds."),
-    Rule("first words", CHOICE, "first_line", "answer", FIRST_WORDS,
+    Rule("first words", FOR_CHOICE, "first_line", "answer", FIRST_WORDS,
          example="A dog, since it barks.", answer="A dog"),
-    Rule("denial", CHOICE, "first_line", "denial", DENIAL,
+    Rule("denial", FOR_CHOICE, "first_line", "denial", DENIAL,
          example="It is not the largest.", answer="no"),
-    Rule("option's text", CHOICE, "conclusion", "sentence", ALL,
+    Rule("option's text", FOR_CHOICE, "conclusion", "sentence", EVERYTHING,
          example="So we see the dog here.", answer="B"),
-    Rule("option's text, first", CHOICE, "first_line", "sentence", ALL,
+    Rule("option's text, first", FOR_CHOICE, "first_line", "sentence", EVERYTHING,
          example="We see the dog.\nIt barks.", answer="B"),
 
     # a value that a sentence ends with
-    Rule("bold number", NUMBER_ONLY, "with_bold", "bold", BOLD,
+    Rule("bold number", FOR_NUMBERS, "with_bold", "bold", BOLD,
          example="It was **2019**, with 25 %.", answer="2019"),
-    Rule("expression that concludes", MATH, "conclusion", "expression", LAST_FORMULA,
+    Rule("expression that concludes", FOR_MATH, "conclusion", "expression", LAST_FORMULA,
          example="Therefore $x > 5$ holds.", answer="x > 5"),
-    Rule("is N", VALUE, "conclusion", "number", IS_NUMBER,
+    Rule("is N", FOR_VALUES, "conclusion", "number", IS_NUMBER,
          example="So there are 3 balls of size 6.", answer="3"),
-    Rule("number that concludes", VALUE, "conclusion", "number", A_NUMBER,
+    Rule("number that concludes", FOR_VALUES, "conclusion", "number", A_NUMBER,
          example="So he needs 7. I hope this helps!", answer="7"),
 ]
 

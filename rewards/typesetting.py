@@ -4,14 +4,19 @@ The same quantity, written in three ways, is the same after `squeeze`:
 
     $12\,\text{cm}^{2}$        12 cm^2.        **12** cm ^{2}        ->        12cm^2
 
-What each function removes:
+Four functions from the weakest to the strongest, with what each makes of
 
-    tidy           wrappers, sizes and spaces of LaTeX; words stay apart
-    squeeze        the same, and blanks: two texts that are equal now are the same expression
-    as_latex       the same as tidy, and signs of Unicode, which become LaTeX for math-verify
-    plain          case, double blanks and punctuation around words
-    strip_marks    Markdown, quotes, and a box around an answer
-    comparable     the same as squeeze, and quotes, case and brackets around an option's text
+    (A $3\,\text{cm}^{2}$  Cube).
+
+    plain         (a $3\,\text{cm}^{2}$ cube)    case, double blanks, punctuation around: for words
+    tidy          (A $3 cm ^{2}$ Cube).          wrappers, sizes and spaces of LaTeX, marks around
+    squeeze       (A$3cm^2$Cube)                 the same, and blanks: for expressions
+    comparable    a3cm^2cube                     the same, and case, quotes, brackets: for options
+
+Two more build on `tidy`:
+
+    as_latex      signs of Unicode become LaTeX, for math-verify
+    strip_marks   Markdown, quotes, and a box around an answer, for `choice.py`
 
 The tables of replacements come last, each row with an example that a test checks.
 """
@@ -53,7 +58,8 @@ def squeeze(text: str) -> str:
     ('x^2+1', 'x^2+1', 'no solution')
     """
     text = tidy(text).rstrip(".。")
-    text = re.sub(r"\{(\w)\}", r"\1", text)  # x^{2} is x^2
+    # x^{2} is x^2. Of more than one character the braces mean something: x^12 is x^{1}2 in LaTeX.
+    text = re.sub(r"\{(\w)\}", r"\1", text)
     return BLANK_BESIDE_A_SIGN.sub("", text)
 
 
@@ -68,7 +74,7 @@ def as_latex(text: str) -> str:
     boxes = BOX.findall(text)
     if boxes:
         text = ", ".join(boxes)
-    text = replace_all(text, UNICODE)
+    text = replace_all(text, TO_LATEX)
     text = GLUED.sub(r" \1 ", text)
 
     text = re.sub(r"\\?\"", "", text)  # quotes, escaped or not
@@ -101,8 +107,9 @@ def strip_marks(text: str) -> str:
     text = BOX.sub(r" \1 ", text)
     text = re.sub(r"\\[()\[\]]", " ", text)  # \( and \[
     text = tidy(MARKDOWN_OR_QUOTE.sub("", text))
-    if IN_BRACES.fullmatch(text):  # "{B}"
-        text = text.strip()[1:-1]
+    braced = IN_BRACES.fullmatch(text)
+    if braced:  # "{B}"
+        text = braced["content"]
     text = tidy(text.strip(" \n\t$*:：'").strip())
     return text.strip(" .。,;，$'")
 
@@ -135,7 +142,9 @@ GLUED = re.compile(  # "x=1orx=2", "3and4"
     re.VERBOSE,
 )
 MARKDOWN_OR_QUOTE = re.compile(r"\*+|__|~~|[\"“”‘’「」]")
-IN_BRACES = re.compile(r"\s*\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}\s*")  # "{B}", "{\frac{1}{2}}"
+IN_BRACES = re.compile(  # "{B}", "{\frac{1}{2}}"
+    r"\s*\{(?P<content>[^{}]*(?:\{[^{}]*\}[^{}]*)*)\}\s*"
+)
 
 
 # --- Tables of replacements ----------------------------------------------------------------------
@@ -149,15 +158,15 @@ class Replacement:
     after: str
 
 
+def row(pattern: str, replacement: str, before: str, after: str) -> Replacement:
+    return Replacement(re.compile(pattern), replacement, before, after)
+
+
 def replace_all(text: str, table: list[Replacement]) -> str:
     """Every row of a table, in order."""
     for entry in table:
         text = entry.pattern.sub(entry.replacement, text)
     return text
-
-
-def row(pattern: str, replacement: str, before: str, after: str) -> Replacement:
-    return Replacement(re.compile(pattern), replacement, before, after)
 
 
 THIN = "\u2009\u202f\u00a0\u2007"  # thin and unbreakable spaces
@@ -186,7 +195,7 @@ TYPESETTING = [  # pattern, replacement, an example before and after
     row(rf"\\times{END}|\u00d7", r" \\times ", "2×3", r"2 \times 3"),
 ]
 
-UNICODE = [  # the same, from Unicode to LaTeX
+TO_LATEX = [  # the same: signs of Unicode, and words such as "sqrt" and "pi"
     row(r"√\s*\{", r"\\sqrt{", "√{3}", r"\sqrt{3}"),
     row(r"√\s*\(([^()]*)\)", r"\\sqrt{\1}", "√(3x)", r"\sqrt{3x}"),
     row(r"√\s*(\d+(?:\.\d+)?|[A-Za-z])", r"\\sqrt{\1}", "√3", r"\sqrt{3}"),

@@ -49,8 +49,12 @@ def read_unit(text: str, question: str = "") -> str | None:
     if powers is None or is_magnitude_of_money(powers):
         return None
 
-    measured = sorted((name, power) for name, power in powers.items() if name not in COUNTED)
-    return " ".join(name if power == 1 else f"{name}^{power}" for name, power in measured)
+    multiplied = [
+        name if power == 1 else f"{name}^{power}"
+        for name, power in sorted(powers.items())
+        if name not in COUNTED
+    ]
+    return " ".join(multiplied)
 
 
 def read_factors(text: str) -> dict[str, int] | None:
@@ -101,7 +105,11 @@ def split_factors(text: str) -> list[tuple[str, int]] | None:
 
 
 def is_magnitude_of_money(powers: dict[str, int]) -> bool:
-    """Is a letter after money a scale, as in "12 $ m" (12 million)? In "12 $/h" it is a unit."""
+    """Money times another unit is no unit: 12 $ m means 12 million. Divided by one, it is: 12 $/h.
+
+    >>> is_magnitude_of_money({"$": 1, "m": 1}), is_magnitude_of_money({"$": 1, "h": -1})
+    (True, False)
+    """
     has_money = any(name in MONEY for name in powers)
     return has_money and any(power > 0 for name, power in powers.items() if name not in MONEY)
 
@@ -212,17 +220,17 @@ class Quantity:
     unit: str  # "" for none
 
 
-def split_unit(text: str, question: str = "", measured: bool = False) -> Quantity:
+def split_unit(text: str, question: str = "", letter_is_unit: bool = False) -> Quantity:
     r"""An expression and the unit behind it.
 
-    A single letter may be a variable. It is a unit only if the question measures in it, or if
-    `measured` says that it does.
+    A single letter may be a variable. It is a unit only if the question measures in it, or if the
+    caller knows that it is one (`letter_is_unit`).
 
-    The refused example of each step stands beside it.
+    Beside each early return stands an example that it refuses.
 
     >>> split_unit(r"4\pi cm")
     Quantity(body='4\\pi', unit='cm')
-    >>> split_unit("3 + 4m"), split_unit("3 + 4m", measured=True)
+    >>> split_unit("3 + 4m"), split_unit("3 + 4m", letter_is_unit=True)
     (Quantity(body='3 + 4m', unit=''), Quantity(body='3 + 4', unit='m'))
     """
     no_unit = Quantity(text, "")
@@ -240,12 +248,12 @@ def split_unit(text: str, question: str = "", measured: bool = False) -> Quantit
         return no_unit
     first_word = re.match(r"[A-Za-z]*", words[1].strip())[0]
     is_letter = len(first_word) == 1
-    if is_letter and not measured and not is_measured_in(first_word, question):  # "3 + 4m"
+    if is_letter and not letter_is_unit and not is_measured_in(first_word, question):  # "3 + 4m"
         return no_unit
     return Quantity(body, unit)
 
 
-LAST_WORDS = re.compile(  # what may be a unit, behind a digit, a bracket, ° or \pi
+LAST_WORDS = re.compile(  # what may be a unit, behind a digit, a bracket, °, π or the i of \pi
     r"""(?<=[\d})\s°iπ])
         ( (?: ° | [A-Za-z]{1,12} | [\u4e00-\u9fff]{1,4} )       # cm
           (?: \s* (?: \^\s*\{?-?\d\}?                           # cm^2

@@ -8,7 +8,7 @@ from rewards.digits import words_to_digits
 from rewards.expression import same_expression
 from rewards.lists import list_of
 from rewards.number import read_number
-from rewards.typesetting import TYPESETTING, UNICODE
+from rewards.typesetting import TO_LATEX, TYPESETTING
 from rewards.units import read_unit
 
 ANIMALS = ["cat", "dog", "a bird", "fish"]
@@ -202,7 +202,7 @@ def test_two_numbers_in_words_are_not_one():
     assert words_to_digits("two million three thousand") == "2003000"
 
 
-@pytest.mark.parametrize("row", TYPESETTING + UNICODE, ids=lambda row: row.before)
+@pytest.mark.parametrize("row", TYPESETTING + TO_LATEX, ids=lambda row: row.before)
 def test_examples_of_replacements(row):
     """The tables of typesetting are their own documentation: each row does what it says."""
     assert row.pattern.sub(row.replacement, row.before) == row.after

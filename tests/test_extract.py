@@ -14,7 +14,7 @@ CHOICE_ANSWERS = [rule.answer for rule in IN_PROSE if not any(c.isdigit() for c 
 @pytest.mark.parametrize("rule", IN_PROSE, ids=lambda rule: rule.name)
 def test_examples_of_prose_rules(rule):
     """The table is the documentation: each example is found by its own rule."""
-    is_denial = rule.place == "denial"
+    is_denial = rule.read_as == "denial"
     choices = ["yes", "no"] if is_denial else ANIMALS
     question = "Is it the largest?" if is_denial else ""
     answer_type = "choice" if rule.answer in CHOICE_ANSWERS else rule.types[0]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rewards.__main__ import grade_file, summarise
+from rewards.__main__ import grade_file, summarize
 
 ROOT = Path(__file__).parent.parent
 
@@ -19,7 +19,7 @@ def write(path, lines):
 
 
 def test_agreement_is_counted_by_type_and_rule(tmp_path):
-    """A false right and a false wrong are named with their rule and an example."""
+    """A false positive and a false negative are named with their rule and an example."""
     twelve = {"answer": "12", "answer_type": "number", "response": "The answer is 12."}
     file = write(tmp_path / "a.jsonl", [
         {**twelve, "verdict": True},
@@ -30,12 +30,13 @@ def test_agreement_is_counted_by_type_and_rule(tmp_path):
     ])
 
     graded = grade_file(file)
-    assert [g.outcome for g in graded] == ["agree", "false right", "false wrong", "not compared"]
+    outcomes = ["agree", "false positive", "false negative", "not compared"]
+    assert [g.outcome for g in graded] == outcomes
 
-    text = summarise(graded)
-    assert "false right: 1" in text
+    text = summarize(graded)
+    assert "false positive: 1" in text
     assert "number, answer is. For example seven" in text
-    assert "false wrong: 1" in text
+    assert "false negative: 1" in text
     assert "choice, no answer" in text
     assert "33.33 %" in text
 
@@ -91,4 +92,4 @@ def test_public_choice_responses():
 
     count = module.agreement(records, "raw")
     assert count["agree"] / count["compared"] >= 0.99
-    assert count["false right"] <= 2
+    assert count["false positive"] <= 2
