@@ -7,9 +7,10 @@ of the text is then asked, in this order:
     1. a percent sign                   "12%", "12 percent"    12%
     2. another number, which changes    "12 or 13"             not one number
     3. something new begins             "12, as we saw"        12
-    4. a unit                           "12 cm, as we saw"     12 cm
-    5. what is counted                  "12 balls"             12
-    6. anything else                    "12x", "12!"           not one number
+    4. a unit, then a second quantity   "5 feet 3 inches"      not one number
+    5. a unit                           "12 cm, as we saw"     12 cm
+    6. what is counted                  "12 balls"             12
+    7. anything else                    "12x", "12!"           not one number
 """
 
 import re
@@ -48,7 +49,7 @@ def leading_number(text: str) -> Reading:
     # 3. "12, as we saw"
     if BEGINS_ANEW.match(rest):
         return Reading(number)
-    # 4. to 6.
+    # 4. to 7.
     return with_unit(number, rest)
 
 
@@ -57,26 +58,33 @@ def with_unit(number: str, rest: str) -> Reading:
 
     >>> with_unit("12", " m/s"), with_unit("12", " balls")
     (Reading(answer='12 m/s', refused=None), Reading(answer='12', refused=None))
+    >>> with_unit("5", " feet 3 inches").refused, with_unit("12", " in by 3 in").refused
+    ('not one number', 'not one number')
     >>> with_unit("12", " million").refused, with_unit("12", "y").refused
     ('not one number', 'not one number')
     """
-    # 6. "12!"; and 2. once more, behind the unit: "12 cm or 13"
+    # 7. "12!"
     unit = UNIT.match(rest)
-    if unit is None or CHANGES_IT.match(rest[unit.end() :]):
+    if unit is None:
         return NOT_ONE_NUMBER
 
-    # 4. "12 cm"
+    # 4. "5 feet 3 inches"; and 2. once more, behind the unit: "12 cm or 13"
+    behind = rest[unit.end() :]
+    if SECOND_QUANTITY.match(behind) or CHANGES_IT.match(behind):
+        return NOT_ONE_NUMBER
+
+    # 5. "12 cm"
     if read_unit(unit[0]):
         return Reading(f"{number} {unit[0].strip()}")
 
-    # 6. "12y" and "12 million"
+    # 7. "12y" and "12 million"
     word = unit["word"]
     is_letter = len(word) == 1
     is_scale_word = word.lower() in NO_UNITS - JOINING
     if (is_letter or is_scale_word) and read_unit(word) is None:
         return NOT_ONE_NUMBER
 
-    # 5. "12 balls"
+    # 6. "12 balls"
     return Reading(number)
 
 
@@ -104,11 +112,15 @@ CHANGES_IT = re.compile(
     """,
     re.VERBOSE,
 )
+BEHIND_INCHES = (  # "12 in long", "12 in by 3 in": before another word "in" is a preposition
+    "long|wide|tall|deep|high|thick|by|x|and|or|to|of|plus|minus|times|because|since|as"
+)
 BEGINS_ANEW = re.compile(
-    r"""\s*[,.;:?)\]}\"'，。；] | \s*$                        # 12, ...   12.
+    rf"""\s*[,.;:?)\]}}\"'，。；] | \s*$                       # 12, ...   12.
       | \s*[(\[|—]                                           # 12 (see the picture)
-      | \s*(?:because|since|as|which|for|in|on|at|after|when|if|that|who|with|from|between|of
+      | \s*(?:because|since|as|which|for|on|at|after|when|if|that|who|with|from|between|of
              |left|per|so|than|is|are)\b                     # 12 because ...
+      | \s*in\s+(?!(?:{BEHIND_INCHES})\b)[\w($\\"']           # 12 in all
     """,
     re.VERBOSE,
 )
@@ -116,6 +128,13 @@ UNIT = re.compile(
     r"""\s*(?P<word>[^\W\d_]+|[°€£¥$])                       # cm
         (?:\s*\^\s*\{?\d\}?|[²³]|\d\b)?                     # cm^2
         (?:\s*(?:/|per\b)\s*[^\W\d_]+(?:\^?\d)?)?           # m/s
+    """,
+    re.VERBOSE,
+)
+SECOND_QUANTITY = re.compile(
+    r"""\s*\d                                                  # 5 feet 3 inches
+      | \.\s*\d+\s*(?:in|inch|inches|mins?|minutes?|secs?|seconds?|oz|ounces?)\b  # 5 ft. 3 in.
+      | \s*(?:(?:long|wide|tall|deep|high|thick)\s*,?\s*by|x|\\times|\\cdot)\s*\d  # 5 cm x 3 cm
     """,
     re.VERBOSE,
 )

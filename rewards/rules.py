@@ -92,6 +92,7 @@ IS_NUMBER = (  # "is 3", "= about $3", "there are three"
 A_NUMBER = (  # any number, unless it is
     r"(?<![\w.,])"  # the end of a longer one,
     r"(?<!, )(?<!\d and )(?<!\d or )(?<!\d to )(?<!\d-)"  # the second of "3, 4", "3 or 4", "3-4",
+    r"(?<!\bfeet )(?<!\bfoot )(?<!\bft )(?<!\bhours )(?<!\bhour )"  # of "5 feet 3 inches",
     r"(?<!not )(?<!\w\()"  # denied, as in "not 3", or the 0 of "f(0)"
     rf"(?=((?:[$€£]\s*)?{NUMBER}.{{0,40}}))"
 )
