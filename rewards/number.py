@@ -171,8 +171,13 @@ def same_number(answer: Number, gold: Number) -> tuple[bool, str]:
 
 
 def is_close(value: float, wanted: float) -> bool:
-    """Equal up to the error of a float."""
-    return abs(value - wanted) <= 1e-6 * max(1e-3, abs(wanted))
+    """Equal up to the error of a float. Next to a whole number there is less of it.
+
+    >>> is_close(0.1 + 0.2, 0.3), is_close(0.3 / 0.1, 3), is_close(1_000_001, 1_000_000)
+    (True, True, False)
+    """
+    relative = 1e-12 if float(wanted).is_integer() else 1e-9
+    return abs(value - wanted) <= relative * max(1e-3, abs(wanted))
 
 
 # --- Patterns ------------------------------------------------------------------------------------

@@ -52,7 +52,7 @@ def read_unit(text: str, question: str = "") -> str | None:
     multiplied = [
         name if power == 1 else f"{name}^{power}"
         for name, power in sorted(powers.items())
-        if name not in COUNTED
+        if name not in COUNTED and power != 0  # "m/m" has no unit
     ]
     return " ".join(multiplied)
 
@@ -183,12 +183,18 @@ def is_counted(text: str, question: str) -> bool:
 def stem(word: str) -> str:
     """A crude stem, enough to match a plural with its singular.
 
-    >>> stem("boxes") == stem("box"), stem("apples") == stem("apple")
+    >>> stem("boxes") == stem("box"), stem("trees") == stem("tree"), stem("cups") == stem("cup")
+    (True, True, True)
+    >>> stem("glasses") == stem("glass"), stem("cherries") == stem("cherry")
     (True, True)
     """
-    if word.endswith("es") and len(word) > 4:
-        return word[:-2]
-    return word.rstrip("s").rstrip("e") if len(word) > 3 else word
+    if word.endswith("ss"):  # a glass
+        return word
+    for ending, shortest in (("es", 4), ("s", 4), ("e", 3)):  # bees, cups, bee; but a bus
+        if word.endswith(ending) and len(word) >= shortest:
+            word = word.removesuffix(ending)
+            break
+    return re.sub("y$", "i", word)  # a cherry
 
 
 def is_measured_in(letter: str, question: str) -> bool:

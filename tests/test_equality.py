@@ -3,12 +3,12 @@
 import pytest
 
 from rewards import grade
-from rewards.choice import read_option
+from rewards.choice import gold_letter, read_option
 from rewards.digits import words_to_digits
 from rewards.expression import same_expression
 from rewards.lists import list_of
-from rewards.number import read_number
-from rewards.typesetting import TO_LATEX, TYPESETTING
+from rewards.number import read_number, same_number
+from rewards.typesetting import TO_LATEX, TYPESETTING, tidy
 from rewards.units import read_unit
 
 ANIMALS = ["cat", "dog", "a bird", "fish"]
@@ -54,6 +54,7 @@ UNITS = {
     "cm^2": "cm^2", "cm^{2}": "cm^2", "cm²": "cm^2", "square cm": "cm^2",
     # products
     "m/s": "m s^-1", "m per second": "m s^-1", "km/h": "h^-1 km", "kg m/s^2": "kg m s^-2",
+    "m/m": "",
     # none, and things counted
     "": "", "units": "", "people": "",
     # no unit
@@ -72,6 +73,26 @@ def test_counted_things_are_the_question_s_own():
     assert read_number("12 apples", "How many apples are there?").value == 12
     assert read_number("12 apples", "How many pears are there?") is None
     assert read_number("12 million apples", "How many million apples?").value == 12_000_000
+
+
+PLURALS = (
+    "tree trees, glass glasses, dress dresses, class classes, bee bees, knee knees, pie pies, "
+    "cherry cherries, cookie cookies, box boxes, bus buses, horse horses, cup cups, boy boys"
+)
+
+
+@pytest.mark.parametrize("singular, plural", [pair.split() for pair in PLURALS.split(", ")])
+def test_one_of_the_things_that_are_counted(singular, plural):
+    """"1 tree" answers "How many trees?". The classic wrong stem makes tr and tre of the two."""
+    assert read_number(f"1 {singular}", f"How many {plural} are there?").value == 1
+    assert read_number(f"1 {singular}", "How many lamps are there?") is None
+
+
+def test_a_whole_gold_is_exact():
+    """A tolerance relative to the value lets a million pass for a million and one."""
+    for wrong in ("1000001", "1000000.5", "999999"):
+        assert not same_number(read_number(wrong), read_number("1000000"))[0]
+    assert same_number(read_number("0.3/0.1"), read_number("3"))[0]  # 2.9999999999999996
 
 
 def test_a_letter_after_digits_is_a_unit_only_where_the_question_measures():
