@@ -59,15 +59,11 @@ def read_option(text: str, choices: list[str]) -> Option:
     if not text:
         return EMPTY
 
-    by_text = by_whole_text(text, choices)
-    is_text = by_text.letter is not None
-    is_letter = len(text) == 1 and text.upper() in letters_of(choices)
-    if is_letter and not (is_text and are_other_letters(choices)):
-        return Option(text.upper(), BY_LETTER)  # "B" of cat, dog is the label of dog
-    if is_text:
-        return by_text  # "E" of K, E, N is the text of the second option
+    label = label_in(text, choices)
+    if label is not None:
+        return Option(label, BY_LETTER)
 
-    for named_by in (by_letter, by_text_and_letter, by_value):
+    for named_by in (by_whole_text, by_letter, by_text_and_letter, by_value):
         option = named_by(text, choices)
         if option != NO_OPTION:
             return option
@@ -77,18 +73,32 @@ def read_option(text: str, choices: list[str]) -> Option:
 def gold_letter(gold: str, choices: list[str]) -> str | None:
     """The gold is a letter or, as in MathVista, an option's text; None if it is neither.
 
+    A letter is read as `read_option` reads it, so that the same letter is right as an answer.
+
     >>> gold_letter("(B)", ["cat", "dog"]), gold_letter("dog", ["cat", "dog"])
     ('B', 'B')
+    >>> gold_letter("E", ["K", "E", "N"]), gold_letter("E", ["cat", "dog"])
+    ('B', None)
     """
     if len(gold.strip()) > 1 and gold in choices:
         return LETTERS[choices.index(gold)]
+    label = label_in(gold.strip().strip("()."), choices)
+    return label or by_whole_text(gold.strip(), choices).letter
 
-    letter = gold.strip().strip("().").upper()
-    if len(letter) == 1 and letter in LETTERS:
-        return letter
 
-    texts = [plain(choice) for choice in choices]
-    return LETTERS[texts.index(plain(gold))] if plain(gold) in texts else None
+def label_in(text: str, choices: list[str]) -> str | None:
+    """The option that a single letter labels; None if the text is no letter of an option.
+
+    >>> label_in("b", ["cat", "dog"]), label_in("E", ["cat", "dog"])
+    ('B', None)
+    """
+    letter = text.upper()
+    if len(letter) != 1 or letter not in letters_of(choices):
+        return None
+    is_text = by_whole_text(text, choices).letter is not None
+    if is_text and are_other_letters(choices):
+        return None  # "B" of B, G, O, R is the text of option A. "E" of K, E, N is a text as well.
+    return letter  # "B" of cat, dog is the label of dog. So is "B" of C, A, B the label of A.
 
 
 # --- Text with the letter behind -----------------------------------------------------------------

@@ -134,6 +134,19 @@ def test_options_that_are_letters():
     assert read_option("(D) G", ["K", "E", "N", "G"]).letter == "D"
 
 
+@pytest.mark.parametrize("choices", [["K", "E", "N"], ["C", "A", "B"], ["cat", "dog"], []], ids=str)
+def test_a_gold_letter_is_read_like_an_answer(choices):
+    """Else no answer to the gold "E" of K, E, N could be right, not even E."""
+    for letter in "ABCEKN":
+        assert gold_letter(letter, choices) == read_option(letter, choices).letter
+
+
+def test_a_gold_that_is_no_option_is_not_scored():
+    """It would call every answer wrong."""
+    example = {"question": "", "answer": "E", "answer_type": "choice", "choices": ["cat", "dog"]}
+    assert grade(example, "<answer>A</answer>").score is None
+
+
 def test_a_letter_and_another_value_name_nothing():
     """(B) 7 where option B is 5: one of the two is a slip, and nobody knows which."""
     lengths = ["3 cm", "5 cm", "8 cm"]
