@@ -43,12 +43,31 @@ def tidy(text: str) -> str:
 
 
 def without_delimiters(text: str) -> str:
-    """`$12$` -> `12`, if the marks of mathematics stand around the whole text."""
+    r"""`$12$` -> `12`, if one pair of marks of mathematics stands around the whole text.
+
+    >>> without_delimiters(r"\(12\)"), without_delimiters("$1$ and $2$")
+    ('12', '$1$ and $2$')
+    """
     for opening, closing in DELIMITERS:
         is_long_enough = len(text) >= len(opening) + len(closing)  # "$" alone is no pair
-        if text.startswith(opening) and text.endswith(closing) and is_long_enough:
-            text = text[len(opening) : len(text) - len(closing)].strip()
+        if not (text.startswith(opening) and text.endswith(closing) and is_long_enough):
+            continue
+        inside = text[len(opening) : len(text) - len(closing)]
+        if not holds_pairs(inside, opening, closing):
+            text = inside.strip()
     return text
+
+
+def holds_pairs(inside: str, opening: str, closing: str) -> bool:
+    """Do further marks inside close the first one? A single `$` does not: it is money.
+
+    >>> holds_pairs("1$ and $2", "$", "$"), holds_pairs("x = $5", "$", "$")
+    (True, False)
+    """
+    if opening != closing:
+        return closing in inside
+    count = inside.count(closing)
+    return count > 0 and count % 2 == 0
 
 
 def squeeze(text: str) -> str:

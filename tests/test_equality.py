@@ -240,3 +240,11 @@ def test_two_numbers_in_words_are_not_one():
 def test_examples_of_replacements(row):
     """The tables of typesetting are their own documentation: each row does what it says."""
     assert row.pattern.sub(row.replacement, row.before) == row.after
+
+
+def test_marks_around_the_whole_are_one_pair():
+    """Of "$1$ and $2$" the first mark and the last one are no pair; "\\$5" is money."""
+    assert tidy("$1$ and $2$") == "$1$ and $2$"
+    assert tidy(r"\(1\) and \(2\)") == r"\(1\) and \(2\)"
+    assert tidy("$1$") == tidy("$$1$$") == tidy(r"\(1\)") == "1"
+    assert tidy(r"$\$5$") == "$5" and tidy(r"$x = \$5$") == "x = $5"
