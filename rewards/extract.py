@@ -10,7 +10,8 @@ Two responses through the file:
         no block: the rules IN_PROSE are tried, and "is N" finds 12
 
 The rules are tables in `rules.py`. A rule that matches may also find that there is no answer
-(several candidates, a negation): then no later rule is tried.
+(several candidates, a negation): then no later rule is tried. Of a response that begins by listing
+the options ("A. cat, B. dog") only what follows the list is read.
 """
 
 import re
@@ -18,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rewards.boxes import boxes
+from rewards.options import after_list
 from rewards.piece import NEXT, is_sentence
 from rewards.reading import read
 from rewards.rules import IN_PROSE, IN_SENTENCES, IN_TAGS, LONGEST_MATCH, Rule
@@ -33,6 +35,7 @@ class Found:
 
 
 NO_RULE = Found(None, "no rule")
+ONLY_A_LIST = Found(None, "several options")
 
 
 def extract_answer(
@@ -72,6 +75,9 @@ def answer_in_block(
     block: str, answer_type: str, choices: Sequence[str] = (), question: str = ""
 ) -> Found:
     """The answer in an answer block. The rest of the response is not looked at."""
+    block = without_list(block, choices)
+    if not block:
+        return ONLY_A_LIST
     found = first_rule(IN_TAGS, Views(block, answer_type), answer_type, choices, question)
     if found != NO_RULE:
         return found
@@ -87,8 +93,21 @@ def answer_in_prose(
     """The answer of a response without an answer block."""
     if answer_type != "text" and is_refusal(response):
         return Found(None, "refusal")
+    response = without_list(response, choices)
+    if not response:
+        return ONLY_A_LIST
     views = Views(response, answer_type, must_conclude=answer_type == "math")
     return first_rule(IN_PROSE, views, answer_type, choices, question)
+
+
+def without_list(text: str, choices: Sequence[str]) -> str:
+    """The text without the options that it begins by listing: to repeat them is no answer.
+
+    >>> without_list("A. cat\\nB. dog\\nIt barks, so B.", ["cat", "dog"])
+    'It barks, so B.'
+    """
+    rest = after_list(text, list(choices))
+    return text if rest is None else rest
 
 
 # --- Rules ---------------------------------------------------------------------------------------
@@ -104,8 +123,8 @@ def first_rule(
     for rule in rules:
         if answer_type not in rule.types:
             continue
-        view = getattr(views, rule.view)
-        for match in reversed(matches(rule, view)):
+        text = getattr(views, rule.view)
+        for match in reversed(matches(rule, text)):
             reading = read(rule.read_as, match[:LONGEST_MATCH], answer_type, choices, question)
             if reading.answer is not None:
                 return Found(reading.answer, rule.name)

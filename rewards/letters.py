@@ -9,22 +9,23 @@ One answer through the file, where B is "dog":
 
 What follows the letter decides whether it is meant. `by_letter` asks, in this order:
 
-    1. "B dog"                         B         its own text, right behind the letter
-    2. "Bob"                           none      this is not a letter
-    3. "E"                             none      no option has this letter
-    4. "B. dog"                        B         its own text
-    5. "B, C"                          none      several options
-    6. "B", "B, (B)"                   B         nothing else
-    7. "B or the dog"                  none      several options
-    8. "a big dog"                     none      "a" is the article, not option A
-    9. any other words, which `by_words` reads:
-       9a. "B. The dog. It barks."    B         its own text, and more
-       9b. "B. The cat"               none      the text of another option
-       9c. "B, 5 cm"                  B         its own value, where B is "5 cm"
-       9d. "B, not C"                 B         another letter is excluded
-       9e. "B is wrong"               none      the letter is taken back
-       9f. "B, though (C) fits"       none      several options
-       9g. "B because it barks"       B         a remark
+     1. "B dog"                         B         its own text, right behind the letter
+     2. "Bob"                           none      this is not a letter
+     3. "E"                             none      no option has this letter
+     4. "B. dog"                        B         its own text
+     5. "A. cat B. dog", "B. dog, cat"  none      several options
+     6. "B, C"                          none      several options
+     7. "B", "B, (B)"                   B         nothing else
+     8. "B or the dog"                  none      several options
+     9. "a big dog", "i see it"         none      a word, not option A or I
+    10. any other words, which `by_words` reads:
+        10a. "B. The dog. It barks."   B         its own text, and more
+        10b. "B. The cat"              none      the text of another option
+        10c. "B, 5 cm"                 B         its own value, where B is "5 cm"
+        10d. "B, not C"                B         another letter is excluded
+        10e. "B is wrong"              none      the letter is taken back
+        10f. "B, though (C) fits"      none      several options
+        10g. "B because it barks"      B         a remark
 """
 
 import re
@@ -44,6 +45,8 @@ from rewards.options import (
     NO_SUCH_LETTER,
     SEVERAL,
     Option,
+    after_list,
+    are_texts,
     by_value,
     is_text_of,
     letters_of,
@@ -109,24 +112,34 @@ def by_letter(text: str, choices: list[str]) -> Option:
     if is_text_of(start.rest, LETTERS.index(start.letter), choices):
         return Option(start.letter, BY_LETTER_AND_TEXT)
 
-    # 5. "B, C"
+    # 5. "A. cat B. dog", "B. dog, cat"
+    if after_list(text, choices) is not None or are_texts(start.clause, choices):
+        return SEVERAL
+
+    # 6. to 10.
+    return by_rest(start, choices)
+
+
+def by_rest(start: Start, choices: list[str]) -> Option:
+    """A letter of an option, and what follows that is not the option's own text."""
+    # 6. "B, C"
     rest = without_repetition(start.letter, start.rest)
     if ANOTHER.match(rest):
         return SEVERAL
 
-    # 6. "B", and "B, (B)"
+    # 7. "B", and "B, (B)"
     if not rest:
         return Option(start.letter, BY_LETTER)
 
-    # 7. "B or the dog"
+    # 8. "B or the dog"
     if re.match(r"(?:or|and|nor)\b", rest):
         return SEVERAL
 
-    # 8. In "a big dog", "a" is the article, not option A.
-    if start.is_lower and not start.is_marked:
+    # 9. In "a big dog" and "i see it" the letter is a word; in "b since it barks" it is a letter.
+    if start.is_lower and start.letter in "AI" and not start.is_marked:
         return NO_OPTION
 
-    # 9. "B because it barks"
+    # 10. "B because it barks"
     return by_words(replace(start, rest=rest), choices)
 
 
@@ -166,22 +179,22 @@ def by_words(start: Start, choices: list[str]) -> Option:
 
     Only the first clause is read: "B. dog. A cat would meow" names B.
     """
-    # 9a. "B. The dog. It barks."
+    # 10a. "B. The dog. It barks."
     index = LETTERS.index(start.letter)
     if any(is_text_of(part, index, choices) for part in (start.clause, start.words, start.rest)):
         return Option(start.letter, BY_LETTER_AND_TEXT)
 
-    # 9b. "B. The cat"
+    # 10b. "B. The cat"
     for other in range(len(choices)):
         if is_text_of(start.words, other, choices) or is_text_of(start.rest, other, choices):
             return ANOTHER_TEXT
 
-    # 9c. "B, 5 cm"
+    # 10c. "B, 5 cm"
     by_its_value = by_letter_and_value(start.letter, start.words, choices)
     if by_its_value != NO_OPTION:
         return by_its_value
 
-    # 9d. to 9g.
+    # 10d. to 10g.
     return by_remark(start, choices)
 
 
@@ -206,24 +219,24 @@ def by_letter_and_value(letter: str, words: str, choices: list[str]) -> Option:
 
 def by_remark(start: Start, choices: list[str]) -> Option:
     """A letter and a remark, which must neither take the letter back nor name another letter."""
-    # 9d. "B, not C"
+    # 10d. "B, not C"
     with_remark = Option(start.letter, BY_LETTER_AND_REMARK)
     excluded = NOT_ANOTHER.match(start.words)
     if excluded is not None and excluded["letter"] != start.letter:
         return with_remark
 
-    # 9e. "B is wrong", unless the option itself reads "not ...".
+    # 10e. "B is wrong", unless the option itself reads "not ...".
     index = LETTERS.index(start.letter)
     own_text = plain(choices[index]) if index < len(choices) else ""
     if TAKEN_BACK.match(start.words) and not own_text.startswith("not"):
         return NEGATED
 
-    # 9f. "B, though (C) fits"
+    # 10f. "B, though (C) fits"
     others = {letter.upper() for letter in BRACKETED.findall(start.clause)} - {start.letter}
     if others or AND_ANOTHER.search(start.clause):
         return SEVERAL
 
-    # 9g. "B because it barks". Behind a letter without a mark, other words may make it a name:
+    # 10g. "B because it barks". Behind a letter without a mark, other words may make it a name:
     # "B flat" is a note of music.
     is_remark = start.is_marked or REMARK.match(start.rest)
     return with_remark if is_remark else NO_OPTION

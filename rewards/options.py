@@ -7,16 +7,21 @@ An option has a letter, a text, and sometimes a value:
 
 A text names an `Option`, or it names none for a reason: several at once, a negation, a letter
 beside the text of another option. A lucky pick among them would be paid for, so none is picked.
+
+To list the options, "A. cat, B. dog", is no answer; `after_list` finds what follows such a list.
 """
 
 import re
 from dataclasses import dataclass
+from itertools import islice
 
 from rewards.expression import has_letters, is_value, same_expression
 from rewards.number import read_number, same_number
 from rewards.typesetting import comparable, strip_marks
 
 LETTERS = "ABCDEFGHIJ"
+LONGEST_ENTRY = 400  # characters of an option, or of some texts, where options are listed
+MOST_ENDS = 20  # places where it may end that are looked at
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,77 @@ def by_whole_text(text: str, choices: list[str]) -> Option:
         if same:
             return Option(LETTERS[same[0]], BY_TEXT)
     return NO_OPTION
+
+
+# --- Lists of options ----------------------------------------------------------------------------
+
+
+def after_list(text: str, choices: list[str]) -> str | None:
+    """What follows the options that a text begins by listing; None if it does not list any.
+
+    A list repeats options with their letters and their own texts, two at least. A letter that it
+    has had already begins what follows: that option is picked.
+
+    >>> animals = ["cat", "dog", "a bird"]
+    >>> after_list("A) cat B) dog", animals), after_list("A. cat\\nB. dog\\nSo it is B.", animals)
+    ('', 'So it is B.')
+    >>> after_list("A. cat\\nB. dog\\nB. dog", animals)
+    'B. dog'
+    >>> after_list("A. cat, since B. dog barks", animals) is None
+    True
+    """
+    listed = ""
+    while True:
+        entry = ENTRY.match(text)
+        if entry is None or entry["letter"].upper() in listed:
+            break
+        letter = entry["letter"].upper()
+        end = end_of_own_text(text[entry.end() :], LETTERS.index(letter), choices)
+        if end is None:
+            break
+        listed += letter
+        text = text[entry.end() + end :]
+    return text.lstrip(" \n\t.,;*") if len(listed) > 1 else None
+
+
+def end_of_own_text(text: str, index: int, choices: list[str]) -> int | None:
+    """Where the text of this option ends, if the given text begins with it.
+
+    >>> end_of_own_text("cat B) dog", 0, ["cat", "dog"])
+    3
+    """
+    for end in islice(ENTRY_END.finditer(text[:LONGEST_ENTRY]), MOST_ENDS):
+        if is_text_of(text[: end.start()], index, choices):
+            return end.start()
+    return None
+
+
+def are_texts(text: str, choices: list[str]) -> bool:
+    """Are these the texts of several options, and nothing else: "cat or dog"?
+
+    >>> are_texts("cat or dog", ["cat", "dog"]), are_texts("cat or bird", ["cat", "dog"])
+    (True, False)
+    """
+    if len(text) > LONGEST_ENTRY:
+        return False
+    parts = {comparable(part) for part in BETWEEN_TEXTS.split(text)}
+    return len(parts) > 1 and parts <= {comparable(choice) for choice in choices}
+
+
+ENTRY = re.compile(  # "A. ", "(B) ", ", and C: ", "option D - "
+    r"""[\s*_,;./-]* (?:(?:and|or|vs\.?)\s+)? (?:(?:option|choice)\s+)?
+        [(\[（]? (?P<letter>[A-J]) (?: \s*[)\]）][.:]? | [.:、．：] | \s+[-–—](?=\s) ) [\s*]*
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+ENTRY_END = re.compile(  # where the text of an entry may end
+    r"""[\n.;,。] | \s*/                                       # a stop or a slash
+      | \s+(?:and|or|vs|option|choice)\b                      # a word before the next entry
+      | [\s(*]+(?=[(\[（]?[A-J][)\]）.:、．：]) | $               # its letter, or the end
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+BETWEEN_TEXTS = re.compile(r"\s*(?:[,;/&]|\b(?:and|or)\b)\s*")
 
 
 # --- Values --------------------------------------------------------------------------------------
