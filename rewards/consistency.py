@@ -15,12 +15,16 @@ the same equality as the reward. The first of these that is found counts:
     4. its last value         Therefore, AB = 2 * 4 = 8 cm. It is a long side.
     5. a count                There are three shapes. (where the question asks how many)
 
+A count without "therefore" or the like may agree, but cannot disagree: "There are 3 rows of 4 dots"
+comes before the conclusion 12.
+
 Trap: a value is not a conclusion because it comes last. If the reasoning were graded like a
 response, "Since AB = 6, we can find AD" would count as concluding 6, and "I see four things" as
 concluding nothing. Both are wrong (test_values_that_are_no_conclusion).
 """
 
 import re
+from dataclasses import dataclass
 
 from rewards.boxes import boxes
 from rewards.digits import WORD, words_to_digits
@@ -41,6 +45,12 @@ LONGEST_REASONING = 20_000  # characters, from the end: the conclusion stands th
 
 STATED_RULES = {rule.name for rule in IN_PROSE if rule.states_conclusion}
 OPENING_RULES = {rule.name for rule in IN_PROSE if rule.view == "first_line"}  # before reasoning
+
+
+@dataclass(frozen=True)
+class Conclusion:
+    value: str
+    is_sure: bool = True  # False: it may support an answer, but not contradict one
 
 
 def check_consistency(example: dict, response: str, judge: Judge | None = None) -> str:
@@ -80,12 +90,13 @@ def check_value(example: dict, reasoning: str, answer: str) -> str:
         return UNSURE
 
     answer = answer.split("≈")[-1]  # of "√2 ≈ 1.41" keep 1.41
-    equal = equal_either_way(conclusion, answer, example)
+    equal = equal_either_way(conclusion.value, answer, example)
     if equal is None:
         return UNSURE
     if equal:
         return AGREES
-    return DISAGREES if same_kind(conclusion, answer, question) else UNSURE
+    contradicts = conclusion.is_sure and same_kind(conclusion.value, answer, question)
+    return DISAGREES if contradicts else UNSURE
 
 
 def equal_either_way(conclusion: str, answer: str, example: dict) -> bool | None:
@@ -117,35 +128,36 @@ def same_kind(conclusion: str, answer: str, question: str) -> bool:
 # --- The stated conclusion -----------------------------------------------------------------------
 
 
-def stated_conclusion(reasoning: str, found: Found, question: str) -> str | None:
-    """The value that the reasoning concludes with, or None.
+def stated_conclusion(reasoning: str, found: Found, question: str) -> Conclusion | None:
+    """What the reasoning concludes with, or None. The five sources stand at the top of the file.
 
     found    the answer that the extraction rules find in the reasoning
     """
     # 1. "so \boxed{12}"
     boxed = boxes(reasoning)
     if boxed:
-        return boxed[-1]
+        return Conclusion(boxed[-1])
     # 2. "So the answer is 12."
     if found.rule in STATED_RULES and is_value(found.answer or ""):
-        return found.answer
+        return Conclusion(found.answer)
     return conclusion_in_prose(plain_text(reasoning), question)
 
 
-def conclusion_in_prose(reasoning: str, question: str) -> str | None:
-    """The value that the reasoning concludes with, without a box and without "the answer is"."""
+def conclusion_in_prose(reasoning: str, question: str) -> Conclusion | None:
+    """What the reasoning concludes with, without a box and without "the answer is"."""
     # 3. "B. 9", where another line says so too
     last_line = reasoning.rstrip().split("\n")[-1]
     if OPTION_LINE.search(last_line):
-        return picked_option(reasoning)
+        picked = picked_option(reasoning)
+        return Conclusion(picked) if picked is not None else None
 
     # 4. "Therefore, AB = 2 * 4 = 8 cm."
     sentences = sentences_of(reasoning)
     value = value_at_end(sentences, question)
+    if value is not None:
+        return Conclusion(value)
     # 5. "There are three shapes: a, b and c."
-    if value is None and ASKS_HOW_MANY.search(question):
-        value = stated_count(sentences)
-    return value
+    return stated_count(sentences) if ASKS_HOW_MANY.search(question) else None
 
 
 def value_at_end(sentences: list[str], question: str) -> str | None:
@@ -161,13 +173,15 @@ def value_at_end(sentences: list[str], question: str) -> str | None:
     return None
 
 
-def stated_count(sentences: list[str]) -> str | None:
-    """The N of "there are N things", if the sentences state only one N.
+def stated_count(sentences: list[str]) -> Conclusion | None:
+    """The N of "there are N things": the last one with "therefore" or the like, else the only one.
 
-    If they state several, the last N in a sentence with "therefore" or the like counts.
+    The only one is not sure: it may count what the question does not ask for.
 
     >>> stated_count(["There are three things: two dots and a line.", "The line is red."])
-    'three'
+    Conclusion(value='three', is_sure=False)
+    >>> stated_count(["There is one dot.", "So there are 3 things."])
+    Conclusion(value='3', is_sure=True)
     >>> stated_count(["There are 2 dots.", "There are 3 lines."]) is None
     True
     """
@@ -184,9 +198,9 @@ def stated_count(sentences: list[str]) -> str | None:
             concluded.append(match[1].lower())
 
     if concluded:
-        return concluded[-1]
+        return Conclusion(concluded[-1])
     different = {words_to_digits(n) for n in stated}
-    return stated[0] if len(different) == 1 else None
+    return Conclusion(stated[0], is_sure=False) if len(different) == 1 else None
 
 
 # Links of a sentence that are tried, from the last one back. Behind an earlier one stands half a
@@ -278,7 +292,7 @@ def check_words(example: dict, reasoning: str, answer: str) -> str:
 ASKS_HOW_MANY = re.compile(r"\bhow many\b|\bnumber of\b|\bcount\b", re.IGNORECASE)
 STATES_COUNT = re.compile(  # "there are 3", "I can see exactly three"
     r"\b(?:there (?:is|are|were)|contains?|shows?|I (?:can )?see)\s+"
-    rf"(?:(?:a total of|in total|only|exactly|about)\s+)*(\d+(?![\d.,]*\d)|(?:{WORD})\b)",
+    rf"(?:(?:a total of|in total|only|exactly)\s+)*(\d+(?![\d.,]*\d)|(?:{WORD})\b)",
     re.IGNORECASE,
 )
 LINK = re.compile(  # the word or sign that a value may follow

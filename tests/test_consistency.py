@@ -35,7 +35,9 @@ CASES = [  # question, answer type, reasoning, answer, outcome
     # a count
     (HOW_MANY, "number", "There are four things: a red car, two buses and a tram.", "4", "agrees"),
     (HOW_MANY, "number", "There are four things.\nThe red car is the largest.", "4", "agrees"),
-    (HOW_MANY, "number", "The image contains three things: a, b and c.", "4", "disagrees"),
+    (HOW_MANY, "number", "So the image contains three things: a, b and c.", "4", "disagrees"),
+    (HOW_MANY, "number", "There are 3 rows of 4 dots each.", "12", "unsure"),  # not a conclusion
+    (HOW_MANY, "number", "There are about 3 things: a, b and more.", "3", "unsure"),
     (HOW_MANY, "number", "There is one car. There is one bus. So, there are two things.", "2",
      "agrees"),
     (HOW_MANY, "number", "There are 2 cars. There are 3 buses.", "5", "unsure"),
