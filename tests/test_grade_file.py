@@ -52,6 +52,7 @@ def test_agreement_is_counted_by_type_and_rule(tmp_path):
             {"answer": "1", "response": "1", "answer_type": "integer"},
             "line 2: answer_type 'integer'",
         ),
+        ({"answer": "[]", "response": "[]", "answer_type": "boxes"}, "line 2: answer_type 'boxes'"),
         ({"answer": "1", "response": "1", "verdict": "yes"}, "line 2: verdict 'yes'"),
     ],
 )
