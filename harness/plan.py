@@ -1,33 +1,37 @@
 """Memory and time of a run before either is spent: `--plan h100` on every stage prints and stops.
 
     memory   every part of it on one GPU, from `model/memory.py`, and whether it fits
-    time     from the bytes that must be read and the operations that must be done
+    time     from the bytes that must be read and the operations that must be done. Left out:
+             attention's products of queries and keys, which grow with length squared, the vision
+             tower, and the prompts' pass before sampling
 
 It needs the model's config.json and no weights. Prompts and completions are as long as the flags
 allow. What no arithmetic shows (fragmentation, CUDA's own gigabyte, the buffers of NCCL) is left to
 MARGIN.
 """
 
+import math
 import re
 from dataclasses import dataclass
 
-from model.memory import ALWAYS, Part, Sizes, Work, parts, peak
+from model.memory import ALWAYS, FP32, Part, Sizes, Work, parts, peak
 from model.qwen import max_logits
 
 GB = 1e9
 MARGIN = 0.08  # of a device's memory, to be left free; ours
-MFU = 0.4  # share of the peak that an update reaches; ours, a goal
+# Share of a device's peak that the operations of an update reach, those done again included; ours.
+REACHED = 0.4
 
 # --- 1. Devices --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Device:
-    """One GPU: its memory in bytes, dense bf16 operations a second, bytes a second."""
+    """One GPU."""
 
-    memory: float
-    operations: float
-    bandwidth: float
+    memory_bytes: float
+    flops: float  # dense bf16 operations a second
+    bytes_per_second: float
 
 
 # Source: NVIDIA's data sheets. The CPU is a laptop's, two cores in fp32; ours, by measurement.
@@ -49,26 +53,38 @@ PROCESS = 4 * GB  # Python, PyTorch and CUDA; ours: 1 GB measured without CUDA, 
 
 def host_bytes(sizes: Sizes, work: Work, prompts: int) -> float:
     """Main memory of one process with so many prompts, each with as large an image as fits."""
-    image = work.image_tokens * (PATCHES_PER_TOKEN * PATCH_BYTES + 4 * sizes.hidden)
+    image = work.image_tokens * (PATCHES_PER_TOKEN * PATCH_BYTES + FP32 * sizes.hidden)
     return PROCESS + prompts * image
 
 
 def sampling_seconds(sizes: Sizes, work: Work, device: Device) -> float:
-    """To draw --max_new_tokens for --sample_batch sequences: reading is what takes the time.
+    """To sample --max_new_tokens for --sample_batch sequences: reading is what takes the time.
 
-    Each token reads all text weights once, and the cache, which is half full on average.
+    Each token reads all text weights once, and the cache: all prompts, and half of the completions
+    on average.
     """
-    number = work.bytes_per_number
+    bytes_each = work.bytes_each
     slots = work.sequences * (work.prompt_tokens + work.completion_tokens / 2)
-    per_token = number * (sizes.weights - sizes.vision) + sizes.cache_bytes(slots, number)
-    return work.completion_tokens * per_token / device.bandwidth
+    text_weights = bytes_each * (sizes.weights - sizes.vision)
+    per_token = text_weights + sizes.cache_bytes(slots, bytes_each)
+    return work.completion_tokens * per_token / device.bytes_per_second
+
+
+def completions_of_a_pass(work: Work) -> tuple[int, int]:
+    """(prompts, completions) of a micro-batch of longest groups: whole groups where they fit."""
+    group_tokens = work.prompt_tokens + work.group_size * work.completion_tokens
+    groups = work.pass_tokens // group_tokens
+    if groups:
+        return groups, groups * work.group_size
+    return 1, work.completions_per_pass
 
 
 def pass_seconds(sizes: Sizes, work: Work, device: Device) -> float:
     """Forward and backward of one micro-batch."""
-    tokens = work.prompt_tokens + work.completions_per_pass * work.completion_tokens
+    prompts, completions = completions_of_a_pass(work)
+    tokens = prompts * work.prompt_tokens + completions * work.completion_tokens
     operations = work.operations * (sizes.weights - sizes.vision) * tokens
-    return operations / (MFU * device.operations)
+    return operations / (REACHED * device.flops)
 
 
 # --- 3. From the settings of a stage to a page of text -----------------------------------------
@@ -82,6 +98,9 @@ def work_of(cfg, device_name: str, ranks: int) -> Work:
     """
     bf16 = cfg.precision == "bf16" or (cfg.precision == "auto" and device_name != "cpu")
     is_pairs = hasattr(cfg, "max_response_tokens")
+    sequences = getattr(cfg, "sample_batch", 0)
+    if hasattr(cfg, "prompts_per_step"):  # no more than this rank's share of a rollout
+        sequences = min(sequences, cfg.prompts_per_step * cfg.group_size // ranks)
     completion_tokens = cfg.max_response_tokens if is_pairs else cfg.max_new_tokens
     image_tokens = cfg.max_prompt_tokens
     if cfg.max_pixels:
@@ -93,8 +112,8 @@ def work_of(cfg, device_name: str, ranks: int) -> Work:
         prompt_tokens=cfg.max_prompt_tokens,
         completion_tokens=completion_tokens,
         image_tokens=image_tokens,
-        sequences=getattr(cfg, "sample_batch", 0),
-        group_size=getattr(cfg, "group_size", getattr(cfg, "samples", 1)),
+        sequences=sequences,
+        group_size=2 if is_pairs else getattr(cfg, "group_size", getattr(cfg, "samples", 1)),
         pass_tokens=getattr(cfg, "max_tokens_per_micro_batch", 0),
         never_split=2 if is_pairs else 1,
         freeze_vision=getattr(cfg, "freeze_vision", True),
@@ -120,49 +139,54 @@ def plan(cfg) -> str:
     """What --plan prints for the settings of a stage. Raises ValueError naming a flag."""
     device_name, ranks = parse_device(cfg.plan)
     device = DEVICES[device_name]
-    model = getattr(cfg, "model", None) or getattr(cfg, "base", None)
-    if model is None:
-        model = cfg.models.split(",")[0].split("=")[-1]  # NAME=FOLDER,...
+    model = model_of(cfg)
     sizes, work = Sizes.of(model), work_of(cfg, device_name, ranks)
 
-    found = parts(sizes, work)
+    all_parts = parts(sizes, work)
     lines = [f"{model}: {sizes.weights / 1e9:.2f} billion weights, on {ranks} x {device_name}", ""]
-    lines += memory_table(found, device)
+    lines += memory_table(all_parts, device)
     lines += ["", *how_long(cfg, sizes, work, device)]
     return "\n".join(lines)
 
 
-def memory_table(found: list[Part], device: Device) -> list[str]:
-    """A line for each part, its bytes under each moment at which it is there, and the verdict."""
-    # Only the moments at which this stage has something that is not there always.
-    moments = []
-    for moment in ALWAYS:
-        if any(moment in part.moments for part in found if part.moments != ALWAYS):
-            moments.append(moment)
-    unit, unit_name = (GB, "GB") if peak(found) > GB else (GB / 1e3, "MB")
+def model_of(cfg) -> str:
+    """Folder or hub name of the model that a stage works with: the first one of evaluate.py."""
+    if hasattr(cfg, "models"):
+        return cfg.models.split(",")[0].split("=")[-1]  # NAME=FOLDER,...
+    return cfg.base if hasattr(cfg, "base") else cfg.model
+
+
+def memory_table(all_parts: list[Part], device: Device) -> list[str]:
+    """A line for each part, its bytes under each phase in which it is there, and the verdict."""
+    # Only the phases in which this stage has something that is not there always.
+    phases = []
+    for phase in ALWAYS:
+        if any(phase in part.phases for part in all_parts if part.phases != ALWAYS):
+            phases.append(phase)
+    unit, unit_name = (GB, "GB") if peak(all_parts) > GB else (GB / 1e3, "MB")
 
     def line(name: str, values: list[float | None]) -> str:
         cells = ["" if value is None else f"{value / unit:.2f}" for value in values]
         return f"{name:<40}" + "".join(f"{cell:>12}" for cell in cells)
 
-    lines = [f"{unit_name + ' on one device':<40}" + "".join(f"{m:>12}" for m in moments)]
-    for part in found:
-        lines.append(line(part.name, [part.bytes if m in part.moments else None for m in moments]))
-    totals = [sum(p.bytes for p in found if moment in p.moments) for moment in moments]
+    lines = [f"{unit_name + ' on one device':<40}" + "".join(f"{p:>12}" for p in phases)]
+    for part in all_parts:
+        lines.append(line(part.name, [part.bytes if p in part.phases else None for p in phases]))
+    totals = [sum(p.bytes for p in all_parts if phase in p.phases) for phase in phases]
     lines.append(line("together", totals))
 
-    usable = (1 - MARGIN) * device.memory
-    needed = f"{peak(found) / unit:.1f} of {usable / unit:.1f} {unit_name}"
-    if peak(found) <= usable:
+    usable = (1 - MARGIN) * device.memory_bytes
+    needed = f"{peak(all_parts) / unit:.1f} of {usable / unit:.1f} {unit_name}"
+    if peak(all_parts) <= usable:
         return [*lines, f"fits: {needed} ({MARGIN:.0%} of the device is left free)"]
 
-    fullest = moments[totals.index(max(totals))]
-    there = [part for part in found if fullest in part.moments]
+    fullest = phases[totals.index(max(totals))]
+    there = [part for part in all_parts if fullest in part.phases]
     helps = []  # the flag that makes the largest part smaller first
     for part in sorted(there, key=lambda part: -part.bytes):
         helps += [flag for flag in part.smaller_by if flag not in helps]
     what = f"; what helps: {', '.join(helps)}" if helps else ""
-    return [*lines, f"DOES NOT FIT: {needed} at the moment `{fullest}`{what}"]
+    return [*lines, f"DOES NOT FIT: {needed} in the phase `{fullest}`{what}"]
 
 
 def how_long(cfg, sizes: Sizes, work: Work, device: Device) -> list[str]:
@@ -175,12 +199,12 @@ def how_long(cfg, sizes: Sizes, work: Work, device: Device) -> list[str]:
     elif work.sequences:
         tokens = work.ranks * work.sequences * work.completion_tokens
         per_second = tokens / sampling_seconds(sizes, work, device)
-        lines = [f"drawing: {per_second:,.0f} tokens a second at full length, by bandwidth"]
+        lines = [f"sampling: {per_second:,.0f} tokens a second at full length, by bandwidth"]
     else:
-        pairs = work.ranks * work.completions_per_pass / 2
+        pairs = work.ranks * completions_of_a_pass(work)[1] / 2
         per_second = pairs / pass_seconds(sizes, work, device)
-        lines = [f"learning: {per_second:.2f} pairs a second of the longest kind, {MFU:.0%} of the "
-                 f"peak; {cfg.batch_pairs} make a step"]  # fmt: skip
+        lines = [f"training: {per_second:.2f} pairs a second of the longest kind, {REACHED:.0%} of "
+                 f"the peak; {cfg.batch_pairs} make a step"]  # fmt: skip
 
     host = work.ranks * host_bytes(sizes, work, prompts)
     return [*lines, f"memory of the host: {host / GB:.0f} GB for {work.ranks} process(es)"]
@@ -189,18 +213,18 @@ def how_long(cfg, sizes: Sizes, work: Work, device: Device) -> list[str]:
 def rollout_time(cfg, sizes: Sizes, work: Work, device: Device) -> list[str]:
     """How much a rollout of GRPO is, and how long it takes at full length."""
     completions = cfg.prompts_per_step * cfg.group_size
-    batches = -(-completions // (work.ranks * work.sequences))  # rounded up, as the next
-    passes = -(-completions // (work.ranks * work.completions_per_pass))
+    batches = math.ceil(completions / (work.ranks * work.sequences))
+    passes = math.ceil(completions / (work.ranks * completions_of_a_pass(work)[1]))
 
-    drawing = batches * sampling_seconds(sizes, work, device)
-    learning = passes * pass_seconds(sizes, work, device)
+    sampling = batches * sampling_seconds(sizes, work, device)
+    training = passes * pass_seconds(sizes, work, device)
     updates = cfg.updates_per_rollout
     # logp_old, for all updates but the first: a forward pass is 2 of the operations.
     forward = 2 / work.operations
-    learning *= 1 + forward * (updates - 1) / updates
+    training *= 1 + forward * (updates - 1) / updates
     return [
         f"a rollout: {completions} completions of at most {work.completion_tokens:,} tokens, "
         f"{updates} optimizer steps",
-        f"  drawing: {drawing / 60:.1f} minutes at full length, by bandwidth",
-        f"  learning: {learning / 60:.1f} minutes at {MFU:.0%} of the peak",
+        f"  sampling: {sampling / 60:.1f} minutes at full length, by bandwidth",
+        f"  training: {training / 60:.1f} minutes at {REACHED:.0%} of the peak",
     ]

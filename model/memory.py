@@ -2,18 +2,19 @@
 
     the model's config    -> Sizes        numbers of weights, widths; no weight is loaded
     the flags of a stage  -> Work         how many sequences, prompts and tokens at a time
-    both                  -> list[Part]   bytes, and the moments at which they are there
+    both                  -> list[Part]   bytes, and the phases of a run in which they are there
 
-Weights are there always, the cache only while tokens are drawn, activations only while weights are
-updated. What is needed is the sum at the fullest of five moments. With --shard each of R ranks
+Weights are there always, the cache only while tokens are sampled, activations only while weights
+are updated. What is needed is the sum in the fullest of five phases. With --shard each of R ranks
 keeps 1/R of what is trained, and beside it, while weights are updated, what is gathered for use
 (`sharding.py`).
 
 Lengths are the limits of the flags, so this is the worst batch. The arithmetic is compared with the
-live tensors of real passes, to 10 % (test_update_is_as_planned, test_sampling_is_as_planned,
-test_a_sharded_update_is_as_planned).
+live tensors of a small model's passes on a CPU, without images, to 10 %
+(test_update_is_as_planned, test_sampling_is_as_planned, test_a_sharded_update_is_as_planned).
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +45,7 @@ class Sizes:
     kv_heads: int
     head_dim: int
     vocabulary: int  # V
+    tied: bool  # the head's weights are the embedding table
     linears: dict[str, tuple[int, int]]  # name -> (out, in) of each linear of one decoder layer
 
     @classmethod
@@ -82,12 +84,13 @@ class Sizes:
             kv_heads=text.num_key_value_heads,
             head_dim=text.hidden_size // text.num_attention_heads,
             vocabulary=text.vocab_size,
+            tied=bool(config.tie_word_embeddings),
             linears=linears,
         )
 
-    def cache_bytes(self, tokens: int, bytes_per_number: int) -> int:
+    def cache_bytes(self, tokens: int, bytes_each: int) -> int:
         """Keys and values of so many tokens, in all layers."""
-        return 2 * tokens * self.layers * self.kv_heads * self.head_dim * bytes_per_number
+        return 2 * tokens * self.layers * self.kv_heads * self.head_dim * bytes_each
 
 
 # --- 2. What a stage does with it --------------------------------------------------------------
@@ -104,7 +107,7 @@ class Work:
     completion_tokens: int  # of the longest completion
     image_tokens: int = 0  # of its images, at most
     sequences: int = 0  # decoded at the same time; 0: this stage does not sample
-    group_size: int = 1  # of these sequences share a prompt
+    group_size: int = 1  # completions that share a prompt: G, or the 2 of a pair
     pass_tokens: int = 0  # of a micro-batch
     never_split: int = 1  # completions that must be in one micro-batch: 2 for a pair
     freeze_vision: bool = True
@@ -117,7 +120,7 @@ class Work:
     max_logits: int = 2**27
 
     @property
-    def bytes_per_number(self) -> int:
+    def bytes_each(self) -> int:
         """Of activations and of the cache."""
         return BF16 if self.bf16 else FP32
 
@@ -128,9 +131,17 @@ class Work:
 
     @property
     def completions_per_pass(self) -> int:
-        """Completions of the longest kind beside one prompt of the longest kind, at least one."""
+        """How many longest completions fit beside one longest prompt, at least `never_split`.
+
+        Not limited to a group: all of them with one prompt make the fullest micro-batch.
+        """
         free = self.pass_tokens - self.prompt_tokens
         return max(self.never_split, free // self.completion_tokens)
+
+    @property
+    def tokens_per_pass(self) -> int:
+        """Of that micro-batch. Nothing is predicted from the last token of a completion."""
+        return self.prompt_tokens + self.completions_per_pass * (self.completion_tokens - 1)
 
     @property
     def operations(self) -> int:
@@ -144,47 +155,47 @@ class Work:
 
 # --- 3. What lies in the memory of one GPU -----------------------------------------------------
 
-# Moments at which memory may be fullest. Drawing: the prompts are passed through the model, or the
-# last tokens are drawn. Updating: the backward pass is in the head, in a decoder layer, or at its
+# Phases in which memory may be fullest. Sampling: the prompts are passed through the model, or the
+# last tokens are sampled. Updating: the backward pass is in the head, in a decoder layer, or at its
 # end, where a sharded model averages the gradients of its root.
 PREFILL, LAST_TOKEN, HEAD, LAYER, ROOT = "prefill", "last token", "head", "layer", "root"
 UPDATE = (HEAD, LAYER)
 ALWAYS = (PREFILL, LAST_TOKEN, HEAD, LAYER, ROOT)
 
-PASS = ("--max_tokens_per_micro_batch", "--max_response_tokens")
+PASS_FLAGS = ("--max_tokens_per_micro_batch", "--max_response_tokens")  # a smaller micro-batch
 
 
 @dataclass(frozen=True)
 class Part:
-    """Bytes on one GPU, and the moments at which they are there."""
+    """Bytes on one GPU, and the phases in which they are there."""
 
     name: str
     bytes: float
-    moments: tuple[str, ...]
+    phases: tuple[str, ...]
     smaller_by: tuple[str, ...] = ()  # flags that make it smaller
 
 
 def parts(sizes: Sizes, work: Work) -> list[Part]:
     """All parts of one GPU's memory."""
-    found = weight_parts(sizes, work)
+    all_parts = weight_parts(sizes, work)
     if work.sequences:
-        found += sampling_parts(sizes, work)
+        all_parts += sampling_parts(sizes, work)
     if work.trains:
-        found += update_parts(sizes, work)
+        all_parts += update_parts(sizes, work)
     if work.trains and work.shard:
-        found += gathered_parts(sizes, work)
-    return [part for part in found if part.bytes]
+        all_parts += gathered_parts(sizes, work)
+    return [part for part in all_parts if part.bytes]
 
 
-def peak(found: list[Part]) -> float:
-    """The most bytes at any moment."""
-    return max(sum(p.bytes for p in found if moment in p.moments) for moment in ALWAYS)
+def peak(all_parts: list[Part]) -> float:
+    """The most bytes in any phase."""
+    return max(sum(p.bytes for p in all_parts if phase in p.phases) for phase in ALWAYS)
 
 
 def weight_parts(sizes: Sizes, work: Work) -> list[Part]:
     """Weights, and what an optimizer keeps for each of them."""
     if not work.trains:
-        return [Part("weights", work.bytes_per_number * sizes.weights, ALWAYS)]
+        return [Part("weights", work.bytes_each * sizes.weights, ALWAYS)]
     if work.lora_rank:
         return lora_parts(sizes, work)
 
@@ -199,7 +210,7 @@ def weight_parts(sizes: Sizes, work: Work) -> list[Part]:
     elif work.ranks > 1:
         gradients, smaller_by = ALWAYS, ("--shard",)
 
-    found = [
+    kept = [
         Part("weights, fp32", FP32 * (trained / shards + frozen), ALWAYS, smaller_by),
         Part("AdamW's two moments", 2 * FP32 * trained / shards, ALWAYS, smaller_by),
         Part("gradients", FP32 * trained / shards, gradients, smaller_by),
@@ -208,30 +219,31 @@ def weight_parts(sizes: Sizes, work: Work) -> list[Part]:
         # Without a tower: the copy asks the policy for its features, but for one that is sharded.
         copied = sizes.weights - (frozen if work.shard else sizes.vision)
         name = "bf16 copy that samples" if work.bf16 else "fp32 copy that samples"
-        found.append(Part(name, work.bytes_per_number * copied, ALWAYS))
+        kept.append(Part(name, work.bytes_each * copied, ALWAYS))
     if work.reference:  # its tower is frozen in any case
         reference = (sizes.weights - sizes.vision) / shards + sizes.vision
-        found.append(Part("reference, fp32", FP32 * reference, ALWAYS, ("--kl_beta 0",)))
-    return found
+        kept.append(Part("reference, fp32", FP32 * reference, ALWAYS, ("--kl_beta 0",)))
+    return kept
 
 
 def lora_parts(sizes: Sizes, work: Work) -> list[Part]:
     """With LoRA: a frozen base, which is its own reference, and the adapters that are trained."""
-    width = work.bytes_per_number
+    bytes_each = work.bytes_each
     shapes = [sizes.linears[name] for name in work.lora_targets]
     adapters = sizes.layers * sum(work.lora_rank * (out + inner) for out, inner in shapes)
     gradients = ALWAYS if work.ranks > 1 else UPDATE
 
-    found = [
-        Part("weights, frozen", width * sizes.weights, ALWAYS),
+    kept = [
+        Part("weights, frozen", bytes_each * sizes.weights, ALWAYS),
         Part("adapters, fp32", FP32 * adapters, ALWAYS),
         Part("AdamW's two moments", 2 * FP32 * adapters, ALWAYS),
         Part("gradients", FP32 * adapters, gradients),
     ]
     if work.sequences and work.lora_merge:  # the rest of its weights is the base's own
         merged = sizes.layers * sum(out * inner for out, inner in shapes)
-        found.append(Part("merged copy that samples", width * merged, ALWAYS, ("--no_lora_merge",)))
-    return found
+        copy = bytes_each * merged
+        kept.append(Part("merged copy that samples", copy, ALWAYS, ("--no_lora_merge",)))
+    return kept
 
 
 def gathered_parts(sizes: Sizes, work: Work) -> list[Part]:
@@ -256,20 +268,20 @@ def gathered_parts(sizes: Sizes, work: Work) -> list[Part]:
 
 def sampling_parts(sizes: Sizes, work: Work) -> list[Part]:
     """The prompts on their way through the model, and the cache at its full length."""
-    width = work.bytes_per_number
-    prompts = -(-work.sequences // work.group_size)  # rounded up
+    bytes_each = work.bytes_each
+    prompts = math.ceil(work.sequences / work.group_size)
     prompt_tokens = prompts * work.prompt_tokens
 
     # A layer without gradients is fullest in its MLP: residual stream, norm and output of width D;
     # gate, up and their product of the intermediate width.
-    in_layer = width * prompt_tokens * (3 * sizes.hidden + 3 * sizes.intermediate)
+    in_layer = bytes_each * prompt_tokens * (3 * sizes.hidden + 3 * sizes.intermediate)
 
     slots = work.sequences * (work.prompt_tokens + work.completion_tokens)
-    cache = sizes.cache_bytes(slots, width)
+    cache = sizes.cache_bytes(slots, bytes_each)
     if work.completion_tokens > GROWTH:
-        cache += cache / sizes.layers / 2  # growing copies the keys, or the values, of one layer
+        cache += cache / (2 * sizes.layers)  # growing copies the keys, or the values, of one layer
     return [
-        Part("prompts, keys and values", sizes.cache_bytes(prompt_tokens, width), (PREFILL,),
+        Part("prompts, keys and values", sizes.cache_bytes(prompt_tokens, bytes_each), (PREFILL,),
              ("--sample_batch",)),
         Part("prompts, in a layer", in_layer, (PREFILL,), ("--sample_batch",)),
         Part("cache of all sequences", cache, (LAST_TOKEN,),
@@ -282,35 +294,36 @@ def sampling_parts(sizes: Sizes, work: Work) -> list[Part]:
 
 def update_parts(sizes: Sizes, work: Work) -> list[Part]:
     """A micro-batch of the longest prompt and completions, forward and backward."""
-    completions = work.completions_per_pass
-    predicted = completions * work.completion_tokens  # tokens that the head is asked about
+    predicted = work.completions_per_pass * work.completion_tokens  # what the head is asked about
     chunk = min(predicted, max(1, work.max_logits // sizes.vocabulary))
-    head = sizes.vocabulary * sizes.hidden
-    tokens = work.prompt_tokens + completions * (work.completion_tokens - 1)
+    head_weights = sizes.vocabulary * sizes.hidden
+    tokens = work.tokens_per_pass
 
     in_layer = layer_bytes(sizes, work)
-    kept, again = sizes.layers * in_layer, 0.0
+    kept, recomputed = sizes.layers * in_layer, 0.0
     if work.checkpointing:  # the input of each layer, and one layer computed again
-        kept, again = sizes.layers * FP32 * tokens * sizes.hidden, in_layer
+        kept, recomputed = sizes.layers * FP32 * tokens * sizes.hidden, in_layer
+
+    # With tied embeddings the head's gradient waits until the embedding table adds its part.
+    waiting = FP32 * head_weights if sizes.tied and not work.lora_rank else 0
     # Two gradients of the intermediate width, two of the residual stream.
-    width = work.bytes_per_number
-    gradients = tokens * (2 * width * sizes.intermediate + 2 * FP32 * sizes.hidden)
+    bytes_each = work.bytes_each
+    gradients = tokens * (2 * bytes_each * sizes.intermediate + 2 * FP32 * sizes.hidden)
 
     return [
         Part("activations of a micro-batch", kept + mask_bytes(work), UPDATE,
              () if work.checkpointing else ("--gradient_checkpointing",)),
-        Part("one layer, computed again", again, (LAYER,), PASS),
-        Part("gradients inside a layer", gradients, (LAYER,), PASS),
+        Part("one layer, computed again", recomputed, (LAYER,), PASS_FLAGS),
+        Part("gradients inside a layer", gradients, (LAYER,), PASS_FLAGS),
         # The logits, their softmax, and the gradients of both.
         Part("logits of one chunk", 4 * FP32 * chunk * sizes.vocabulary, (HEAD,)),
-        Part("gradient of the head, chunk by chunk", head_bytes(head, chunk < predicted, work),
-             (HEAD,)),
-        # With tied embeddings the head's gradient waits until the embedding table adds its part.
-        Part("gradient of the head, summed", 0 if work.lora_rank else FP32 * head, (LAYER,)),
+        Part("gradient of the head, chunk by chunk",
+             head_bytes(head_weights, chunk < predicted, work), (HEAD,)),
+        Part("gradient of the head, summed", waiting, (LAYER,)),
     ]  # fmt: skip
 
 
-def head_bytes(head: int, in_chunks: bool, work: Work) -> float:
+def head_bytes(head_weights: int, in_chunks: bool, work: Work) -> float:
     """What the gradient of the head's weights takes while the backward pass is there.
 
     A frozen head has none, and is in the dtype that it is used in.
@@ -319,22 +332,22 @@ def head_bytes(head: int, in_chunks: bool, work: Work) -> float:
     """
     if work.lora_rank:
         return 0
-    needed = FP32 * head
+    needed = FP32 * head_weights
     if in_chunks:
-        needed += FP32 * head
+        needed += FP32 * head_weights
         if work.bf16:
-            needed += 2 * BF16 * head
+            needed += 2 * BF16 * head_weights
     return needed
 
 
 def layer_bytes(sizes: Sizes, work: Work) -> float:
     """What one decoder layer keeps for the backward pass."""
-    width = work.bytes_per_number
-    completions = work.completions_per_pass
-    tokens = work.prompt_tokens + completions * (work.completion_tokens - 1)
-    queries = sizes.heads * sizes.head_dim  # width of all query heads
-    keys = sizes.kv_heads * sizes.head_dim
-    seen = completions * (work.prompt_tokens + work.completion_tokens - 1)  # keys of completions
+    bytes_each = work.bytes_each
+    tokens = work.tokens_per_pass
+    query_width = sizes.heads * sizes.head_dim  # of all heads
+    key_width = sizes.kv_heads * sizes.head_dim
+    # Keys that the completions attend to, each to those of its prompt as well.
+    keys_seen = work.completions_per_pass * (work.prompt_tokens + work.completion_tokens - 1)
 
     # Two norms keep their input, and the input divided by its size, which only the gradient of
     # their weights needs: four tensors of width D, or two.
@@ -343,20 +356,21 @@ def layer_bytes(sizes: Sizes, work: Work) -> float:
     # one input, and gate and up another.
     linears = (6 * BF16 if work.bf16 else 3 * FP32) * tokens * sizes.hidden
     # gate, up, silu(gate), and the product of the last two
-    mlp = 4 * width * tokens * sizes.intermediate
+    mlp = 4 * bytes_each * tokens * sizes.intermediate
 
-    queries_and_outputs = 2 * width * tokens * queries
+    queries_and_outputs = 2 * bytes_each * tokens * query_width
     # Keys and values that completions see, repeated to all query heads; those of the prompt itself.
-    keys_and_values = 2 * width * (seen * queries + work.prompt_tokens * keys)
+    own_keys = work.prompt_tokens * key_width
+    keys_and_values = 2 * bytes_each * (keys_seen * query_width + own_keys)
 
     weights = BF16 * sizes.layer_weights if work.bf16 else 0  # the layer's weights, cast
     if work.lora_rank:  # frozen ones are bf16 already; x A^T is kept for the gradient of B
-        weights = width * work.lora_rank * tokens * len(work.lora_targets)
+        weights = bytes_each * work.lora_rank * tokens * len(work.lora_targets)
     return norms + linears + mlp + queries_and_outputs + keys_and_values + weights
 
 
 def mask_bytes(work: Work) -> float:
     """The mask of all completions, as bool and as numbers, once for all layers."""
-    queries = work.completion_tokens - 1
-    keys = work.prompt_tokens + queries
-    return work.completions_per_pass * queries * keys * (1 + work.bytes_per_number)
+    query_tokens = work.completion_tokens - 1
+    key_tokens = work.prompt_tokens + query_tokens
+    return work.completions_per_pass * query_tokens * key_tokens * (1 + work.bytes_each)
