@@ -166,6 +166,7 @@ def main() -> None:
     parser.add_argument("--prompt_tokens", type=int, default=200, help="words of a prompt")
     parser.add_argument("--side", type=int, default=280, help="pixels of an image")
     parser.add_argument("--new_tokens", type=int, default=64, help="tokens of a completion")
+    parser.add_argument("--no_update", action="store_true", help="sampling alone")
     args = parser.parse_args()
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -173,11 +174,10 @@ def main() -> None:
     bytes_per_number = torch.finfo(dtype).bits // 8
     bytes_per_second, flops = bandwidth(device), peak(device, dtype)
 
-    policy = random_policy(
-        args.size, device, torch.bfloat16 if args.size == "7b" else torch.float32
-    )
+    in_bf16 = args.size == "7b" or (args.no_update and device == "cuda")
+    policy = random_policy(args.size, device, torch.bfloat16 if in_bf16 else torch.float32)
     sampler = policy
-    if device == "cuda" and args.size != "7b":
+    if device == "cuda" and not in_bf16:
         sampler = sampling_copy(policy)
     sampler.eos_ids = [10**9]  # nothing ends: every sequence is decoded to the limit
 
@@ -201,7 +201,8 @@ def main() -> None:
     print(json.dumps(result), flush=True)
 
     result |= measure_sampling(sampler, args, device, floor_s)
-    result["update"] = measure_update(policy, args, device, flops)
+    if not args.no_update:
+        result["update"] = measure_update(policy, args, device, flops)
     print(json.dumps(result))
 
 

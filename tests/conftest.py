@@ -5,7 +5,10 @@ import struct
 import zlib
 from weakref import WeakSet, finalize
 
-os.environ["CUDA_VISIBLE_DEVICES"] = ""
+# On the CPU, unless `benchmarks/gpu.py` asks for the card.
+DEVICE = os.environ.get("SPECS_TEST_DEVICE") or "cpu"
+if DEVICE == "cpu":
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ["OMP_NUM_THREADS"] = "1"  # also of the commands that tests start
 
 import pytest
@@ -36,7 +39,7 @@ def fresh_policy(seed: int = 0):
             if parameter.ndim > 1:
                 parameter.normal_(0.0, 0.15)
 
-    return policy, encoder
+    return policy.to(DEVICE), encoder
 
 
 @pytest.fixture

@@ -221,7 +221,8 @@ def test_the_configs_need_what_readme_says(stage, file, device, needed):
 def test_the_replication_table_is_the_plan():
     """Memory and time of each line are what --plan says, and the head of its file says the memory.
 
-    A rollout: minutes of sampling and of training. Pairs: hours of an epoch of 9,000.
+    A rollout: minutes of sampling and of training. Pairs: hours of an epoch of 9,000. Stage 2a:
+    tokens a second; evaluation needs what it does.
     """
     table = (ROOT / "README.md").read_text().split("planned / measured |")[1].split("\n\n")[0]
     machine, seen = "", 0
@@ -230,7 +231,7 @@ def test_the_replication_table_is_the_plan():
         machine = first or machine
         stage, file = re.search(r"(\w+)\.py @(configs/\w+\.args)", command).groups()
         device = "rtx4090" if "24 GB" in machine else "h100x8" if "eight" in machine else "h100"
-        stage = {"grpo": grpo, "dpo_sft": dpo_sft}[stage]
+        stage = {"grpo": grpo, "dpo_sft": dpo_sft, "build_prefs": build_prefs}[stage]
         text = plan(stage.parse_cli(stage.Config, "", [f"@{file}", "--plan", device]))
 
         needed = re.search(r"fits: ([\d.]+)", text)[1]
@@ -240,11 +241,16 @@ def test_the_replication_table_is_the_plan():
             minutes = [float(m) for m in re.findall(r": ([\d.]+) minutes", text)]
             said = [float(m) for m in re.findall(r"[\d.]+", time)[:2]]
             assert said == pytest.approx(minutes, rel=0.03), line
+        elif stage is build_prefs:
+            rate = re.search(r"sampling: ([\d,]+) tokens a second", text)[1]
+            assert time.startswith(f"{rate} tokens/s"), line
+            flags = [f"@{file.replace('build_prefs', 'evaluate')}", "--plan", device]
+            assert f"fits: {needed}" in plan(evaluate.parse_cli(evaluate.Config, "", flags))
         else:
             hours = 9000 / float(re.search(r"([\d.]+) pairs a second", text)[1]) / 3600
             assert float(re.match(r"[\d.]+", time)[0]) == pytest.approx(hours, rel=0.05), line
         seen += 1
-    assert seen == 8
+    assert seen == 12
 
 
 def test_a_pass_holds_whole_groups():
