@@ -3,7 +3,7 @@ r"""Which option an answer names: by letter, by its text, or by its value.
 The answers to a question with the options A "cat", B "dog", C "$\frac{3}{4}$", in the order in
 which `read_option` tries them:
 
-    1. "B"                              one letter and nothing else    `read_option`
+    1. "B"                              one letter and nothing else    `label_in`
     2. "dog", "a dog"                   a text and nothing else        `options.by_whole_text`
     3. "(B)", "B. dog", "B, since ..."  a letter in front              `letters.by_letter`
     4. "dog (B)"                        a letter behind its text       `by_text_and_letter`
