@@ -120,7 +120,7 @@ def work_of(cfg, device_name: str, ranks: int) -> Work:
         checkpointing=getattr(cfg, "gradient_checkpointing", False),
         reference=getattr(cfg, "kl_beta", 0.0) > 0,
         lora_rank=getattr(cfg, "lora_rank", 0),
-        lora_targets=tuple(getattr(cfg, "lora_targets", "").split(",")),
+        lora_targets=getattr(cfg, "lora_targets", ""),
         lora_merge=getattr(cfg, "lora_merge", True),
         shard=getattr(cfg, "shard", False),
         max_logits=max_logits("cpu" if device_name == "cpu" else "cuda"),

@@ -18,7 +18,7 @@ Source: LoRA (arXiv 2106.09685), section 4.1; initial values and file layout are
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -110,15 +110,9 @@ def add_adapters(policy: Policy, rank: int, alpha: int, targets: str, seed: int)
     computes what its weights in fp32 would under autocast, to the bit
     (test_a_bf16_base_computes_as_fp32_weights_do). Raises ValueError naming --lora_targets.
     """
-    names = [name.strip() for name in targets.split(",")]
     layers = policy.vlm.model.language_model.layers
     there = {n.split(".")[-1] for n, m in layers.named_modules() if isinstance(m, nn.Linear)}
-    unknown = sorted(set(names) - there)
-    if unknown:
-        raise ValueError(
-            f"--lora_targets {', '.join(unknown)}: no such linear in a decoder layer; there are "
-            f"{', '.join(sorted(there))}"
-        )
+    names = target_names(targets, there)
 
     policy.requires_grad_(False)
     policy.residual_dtype = torch.float32
@@ -127,6 +121,18 @@ def add_adapters(policy: Policy, rank: int, alpha: int, targets: str, seed: int)
         for name, child in list(block.named_children()):
             if name in names and isinstance(child, nn.Linear):
                 setattr(block, name, LoraLinear(child, rank, alpha, generator))
+
+
+def target_names(targets: str, there: Iterable[str]) -> list[str]:
+    """The names in --lora_targets. Raises ValueError if one is not among the linears of a layer."""
+    names = [name.strip() for name in targets.split(",")]
+    unknown = sorted({*names} - {*there})
+    if unknown:
+        raise ValueError(
+            f"--lora_targets {', '.join(unknown)}: no such linear in a decoder layer; there are "
+            f"{', '.join(sorted(there))}"
+        )
+    return names
 
 
 @torch.no_grad()

@@ -22,6 +22,7 @@ import torch
 import transformers
 
 from model.decoding import GROWTH
+from model.lora import target_names
 from model.qwen import model_class
 
 FP32, BF16 = 4, 2  # bytes of a number
@@ -114,7 +115,7 @@ class Work:
     checkpointing: bool = False
     reference: bool = False  # a second, frozen model
     lora_rank: int = 0  # 0: all weights are trained
-    lora_targets: tuple[str, ...] = ()  # linears of a decoder layer that have an adapter
+    lora_targets: str = ""  # linears of a decoder layer that have an adapter, with commas
     lora_merge: bool = True  # a copy with merged adapters samples
     shard: bool = False  # over all ranks
     max_logits: int = 2**27
@@ -229,7 +230,7 @@ def weight_parts(sizes: Sizes, work: Work) -> list[Part]:
 def lora_parts(sizes: Sizes, work: Work) -> list[Part]:
     """With LoRA: a frozen base, which is its own reference, and the adapters that are trained."""
     bytes_each = work.bytes_each
-    shapes = [sizes.linears[name] for name in work.lora_targets]
+    shapes = [sizes.linears[name] for name in target_names(work.lora_targets, sizes.linears)]
     adapters = sizes.layers * sum(work.lora_rank * (out + inner) for out, inner in shapes)
     gradients = ALWAYS if work.ranks > 1 else UPDATE
 
@@ -365,7 +366,7 @@ def layer_bytes(sizes: Sizes, work: Work) -> float:
 
     weights = BF16 * sizes.layer_weights if work.bf16 else 0  # the layer's weights, cast
     if work.lora_rank:  # frozen ones are bf16 already; x A^T is kept for the gradient of B
-        weights = bytes_each * work.lora_rank * tokens * len(work.lora_targets)
+        weights = bytes_each * work.lora_rank * tokens * len(work.lora_targets.split(","))
     return norms + linears + mlp + queries_and_outputs + keys_and_values + weights
 
 

@@ -43,7 +43,7 @@ def random_policy(tmp_path) -> Policy:
     return Policy(vlm, policy.eos_ids, torch.zeros(V, dtype=torch.bool))
 
 
-TARGETS = tuple(grpo.Config().lora_targets.split(","))
+TARGETS = grpo.Config().lora_targets
 
 
 def adapt(policy: Policy, rank: int, bf16: bool) -> None:
@@ -51,7 +51,7 @@ def adapt(policy: Policy, rank: int, bf16: bool) -> None:
     if bf16:
         for weight in policy.parameters():
             weight.data = weight.data.bfloat16()
-    add_adapters(policy, rank, 32, ",".join(TARGETS), seed=0)
+    add_adapters(policy, rank, 32, TARGETS, seed=0)
 
 
 def text_prompt(tokens: int) -> Prompt:
@@ -275,6 +275,8 @@ def test_a_plan_names_what_helps(tmp_path):
                       plan="a100")
     assert "DOES NOT FIT" in plan(big)
     assert "what helps: --sample_batch" in plan(big)
+    with pytest.raises(ValueError, match="--lora_targets qkv: no such linear"):
+        plan(grpo.Config(model=model, lora_rank=8, lora_targets="q_proj, qkv", plan="a100"))
     assert parse_device("h100x8") == ("h100", 8)
     for wrong in ("h10", "x8", "h100x", "h100x0"):
         with pytest.raises(ValueError, match=f"--plan {wrong}: wanted"):
