@@ -25,13 +25,14 @@ from workloads import EOS_ID, MERGE, PATCH
 
 import dpo_sft
 import grpo
-from common import build_policies, fixed_logps
+from common import fixed_logps
 from harness.cli import parse_cli
 from harness.plan import work_of
 from harness.ranks import make_accelerator
 from model.images import load_image
 from model.lora import add_adapters
 from model.memory import CONFIGS, Sizes, parts, peak
+from model.policies import build_policies
 from model.qwen import Policy, mrope_positions
 from model.records import Group, Prompt, completion_mask
 from model.sampling import refresh, sample_groups, sampling_dtype

@@ -12,6 +12,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import gpu  # noqa: E402
 import rehearsal  # noqa: E402
+import steps  # noqa: E402
 
 import dpo_sft  # noqa: E402
 import grpo  # noqa: E402
@@ -90,6 +91,21 @@ def test_parts_name_what_exists():
         for argument in arguments:
             if argument.endswith((".py", ".args")):
                 assert (ROOT / argument.removeprefix("@")).is_file(), (part, argument)
+
+
+@pytest.mark.parametrize("stage", ["grpo", "dpo"])
+@pytest.mark.parametrize("lora_rank", [0, 2])
+def test_a_step_of_each_stage(model, stage, lora_rank):
+    """The figures of a step on a small model; all completions are as long as the flags allow."""
+    more = {"grpo": {"sample_batch": 8, "max_new_tokens": 5}, "dpo": {"max_response_tokens": 5}}
+    cfg = {"grpo": grpo, "dpo": dpo_sft}[stage].Config(
+        model=model, lora_rank=lora_rank, max_prompt_tokens=40, max_pixels=7056, precision="no",
+        max_tokens_per_micro_batch=99, **more[stage],
+    )  # fmt: skip
+    figures = steps.run(stage, cfg)
+    assert figures["measured_GB"] > 0 and figures["update_tokens_a_second"] > 0
+    rate = {"grpo": "sampled_a_second", "dpo": "pairs_a_second"}[stage]
+    assert figures[rate] > 0
 
 
 @pytest.mark.slow
