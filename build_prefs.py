@@ -247,12 +247,14 @@ def ask_ahead(examples: list[dict], chosen_side: list[list[Response]],
     First whether answers are right, then whether the reasoning of those that are comes to them.
     """
     later = AskLater(judge)  # it notes a question and does not answer it yet
-    for _ in ("is the answer right?", "does its reasoning come to it?"):  # needs the first replies
+    # Round 1 notes whether answers are right. Round 2 knows that, and notes, of the right ones,
+    # whether their reasoning comes to them. What `choose` and `reject` return is not used.
+    for _ in range(2):
         for example, for_chosen, for_rejected in zip(examples, chosen_side, rejected_side):
             for response in for_chosen:
                 choose(response, example, later, cfg)
             for response in for_rejected:
-                reject(response, example, later, random.Random(0), cfg)  # this draw is not used
+                reject(response, example, later, random.Random(0), cfg)
         later.ask_pending(QUESTIONS_AT_A_TIME)
 
 

@@ -76,7 +76,9 @@ def token_logps(policy: nn.Module, groups: list[Group], temperature: float = 1.0
     Cost: each prompt and its images once per group, no padding. Memory: at most
     `max_logits` logits at a time.
     """
-    return policy(score_groups, groups, temperature)  # through `forward`, which DDP wraps
+    # `Policy.forward(f, *args)` runs f(policy, *args): DDP and autocast wrap `forward` alone, so
+    # that what needs a gradient has to run inside of it.
+    return policy(score_groups, groups, temperature)
 
 
 @torch.no_grad()
@@ -275,8 +277,8 @@ def training_step(
     normalizer        tokens or pairs of the step, over all ranks: the summed loss is divided by it
     filler            any group, for the filler passes of a rank with fewer micro-batches
     returns           this rank's sums of metrics; `grad_norm` before clipping, and
-                      `skipped_updates` (1 if the norm was not finite and no step was taken), which
-                      are equal on all ranks
+                      `skipped_updates`, which are equal on all ranks: if the norm was not finite,
+                      no step was taken, and they are 0 and 1
 
     Raises ValueError after --max_skipped skipped steps in a row.
 
@@ -289,8 +291,8 @@ def training_step(
     sums: dict[str, Tensor] = {}
 
     for i in range(num_passes):
-        # Only in the last pass does DDP add up the gradients of all ranks. Shards are added up in
-        # each: to wait, a rank would need room for the whole gradient.
+        # Only in the last pass does DDP add up the gradients of all ranks. With --shard each pass
+        # does: to wait, a rank would need room for the whole gradient.
         is_last = i == num_passes - 1
         with nullcontext() if is_last else accelerator.no_sync(policies.trained):
             if i < len(batches):
@@ -305,7 +307,7 @@ def training_step(
             sums[name] = sums.get(name, 0.0) + value.detach().double()
 
     grad_norm = accelerator.clip_grad_norm_(policies.trained.parameters(), cfg.grad_clip)
-    grad_norm = float(whole(grad_norm))  # of shards, it is what this rank adds to it
+    grad_norm = float(whole(grad_norm))  # with --shard, `grad_norm` is one rank's part of it
     step_or_skip(policies, grad_norm, cfg.max_skipped)
 
     # Read back once per step: `float` waits for the device, and would do so after each pass.

@@ -130,7 +130,8 @@ def dpo_loss(chosen: Tensor, rejected: Tensor, chosen_ref: Tensor, rejected_ref:
     """
     chosen_reward = beta * (chosen - chosen_ref)
     rejected_reward = beta * (rejected - rejected_ref)
-    loss = -F.logsigmoid(chosen_reward - rejected_reward)
+    margin = chosen_reward - rejected_reward  # (N,) h
+    loss = -F.logsigmoid(margin)
     return loss, chosen_reward, rejected_reward
 
 
@@ -169,7 +170,7 @@ def hybrid_loss(logp: Tensor, logp_ref: Tensor | None, mask: Tensor,
         "chosen_reward": chosen_reward,
         "rejected_reward": rejected_reward,
         "margin": chosen_reward - rejected_reward,
-        # Of the implicit rewards: 0 in the first step, where all margins are 0.
+        # Share of pairs with a positive margin. In the first step margins are 0 but for rounding.
         "accuracy": (chosen_reward > rejected_reward).float(),
         "chosen_logp": chosen,
     }
@@ -188,7 +189,8 @@ def cached_reference(policy: Policy, pairs: Pairs, cfg: Config, accelerator,
         return None
     key = reference_key(policy, pairs, accelerator)
     file = run.folder.parent / "reference_logps" / f"{key}.safetensors"
-    if file.exists():
+    # All ranks read it, or all of them score: a rank that scored alone would wait for the others.
+    if all(gather_objects(file.exists(), accelerator)):
         run.say(f"reference log-probs: {file}")
         return load_file(file)["logp_ref"].view(-1, 2)
 

@@ -19,7 +19,8 @@ reward (see scoring/); `--score FILE --benchmark NAME` does so with responses ma
     pass@k      chance that at least one of k samples is right, unbiased: 1 - C(n-c, k) / C(n, k)
     branching   tokens in the 0.95 nucleus at a sampled step, on average (arXiv 2508.07534)
     GF          generalisation factor over a run's checkpoints (SPECS section 3.1):
-                (1 + b^2) G_ID G_OOD / (b^2 G_ID + G_OOD), b = 2, G = rate now - rate at start;
+                (1 + b^2) G_ID G_OOD / (b^2 G_ID + G_OOD), G = rate now - rate at start, b = 2,
+                which counts the gain OOD for more than that on ID;
                 the rate is format in the world, accuracy on the sets of --gf_id and --gf_ood
 
 Where this departs from the paper, or fills in what it leaves open:
@@ -171,7 +172,7 @@ def list_measurements(cfg: Config, sets: list[str], rank: int, world_size: int
         *[Measurement(name, "sampled", cfg.temperature) for name in others],
     ]
     if cfg.pass_items:
-        share = len(range(rank, cfg.pass_items, world_size))  # the ranks' shares add up to it
+        share = len(range(rank, cfg.pass_items, world_size))  # of these questions, this rank's
         measurements.append(
             Measurement("id", "pass", cfg.temperature, cfg.pass_samples, max_prompts=share))
     return measurements
@@ -353,7 +354,7 @@ def measure_rates(name: str, folder: Path, encoded: EncodedSets, evaluator: Eval
     for set_name, prompts in encoded.for_encoder(encoder).items():
         measurement = Measurement(set_name, "sampled", evaluator.cfg.temperature)
         records = evaluator.sample_and_grade(policy, encoder, prompts, measurement, name)
-        values = [{key: record[key]} for record in records]
+        values = [{key: record[key]} for record in records]  # what travels between ranks
         of_all_ranks = sum(gather_objects(values, evaluator.run.accelerator), [])
         rates[set_name] = rate_with_interval(of_all_ranks, key)["mean"]
     return rates
@@ -396,7 +397,7 @@ def evaluate(cfg: Config) -> None:
     check_runs(cfg.gf_runs, "--gf_runs")
     run = Run(cfg, "evaluate", make_accelerator(cfg), columns=[])
     folders = all_model_folders(cfg.models, cfg.gf_runs)
-    if cfg.max_pixels is None and folders:  # otherwise base would be shown the largest images
+    if cfg.max_pixels is None and folders:  # all models see images of one size, the smallest limit
         cfg = replace(cfg, max_pixels=smallest_max_pixels(folders))
 
     judge = make_judge(cfg, run.warn)

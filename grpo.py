@@ -36,7 +36,8 @@ Where this departs from the paper, or fills in what it leaves open:
      importance sampling against the sampler (TIS): built, off.
 
 Dimension key: N prompts, G completions per prompt, B = N*G completions, T longest completion. Small
-letters (n, b, t): the same counts in one update or in a micro-batch.
+letters (n, b, t): the same counts in one update or in a micro-batch. `UpdateBatch` counts in N and
+B only what it holds, the groups that have a gradient.
 
     accelerate launch grpo.py                                   the embedded world, 16 steps, 20 s
     accelerate launch grpo.py --model runs/warmup/model         stage 3: another start
@@ -97,8 +98,8 @@ class Config(settings.Data, settings.Sampling, settings.Training, settings.Judge
     mask_truncated: bool = flag(False, "leave completions without EOS out of the loss; DAPO")
     dr_grpo: bool = flag(False, "no division by std, constant normaliser; arXiv 2503.20783")
     # loss
-    clip_low: float = flag(0.2, "ratio stops at 1 - this where the advantage is negative; DAPO")
-    clip_high: float = flag(0.28, "ratio stops at 1 + this where the advantage is positive; DAPO")
+    clip_low: float = flag(0.2, "no gradient below ratio 1 - this, at negative advantage; DAPO")
+    clip_high: float = flag(0.28, "no gradient above ratio 1 + this, at positive advantage; DAPO")
     kl_beta: float = flag(0.0, "weight of the KL to the start model (k3), nats; paper: 0")
     tis: float = flag(0.0, "cap of the weight against the sampler's own policy, 0: off; TIS: 2")
     updates_per_rollout: int = flag(2, "optimizer steps per rollout; paper, as MM-EUREKA counts: 8")
@@ -160,7 +161,7 @@ def group_advantages(rewards: Tensor, divide_by_std: bool = True, eps: float = 1
                    hard prompts more weight
     returns        (N, G); exactly 0 for a group of equal rewards
 
-    std is the unbiased one, over G - 1: one success in four is 0.5, not 0.433.
+    std divides by G - 1 (Bessel's correction): one success in four is 0.5, not 0.433.
 
     >>> group_advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.1, 0.1, 0.1, 0.1]]), eps=0.0)
     tensor([[ 1.5000, -0.5000, -0.5000, -0.5000],
@@ -273,7 +274,7 @@ def policy_loss(logp: Tensor, logp_old: Tensor, advantages: Tensor, mask: Tensor
     completions are longer (test_zero_loss_nonzero_gradient).
 
     Source: PPO eq. 7, with DAPO's two bounds (eq. 10). The upper one is higher for the sake of rare
-    tokens: with 0.2, a token of p = 0.01 may only reach 0.012.
+    tokens: with 0.2, a token of p = 0.01 is no longer pushed once it has reached 0.012.
     """
     assert logp.shape == logp_old.shape, (logp.shape, logp_old.shape)
     assert advantages.shape == logp.shape[:1], (advantages.shape, logp.shape)
@@ -341,18 +342,6 @@ def update(batch: UpdateBatch, policies: Policies, accelerator, cfg: Config) -> 
 # --- The loop ----------------------------------------------------------------------------------
 
 
-def train_on(rollout: list[RewardedGroup], policies: Policies, accelerator, cfg) -> Counter:
-    """2. and 3.: a rollout in --updates_per_rollout updates; returns sums over all of them."""
-    # 2. Freeze everything that depends on the policy that sampled.
-    batches = prepare_updates(rollout, policies, accelerator, cfg)
-
-    # 3. Optimise.
-    sums = Counter()
-    for batch in batches:
-        sums.update(update(batch, policies, accelerator, cfg))  # a Counter adds
-    return sums
-
-
 def check_shares(cfg: Config, ranks: int) -> None:
     """Raise ValueError if a rollout cannot be shared out evenly over ranks and updates."""
     if cfg.prompts_per_step % (ranks * cfg.updates_per_rollout):
@@ -397,21 +386,28 @@ def main(cfg: Config) -> None:
 
     for step in range(run.start_step + 1, cfg.steps + 1):
         rate = set_learning_rate(policies.optimizer, step - 1, cfg, cfg.steps)
-        refresh(policies.sampler, policies.bare)  # 0.
+        refresh(policies.sampler, policies.bare)  # 0. Give the sampler the policy's weights.
         reward_groups = group_rewards.at(step / cfg.steps)
         evaluation = held_out.accuracy(step, policies.sampler, reward_groups, accelerator, cfg)
 
         working, sampling = Stopwatch(), Stopwatch()
         with working:
+            # 1. Sample a group for each prompt, and reward it.
             rollout = collect_rollout(policies.sampler, stream, reward_groups, generator, sampling,
-                                      accelerator, cfg)  # 1.
-            sums = train_on(rollout, policies, accelerator, cfg)  # 2. and 3.
+                                      accelerator, cfg)
+            # 2. Freeze everything that depends on the policy that sampled.
+            batches = prepare_updates(rollout, policies, accelerator, cfg)
+            # 3. Optimise.
+            sums = Counter()
+            for batch in batches:
+                sums.update(update(batch, policies, accelerator, cfg))  # Counter.update adds
 
         counts = {"skipped_examples": stream.skipped, **take_counts(group_rewards.judge)}
         run.log(step, cfg.steps, {
             **summarize(rollout, sums, counts, accelerator, cfg), **evaluation, "lr": rate,
             "gen%": 100 * sampling.seconds / working.seconds, "step_s": working.seconds})
-        if step == 1 or step % cfg.sample_every == 0:  # every rank scores a group: no rank waits
+        # All ranks score a group, though one writes it: --shard needs all of them for a pass.
+        if step == 1 or step % cfg.sample_every == 0:
             logp = fixed_logps(policies.trained, [rollout[0].group], accelerator, cfg,
                                cfg.temperature)
             run.sample(step, partial(sample_record, rollout[0], logp, encoder,

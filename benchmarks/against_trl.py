@@ -209,7 +209,8 @@ def ours_grpo(examples: list[dict], steps: int) -> dict:
         clock.add("rollout", began)
 
         began = now()
-        grpo.train_on(rollout, policies, accelerator, SETTINGS)
+        for batch in grpo.prepare_updates(rollout, policies, accelerator, SETTINGS):
+            grpo.update(batch, policies, accelerator, SETTINGS)
         clock.add("update", began)
 
         ticks.append(now())

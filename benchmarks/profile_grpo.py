@@ -74,7 +74,8 @@ class Step:
         )
 
     def update(self, rollout: list) -> None:
-        grpo.train_on(rollout, self.policies, self.accelerator, self.cfg)
+        for batch in grpo.prepare_updates(rollout, self.policies, self.accelerator, self.cfg):
+            grpo.update(batch, self.policies, self.accelerator, self.cfg)
 
 
 def measure(step: Step, half: str, steps: int) -> tuple[float, Counter]:

@@ -19,8 +19,9 @@ from model.qwen import max_logits
 
 GB = 1e9
 MARGIN = 0.08  # of a device's memory, to be left free; ours
-# Share of a device's peak that the operations of an update reach, those done again included; ours.
-REACHED = 0.4
+# Hardware FLOPs utilisation: the share of a device's peak that an update reaches, what is computed
+# again included (MFU leaves that out). Ours, a goal.
+HFU = 0.4
 
 # --- 1. Devices --------------------------------------------------------------------------------
 
@@ -58,10 +59,10 @@ def host_bytes(sizes: Sizes, work: Work, prompts: int) -> float:
 
 
 def sampling_seconds(sizes: Sizes, work: Work, device: Device) -> float:
-    """To sample --max_new_tokens for --sample_batch sequences: reading is what takes the time.
+    """To sample --max_new_tokens for --sample_batch sequences.
 
-    Each token reads all text weights once, and the cache: all prompts, and half of the completions
-    on average.
+    Decoding is bound by memory bandwidth: each token reads all text weights once, and the cache:
+    all prompts, and half of the completions on average.
     """
     bytes_each = work.bytes_each
     slots = work.sequences * (work.prompt_tokens + work.completion_tokens / 2)
@@ -84,7 +85,7 @@ def pass_seconds(sizes: Sizes, work: Work, device: Device) -> float:
     prompts, completions = completions_of_a_pass(work)
     tokens = prompts * work.prompt_tokens + completions * work.completion_tokens
     operations = work.operations * (sizes.weights - sizes.vision) * tokens
-    return operations / (REACHED * device.flops)
+    return operations / (HFU * device.flops)
 
 
 # --- 3. From the settings of a stage to a page of text -----------------------------------------
@@ -203,7 +204,7 @@ def how_long(cfg, sizes: Sizes, work: Work, device: Device) -> list[str]:
     else:
         pairs = work.ranks * completions_of_a_pass(work)[1] / 2
         per_second = pairs / pass_seconds(sizes, work, device)
-        lines = [f"training: {per_second:.2f} pairs a second of the longest kind, {REACHED:.0%} of "
+        lines = [f"training: {per_second:.2f} pairs a second of the longest kind, {HFU:.0%} of "
                  f"the peak; {cfg.batch_pairs} make a step"]  # fmt: skip
 
     host = work.ranks * host_bytes(sizes, work, prompts)
@@ -226,5 +227,5 @@ def rollout_time(cfg, sizes: Sizes, work: Work, device: Device) -> list[str]:
         f"a rollout: {completions} completions of at most {work.completion_tokens:,} tokens, "
         f"{updates} optimizer steps",
         f"  sampling: {sampling / 60:.1f} minutes at full length, by bandwidth",
-        f"  training: {training / 60:.1f} minutes at {REACHED:.0%} of the peak",
+        f"  training: {training / 60:.1f} minutes at {HFU:.0%} of the peak",
     ]

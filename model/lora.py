@@ -67,7 +67,7 @@ class LoraLinear(nn.Linear):
     def merged(self) -> Tensor:
         """(out, in) W + (alpha / r) B A, added in at least fp32, in the dtype of W.
 
-        Trap: a bf16 W has 8 bits. What the adapter adds below half a step of them is rounded away,
+        Trap: bf16 has 8 significant bits. What the adapter adds below half a step is rounded away,
         for good if W itself is overwritten. So W is kept, each merge starts from it, and the exact
         adapter is saved beside the merged model (test_merging_never_changes_the_base).
         """
@@ -111,8 +111,8 @@ def add_adapters(policy: Policy, rank: int, alpha: int, targets: str, seed: int)
     (test_a_bf16_base_computes_as_fp32_weights_do). Raises ValueError naming --lora_targets.
     """
     layers = policy.vlm.model.language_model.layers
-    there = {n.split(".")[-1] for n, m in layers.named_modules() if isinstance(m, nn.Linear)}
-    names = target_names(targets, there)
+    available = {n.split(".")[-1] for n, m in layers.named_modules() if isinstance(m, nn.Linear)}
+    names = target_names(targets, available)
 
     policy.requires_grad_(False)
     policy.residual_dtype = torch.float32
@@ -146,7 +146,8 @@ def merged_weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
         owner, _, kind = name.rpartition(".")
         if kind in ADAPTERS:
             continue
-        yield name, linears[owner].merged() if owner in linears and kind == "weight" else weight
+        is_adapted = owner in linears and kind == "weight"
+        yield name, (linears[owner].merged() if is_adapted else weight)
 
 
 def merge_copy(policy: Policy) -> None:
@@ -160,7 +161,7 @@ def merge_copy(policy: Policy) -> None:
         plain.weight, plain.bias = weight, linear.bias
         owner, _, leaf = name.rpartition(".")
         setattr(policy.get_submodule(owner), leaf, plain)
-    policy.residual_dtype = Policy.residual_dtype
+    policy.residual_dtype = Policy.residual_dtype  # the default: only a bf16 base needs another
 
 
 # --- 3. Files -----------------------------------------------------------------------------------

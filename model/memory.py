@@ -70,9 +70,9 @@ class Sizes:
 
         text = config.text_config
         linears = {}
-        for name, module in vlm.model.language_model.layers[0].named_modules():
+        for path, module in vlm.model.language_model.layers[0].named_modules():
             if isinstance(module, torch.nn.Linear):
-                linears[name.rpartition(".")[2]] = (module.out_features, module.in_features)
+                linears[path.rpartition(".")[2]] = (module.out_features, module.in_features)
 
         return cls(
             weights=sum(p.numel() for p in vlm.parameters()),
@@ -217,8 +217,10 @@ def weight_parts(sizes: Sizes, work: Work) -> list[Part]:
         Part("gradients", FP32 * trained / shards, gradients, smaller_by),
     ]
     if work.copies:
-        # Without a tower: the copy asks the policy for its features, but for one that is sharded.
-        copied = sizes.weights - (frozen if work.shard else sizes.vision)
+        # The copy has no tower: it asks the policy's. Only a sharded tower, which is one that is
+        # trained, cannot be asked by one rank alone, and is copied as well.
+        not_copied = frozen if work.shard else sizes.vision
+        copied = sizes.weights - not_copied
         name = "bf16 copy that samples" if work.bf16 else "fp32 copy that samples"
         kept.append(Part(name, work.bytes_each * copied, ALWAYS))
     if work.reference:  # its tower is frozen in any case
@@ -364,10 +366,12 @@ def layer_bytes(sizes: Sizes, work: Work) -> float:
     own_keys = work.prompt_tokens * key_width
     keys_and_values = 2 * bytes_each * (keys_seen * query_width + own_keys)
 
-    weights = BF16 * sizes.layer_weights if work.bf16 else 0  # the layer's weights, cast
-    if work.lora_rank:  # frozen ones are bf16 already; x A^T is kept for the gradient of B
-        weights = bytes_each * work.lora_rank * tokens * len(work.lora_targets.split(","))
-    return norms + linears + mlp + queries_and_outputs + keys_and_values + weights
+    casts = BF16 * sizes.layer_weights if work.bf16 else 0  # the layer's weights, in bf16
+    adapters = 0
+    if work.lora_rank:  # frozen weights are bf16 already; x A^T is kept for the gradient of B
+        casts = 0
+        adapters = bytes_each * work.lora_rank * tokens * len(work.lora_targets.split(","))
+    return norms + linears + mlp + queries_and_outputs + keys_and_values + casts + adapters
 
 
 def mask_bytes(work: Work) -> float:

@@ -27,9 +27,9 @@ class Policies:
 
     trained: nn.Module  # wrapped by accelerate (DDP, autocast): what the loss is computed with
     bare: Policy  # the same weights, unwrapped: to save, and to refresh the sampler
-    sampler: Policy  # draws the tokens: `bare` itself, or its bf16 copy
+    sampler: Policy  # draws the tokens: `bare`, or a copy (bf16, whole, or with merged adapters)
     optimizer: torch.optim.Optimizer
-    reference: Policy | None = None  # the frozen start model of the KL term
+    reference: Policy | None = None  # of the KL term: the frozen start model; see `build_policies`
     skipped_in_a_row: int = 0  # steps without a finite gradient, see `training_step`
 
 
@@ -40,8 +40,9 @@ def load_policy(cfg, checkpoint: str | None, accelerator) -> tuple[Policy, Promp
     a checkpoint adds the adapters.
     """
     has_adapters = cfg.lora_rank > 0
+    folder = cfg.model if has_adapters or checkpoint is None else checkpoint
     policy, encoder = load_model(
-        cfg.model if has_adapters else checkpoint or cfg.model,
+        folder,
         freeze_vision=cfg.freeze_vision,
         gradient_checkpointing=cfg.gradient_checkpointing,
         max_pixels=cfg.max_pixels,
@@ -80,8 +81,13 @@ def build_policies(
     the wrapped policy; sampler and reference are called inside of `accelerator.autocast()`.
     """
     has_adapters = bool(lora_linears(policy))
-    sampler, dtype = policy, sampling_dtype(accelerator)
-    if samples and (cfg.lora_merge if has_adapters else cfg.shard or dtype == torch.bfloat16):
+    dtype = sampling_dtype(accelerator)
+    if has_adapters:
+        needs_copy = cfg.lora_merge  # one without adapters is faster
+    else:
+        needs_copy = cfg.shard or dtype == torch.bfloat16  # a whole one, or a bf16 one
+    sampler = policy
+    if samples and needs_copy:
         sampler = sampling_copy(policy, dtype, will_shard=cfg.shard)
     if cfg.shard:
         shard(policy)  # now, so that only one model at a time is whole

@@ -58,8 +58,9 @@ def shard(policy: Policy) -> None:
         return
     connect_alone(policy.device.type)
     mesh = init_device_mesh(policy.device.type, (torch.distributed.get_world_size(),))
-    fp32 = MixedPrecisionPolicy(cast_forward_inputs=False)  # no dtypes: all stays as it is kept
-    how = dict(mesh=mesh, mp_policy=fp32, reshard_after_forward=True)
+    # Weights are gathered and gradients reduced in the dtype of the weights, which is fp32.
+    no_casts = MixedPrecisionPolicy(cast_forward_inputs=False)
+    how = dict(mesh=mesh, mp_policy=no_casts, reshard_after_forward=True)
 
     for layer in policy.vlm.model.language_model.layers:
         fully_shard(layer, **how)
@@ -140,7 +141,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict, folder: Path) 
             shards[name] = torch.zeros_like(weights[int(name.split(".")[0])].detach())
         dcp.load(shards, storage_reader=dcp.HuggingFaceStorageReader(str(folder)))
 
-        for name, shard in shards.items():
-            i, moment = name.split(".")
-            state["state"][int(i)][moment] = shard
+        for name, moment in shards.items():
+            i, kind = name.split(".")
+            state["state"][int(i)][kind] = moment
     optimizer.load_state_dict(state)

@@ -95,6 +95,14 @@ def weighted_sum(by_name: dict[str, float | None], weights: dict[str, float]) ->
     return total
 
 
+def finite(text: str) -> float:
+    """A number. Raises ValueError for `nan` and `inf` too: as a weight, they would end training."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(text)
+    return number
+
+
 def parse_weights(text: str, rewards: dict[str, Reward] | None = None) -> dict[str, float]:
     """`format=0.5,accuracy=1` -> weights by name.
 
@@ -105,7 +113,7 @@ def parse_weights(text: str, rewards: dict[str, Reward] | None = None) -> dict[s
     for part in text.split(","):
         name, _, weight = part.partition("=")
         try:
-            weights[name.strip()] = float(weight)
+            weights[name.strip()] = finite(weight)
         except ValueError as error:
             raise ValueError(f"--reward_weights {text}: wanted NAME=WEIGHT,NAME=WEIGHT") from error
         if rewards is not None and name.strip() not in rewards:

@@ -3,6 +3,7 @@
 import os
 import struct
 import zlib
+from collections import Counter
 from weakref import WeakSet, finalize
 
 # On the CPU, unless `benchmarks/gpu.py` asks for the card.
@@ -164,6 +165,14 @@ def update_batch(groups, advantages, mask) -> grpo.UpdateBatch:
     logps = padded([logp for group in groups for logp in group.logps])
     loss_tokens = float(mask.sum())
     return grpo.UpdateBatch(groups, advantages, mask, logps, None, loss_tokens, filler=groups[0])
+
+
+def train_on(rollout, policies, accelerator, cfg) -> Counter:
+    """Steps 2 and 3 of the loop of `grpo.main`; the sums over all updates."""
+    sums = Counter()
+    for batch in grpo.prepare_updates(rollout, policies, accelerator, cfg):
+        sums.update(grpo.update(batch, policies, accelerator, cfg))
+    return sums
 
 
 def blank(size=(84, 84), mode="RGB") -> Image.Image:

@@ -11,7 +11,15 @@ from accelerate import Accelerator
 
 import grpo
 from common import fixed_logps, token_logps
-from conftest import KeepGradients, make_example, make_groups, policies_of, sampled, update_batch
+from conftest import (
+    KeepGradients,
+    make_example,
+    make_groups,
+    policies_of,
+    sampled,
+    train_on,
+    update_batch,
+)
 from grpo import Config, UpdateBatch, group_advantages, kl_k3, policy_loss
 from harness.metrics import sampler_gap
 from model.records import Group, Prompt, completion_mask
@@ -423,7 +431,7 @@ def test_unscored_completions_train_nothing(tiny):
     ]
     policies = policies_of(policy, torch.optim.SGD(policy.parameters(), lr=0.0))
     cfg = replace(CFG, updates_per_rollout=1)
-    totals = grpo.train_on(rollout, policies, Accelerator(cpu=True), cfg)
+    totals = train_on(rollout, policies, Accelerator(cpu=True), cfg)
 
     tokens = sum(len(c) for g in groups for c in g.completions)
     assert totals["tokens"] == tokens - len(groups[0].completions[2])
@@ -443,9 +451,9 @@ def test_without_any_gradient_adamw_still_steps(tiny):
 
     policies = policies_of(policy, torch.optim.AdamW(policy.parameters(), lr=1e-3))
     cfg = replace(CFG, updates_per_rollout=1)
-    grpo.train_on(mixed, policies, Accelerator(cpu=True), cfg)
+    train_on(mixed, policies, Accelerator(cpu=True), cfg)
     before = [p.clone() for p in policy.parameters()]
-    sums = grpo.train_on(all_right, policies, Accelerator(cpu=True), cfg)
+    sums = train_on(all_right, policies, Accelerator(cpu=True), cfg)
 
     assert sums["grad_norm"] == 0
     assert sums["skipped_updates"] == 0

@@ -100,13 +100,13 @@ def test_ctrl_c_ends_after_the_step_and_resumes(start, tmp_path, monkeypatch, ca
     grpo.main(small_grpo(start, whole, save_every=100))
     handler = signal.getsignal(signal.SIGINT)
 
-    train_on = grpo.train_on
+    prepare_updates = grpo.prepare_updates
 
     def interrupted(*args):
         os.kill(os.getpid(), signal.SIGINT)
-        return train_on(*args)
+        return prepare_updates(*args)
 
-    monkeypatch.setattr(grpo, "train_on", interrupted)
+    monkeypatch.setattr(grpo, "prepare_updates", interrupted)
     with pytest.raises(SystemExit) as stop:
         run_stage(grpo.main, small_grpo(start, cut, save_every=100))
     assert stop.value.code == 128 + signal.SIGINT
@@ -116,7 +116,7 @@ def test_ctrl_c_ends_after_the_step_and_resumes(start, tmp_path, monkeypatch, ca
     assert (cut / "step_00001").is_dir()
     assert signal.getsignal(signal.SIGINT) is handler, "as it was before"
 
-    monkeypatch.setattr(grpo, "train_on", train_on)
+    monkeypatch.setattr(grpo, "prepare_updates", prepare_updates)
     grpo.main(resume(str(cut)))
     assert stripped(cut) == stripped(whole)
 
