@@ -82,12 +82,14 @@ def build_policies(
     """
     has_adapters = bool(lora_linears(policy))
     dtype = sampling_dtype(accelerator)
-    if has_adapters:
+    if not samples:
+        needs_copy = False
+    elif has_adapters:
         needs_copy = cfg.lora_merge  # one without adapters is faster
     else:
         needs_copy = cfg.shard or dtype == torch.bfloat16  # a whole one, or a bf16 one
     sampler = policy
-    if samples and needs_copy:
+    if needs_copy:
         sampler = sampling_copy(policy, dtype, will_shard=cfg.shard)
     if cfg.shard:
         shard(policy)  # now, so that only one model at a time is whole
