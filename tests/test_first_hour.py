@@ -17,6 +17,7 @@ from conftest import small_grpo
 from harness import plots
 from harness.cli import parse_cli
 from harness.run import read_jsonl
+from rewards import groups
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -90,7 +91,7 @@ def test_own_reward_as_in_the_readme(start, tmp_path, monkeypatch):
     patched = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "patched_rewards", patched)
     spec.loader.exec_module(patched)
-    monkeypatch.setattr(grpo, "make_rewards", patched.make_rewards)
+    monkeypatch.setattr(groups, "make_rewards", patched.make_rewards)
     drawn = []
 
     class Kept(Figure):
