@@ -25,6 +25,7 @@ from rewards.options import (
     BY_LETTER_BEHIND,
     BY_TEXT,
     EMPTY,
+    LETTER,
     LETTERS,
     NEGATED,
     NO_OPTION,
@@ -197,5 +198,5 @@ NEGATIVE = re.compile(  # a word that may turn a sentence into its opposite
     re.IGNORECASE | re.VERBOSE,
 )
 LETTER_BEHIND = re.compile(  # "dog (B)"
-    r"(?P<words>.+?)\s*[(\[（](?:option\s*)?(?P<letter>[A-J])[)\]）]", re.IGNORECASE | re.DOTALL
+    rf"(?P<words>.+?)\s*[(\[（](?:option\s*)?(?P<letter>{LETTER})[)\]）]", re.IGNORECASE | re.DOTALL
 )

@@ -1,16 +1,19 @@
 r"""The number that a text begins with, if nothing behind it makes it another number.
 
-`LEADING` finds the number, behind a label if there is one: "12" in "x = 12 cm, as we saw". The rest
-of the text is then asked, in this order:
+`LEADING` finds the number, behind a label if there is one: "12" in "x = 12 cm, as we saw". A
+percent sign belongs to it: "12%", "12 percent". The rest is then asked, in this order:
 
-    step                                example                result
-    1. a percent sign                   "12%", "12 percent"    12%
-    2. another number, which changes    "12 or 13"             not one number
-    3. something new begins             "12, as we saw"        12
-    4. a unit, then a second quantity   "5 feet 3 inches"      not one number
-    5. a unit                           "12 cm, as we saw"     12 cm
-    6. what is counted                  "12 balls"             12
-    7. anything else                    "12x", "12!"           not one number
+    step                                example                       result
+    1. another number, which changes    "12 or 13", "12% or 13%"      not one number
+    2. a percent sign                   "12%", "12 percent of it"     12%
+    3. something new begins             "12, as we saw"               12
+    4. no word                          "12!"                         not one number
+    5. a word, then a second quantity   "5 feet 3 inches"             not one number
+    6. a unit                           "12 cm, as we saw"            12 cm
+    7. a letter or a word of scale      "12x", "12 k", "12 dozen"     not one number
+    8. what is counted                  "12 balls"                    12
+
+Words such as "million" are gone before: `words_to_digits` has made 12000000 of "12 million".
 """
 
 import re
@@ -30,6 +33,8 @@ def leading_number(text: str) -> Reading:
     ('12 cm', '12')
     >>> leading_number("12 or 13").refused, leading_number("12x").refused
     ('not one number', 'not one number')
+    >>> leading_number("12 per cent, as we saw").answer, leading_number("12% or 13%").refused
+    ('12%', 'not one number')
     >>> leading_number("red") == NEXT
     True
     """
@@ -40,17 +45,27 @@ def leading_number(text: str) -> Reading:
         return NEXT
 
     number, rest = match["number"].rstrip("."), text[match.end() :]
-    # 1. "12%"
-    if PERCENT.match(rest):
-        return Reading(f"{number}%")
-    # 2. "12 or 13"
+    percent = PERCENT.match(rest)
+    if percent:
+        rest = rest[percent.end() :]
+
+    # 1. "12 or 13", and "12% or 13%"
     if CHANGES_IT.match(rest):
         return NOT_ONE_NUMBER
+    # 2. "12%"
+    if percent:
+        return Reading(f"{number}%")
     # 3. "12, as we saw"
     if BEGINS_ANEW.match(rest):
         return Reading(number)
-    # 4. to 7.
+    # 4. to 8.
     return with_unit(number, rest)
+
+
+# Words of NO_UNITS that change a number only if another number follows: "12 and 13". CHANGES_IT has
+# looked for that before, so that "12 and then" is 12.
+JOINING = {"and", "to"}
+SCALE_WORDS = NO_UNITS - JOINING
 
 
 def with_unit(number: str, rest: str) -> Reading:
@@ -60,37 +75,32 @@ def with_unit(number: str, rest: str) -> Reading:
     (Reading(answer='12 m/s', refused=None), Reading(answer='12', refused=None))
     >>> with_unit("5", " feet 3 inches").refused, with_unit("12", " in by 3 in").refused
     ('not one number', 'not one number')
-    >>> with_unit("12", " million").refused, with_unit("12", "y").refused
+    >>> with_unit("12", " k").refused, with_unit("12", "y").refused
     ('not one number', 'not one number')
     """
-    # 7. "12!"
+    # 4. "12!"
     unit = UNIT.match(rest)
     if unit is None:
         return NOT_ONE_NUMBER
 
-    # 4. "5 feet 3 inches"; and 2. once more, behind the unit: "12 cm or 13"
+    # 5. "5 feet 3 inches"; and 1. once more, behind the word: "12 cm or 13"
     behind = rest[unit.end() :]
     if SECOND_QUANTITY.match(behind) or CHANGES_IT.match(behind):
         return NOT_ONE_NUMBER
 
-    # 5. "12 cm"
+    # 6. "12 cm"
     if read_unit(unit[0]):
         return Reading(f"{number} {unit[0].strip()}")
 
-    # 7. "12y" and "12 million"
+    # 7. "12y" and "12 dozen"
     word = unit["word"]
     is_letter = len(word) == 1
-    is_scale_word = word.lower() in NO_UNITS - JOINING
+    is_scale_word = word.lower() in SCALE_WORDS
     if (is_letter or is_scale_word) and read_unit(word) is None:
         return NOT_ONE_NUMBER
 
-    # 6. "12 balls"
+    # 8. "12 balls"
     return Reading(number)
-
-
-# Words of NO_UNITS that change a number only if another number follows: "12 and 13". CHANGES_IT has
-# looked for that before, so that "12 and then" is 12.
-JOINING = {"and", "to"}
 
 
 # --- Patterns ------------------------------------------------------------------------------------
@@ -101,7 +111,7 @@ LABEL_IN_FRONT = (  # "x =", "Area:"; the lookahead gives up at once where no su
 LEADING = re.compile(  # "12", "$12", "x = 12"
     rf"(?:{LABEL_IN_FRONT})?(?P<number>(?:-?\s*[$€£]\s*)?{NUMBER})"
 )
-PERCENT = re.compile(r"\s*(?:%|percent\b)")
+PERCENT = re.compile(r"\s*(?:%|per[ ]?cent\b)", re.IGNORECASE)
 CHANGES_IT = re.compile(
     r"""\s*[,;/-]\s*[$(]?[\d\\]                             # 12, 13
       | :\d                                                  # 12:30

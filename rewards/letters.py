@@ -39,6 +39,7 @@ from rewards.options import (
     BY_LETTER_AND_REMARK,
     BY_LETTER_AND_TEXT,
     BY_LETTER_AND_VALUE,
+    LETTER,
     LETTERS,
     NEGATED,
     NO_OPTION,
@@ -218,17 +219,26 @@ def by_letter_and_value(letter: str, words: str, choices: list[str]) -> Option:
 
 
 def by_remark(start: Start, choices: list[str]) -> Option:
-    """A letter and a remark, which must neither take the letter back nor name another letter."""
+    """A letter and a remark, which must neither take the letter back nor name another letter.
+
+    >>> animals = ["cat", "dog", "a bird"]
+    >>> [by_letter(text, animals).how for text in ("(B) cannot be right", "B. That is wrong")]
+    ['negation', 'negation']
+    >>> [by_letter(text, animals).letter for text in ("B. It is no cat", "<B>dog", "B>2")]
+    ['B', 'B', None]
+    >>> by_letter("B. Cannot be known from it", ["1", "cannot be known"]).letter
+    'B'
+    """
     # 10d. "B, not C"
     with_remark = Option(start.letter, BY_LETTER_AND_REMARK)
     excluded = NOT_ANOTHER.match(start.words)
     if excluded is not None and excluded["letter"] != start.letter:
         return with_remark
 
-    # 10e. "B is wrong", unless the option itself reads "not ...".
+    # 10e. "B is wrong", unless the option itself reads "not ..." or "cannot be determined".
     index = LETTERS.index(start.letter)
     own_text = plain(choices[index]) if index < len(choices) else ""
-    if TAKEN_BACK.match(start.words) and not own_text.startswith("not"):
+    if TAKEN_BACK.match(start.words) and not TAKEN_BACK.match(own_text):
         return NEGATED
 
     # 10f. "B, though (C) fits"
@@ -245,22 +255,24 @@ def by_remark(start: Start, choices: list[str]) -> Option:
 # --- Patterns ------------------------------------------------------------------------------------
 
 START = re.compile(  # a letter that stands first, with its marks
-    r"""(?P<open>
+    rf"""(?P<open>
             (?: (?:the\s+)? (?:option|choice|letter|answer|选项) \s*:?\s* )?    # "option B"
             [(\[（<]? \s* )                                                     # "(B"
-        (?P<letter> [A-Ja-j] )
-        (?P<close> \s*[)\]）>] )?                                               # "B)"
+        (?P<letter> {LETTER} )
+        (?P<close> \s*[)\]）] | (?<=<{LETTER})> )?                               # "B)", "<B>"
         (?P<stop> [.:、．：](?!\d)                                               # "B.", not "B.5"
-          | (?<=[)\]）])
+          | (?<=[)\]）>])
           | (?![\w'’/^=+*<>\\-]) )                                              # not "Bob", "B/2"
         \s*
     """,
     re.IGNORECASE | re.VERBOSE,
 )
 JOINED = r"(?: \s* (?: [,;&/、和或] | \band\b | \bor\b | \bnor\b | \bboth\b ) )* \s*"  # ", and"
-NOTHING_OR_A_THIRD = r"""\s* (?: $ | [.,;&/)] | and\b | or\b | both\b | [(\[]?[A-J](?![\w']) )"""
+NOTHING_OR_A_THIRD = (
+    rf"""\s* (?: $ | [.,;&/)] | and\b | or\b | both\b | [(\[]?{LETTER}(?![\w']) )"""
+)
 ANOTHER = re.compile(  # one more letter: "and C", ", (C)", "/C"; not the one that begins "and Carl"
-    rf"{JOINED} (?:option\s*)? [(\[]? (?P<letter>[A-J]) [)\]]? (?={NOTHING_OR_A_THIRD})",
+    rf"{JOINED} (?:option\s*)? [(\[]? (?P<letter>{LETTER}) [)\]]? (?={NOTHING_OR_A_THIRD})",
     re.VERBOSE,
 )
 CLAUSE_END = re.compile(r"(?<=[^\d\s])[.;。]\s|\n")
@@ -271,9 +283,21 @@ REMARK = re.compile(  # what may follow a letter without a mark: "B because it b
     """,
     re.IGNORECASE | re.VERBOSE,
 )
-NOT_ANOTHER = re.compile(r"(?:and\s+)?not\s+(?:option\s*)?[(\[]?(?P<letter>[A-J])\b")  # "not C"
-AND_ANOTHER = re.compile(r"\b(?:or|and|nor)\s+(?:option\s*)?[(\[]?[A-J][)\]]?\s*(?:$|[.,])")
-TAKEN_BACK = re.compile(  # "is wrong"
-    r"(?:is|was)?\s*(?:not\b|wrong|incorrect|false)|isn't|不", re.IGNORECASE
+NOT_ANOTHER = re.compile(  # "not C"
+    rf"(?:and\s+)?not\s+(?:option\s*)?[(\[]?(?P<letter>{LETTER})\b"
 )
-BRACKETED = re.compile(r"[(\[（]\s*([A-J])\s*[)\]）]", re.IGNORECASE)  # "(B)"
+AND_ANOTHER = re.compile(  # "and C"
+    rf"\b(?:or|and|nor)\s+(?:option\s*)?[(\[]?{LETTER}[)\]]?\s*(?:$|[.,])"
+)
+# Not "It is not a cat", which may say why the dog is meant. Of "doesn’t" the curved mark was taken
+# off as a quote.
+TAKEN_BACK = re.compile(
+    r"""(?:is\s+|was\s+)? (?:not\b | wrong\b | incorrect\b | false\b)      # is wrong, not
+      | (?:cannot | can'?t | won'?t | (?:does|did|could|would|will|is|was|has)(?:\s+not|n'?t)) \b
+      | (?:that|this|it) (?:\s+is|\s+was|'s)
+        (?: \s+(?:wrong|incorrect|false) | (?:\s+not|n'?t)\s+(?:right|correct|true) )\b
+      | 不
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+BRACKETED = re.compile(rf"[(\[（]\s*({LETTER})\s*[)\]）]", re.IGNORECASE)  # "(B)"

@@ -20,6 +20,7 @@ from rewards.number import read_number, same_number
 from rewards.typesetting import comparable, strip_marks
 
 LETTERS = "ABCDEFGHIJ"
+LETTER = "[A-J]"  # one of them, in a pattern
 LONGEST_ENTRY = 400  # characters of an option, or of some texts, where options are listed
 MOST_ENDS = 20  # places where it may end that are looked at
 
@@ -88,7 +89,7 @@ def by_whole_text(text: str, choices: list[str]) -> Option:
     without_article = re.sub(r"^(?:the|an?)\s+", "", text, flags=re.IGNORECASE)
     for words in (text, without_article):
         same = [i for i in range(len(choices)) if is_text_of(words, i, choices)]
-        if re.fullmatch(r"\W*[A-J]\W*", words):  # "(E)" is a letter, though an option is "(e)"
+        if re.fullmatch(rf"\W*{LETTER}\W*", words):  # "(E)" is a letter, though an option is "(e)"
             same = [i for i in same if re.search(r"[A-Z]", str(choices[i]))]
         if same:
             return Option(LETTERS[same[0]], BY_TEXT)
@@ -151,15 +152,15 @@ def are_texts(text: str, choices: list[str]) -> bool:
 
 
 ENTRY = re.compile(  # "A. ", "(B) ", ", and C: ", "option D - "
-    r"""[\s*_,;./-]* (?:(?:and|or|vs\.?)\s+)? (?:(?:option|choice)\s+)?
-        [(\[（]? (?P<letter>[A-J]) (?: \s*[)\]）][.:]? | [.:、．：] | \s+[-–—](?=\s) ) [\s*]*
+    rf"""[\s*_,;./-]* (?:(?:and|or|vs\.?)\s+)? (?:(?:option|choice)\s+)?
+        [(\[（]? (?P<letter>{LETTER}) (?: \s*[)\]）][.:]? | [.:、．：] | \s+[-–—](?=\s) ) [\s*]*
     """,
     re.IGNORECASE | re.VERBOSE,
 )
 ENTRY_END = re.compile(  # where the text of an entry may end
-    r"""[\n.;,。] | \s*/                                       # a stop or a slash
+    rf"""[\n.;,。] | \s*/                                       # a stop or a slash
       | \s+(?:and|or|vs|option|choice)\b                      # a word before the next entry
-      | [\s(*]+(?=[(\[（]?[A-J][)\]）.:、．：]) | $               # its letter, or the end
+      | [\s(*]+(?=[(\[（]?{LETTER}[)\]）.:、．：]) | $          # its letter, or the end
     """,
     re.IGNORECASE | re.VERBOSE,
 )

@@ -19,6 +19,7 @@ comes last.
 from dataclasses import dataclass
 
 from rewards.digits import NUMBER, WORD
+from rewards.options import LETTER
 
 LONGEST_MATCH = 400  # characters of a match that are read
 
@@ -55,7 +56,7 @@ ANSWER_IS = (  # "answer to the question is ...", "Answer: ..."
 )
 ANSWER_IS_IN_CHINESE = (  # "答案是A。"
     r"(?:答案|选项)(?:应该|应当|选项)?\s*"
-    r"(?:是|为|选|[:：]|(?=[（(]?[A-J][)）]?(?:是|。|$)))\s*[:：]?\s*([^。\n]*)"
+    rf"(?:是|为|选|[:：]|(?=[（(]?{LETTER}[)）]?(?:是|。|$)))\s*[:：]?\s*([^。\n]*)"
 )
 OPTION_IS = (  # "the correct option is ...", "best choice: ..."
     r"\b(?:correct|right|best|closest|appropriate|suitable|likely)\s+"
@@ -68,8 +69,8 @@ OPTION_IS = (  # "the correct option is ...", "best choice: ..."
 # --- Patterns of options -------------------------------------------------------------------------
 
 MUST_BE = r"\b(?:choose|select|pick|must be|should be|would be|corresponds? to|matches)\b\s*(.*)"
-OPTION_X = r"\b((?:option|choice)\s+\(?[A-J]\)?(?![\w']).*)"
-IN_BRACKETS = r"([(\[（][A-J][)\]）].*)"
+OPTION_X = rf"\b((?:option|choice)\s+\(?{LETTER}\)?(?![\w']).*)"
+IN_BRACKETS = rf"([(\[（]{LETTER}[)\]）].*)"
 FIRST_WORDS = r"^([^,.;:\n]{2,60})[,.;:](?=\s|$)"
 
 NO_STOP = r"(?:[^.!?]|\.(?=\d))"  # a character of the same sentence
@@ -82,18 +83,24 @@ DENIAL = (  # "It is not ...", "it doesn't ...", up to the end of the sentence
 
 # --- Patterns of values --------------------------------------------------------------------------
 
-BOLD = r"\*\*([^*\n]{1,40})\*\*"
+BOLD = r"(?<![0-9)])\*\*([^*\n]{1,40})\*\*"  # "**12**", not the "**3**" of "2**3**"
 LAST_FORMULA = r"(?:\$\$?([^$\n]+)\$\$?|\\[(\[](.+?)\\[)\]])(?!.*\d)"  # and no number behind it
 IS_NUMBER = (  # "is 3", "= about $3", "there are three"
     r"(?:\b(?:is|are|was|were|be|equals?|equal to|approximately|about)\b|'s\b|(?<![<>!=])[=≈])"
     r"(?=[ \t]*((?:approximately|about|only|[$€£]|[ \t])*"
     rf"(?:{WORD}|{NUMBER}|√|\\sqrt).{{0,200}}))"
 )
-A_NUMBER = (  # any number, unless it is
-    r"(?<![\w.,])"  # the end of a longer one,
-    r"(?<!, )(?<!\d and )(?<!\d or )(?<!\d to )(?<!\d-)"  # the second of "3, 4", "3 or 4", "3-4",
-    r"(?<!\bfeet )(?<!\bfoot )(?<!\bft )(?<!\bhours )(?<!\bhour )"  # of "5 feet 3 inches",
-    r"(?<!not )(?<!\w\()"  # denied, as in "not 3", or the 0 of "f(0)"
+A_NUMBER = (  # any number but these:
+    r"(?<![\w.,])"  # "34" of "1234" is the end of a longer number.
+    r"(?<!\^)(?<!\^\{)(?<!\^\()"  # "3" of "2^3" and "2^{3}" is an exponent.
+    # "4" of "3, 4", "3 or 4", "3%-4%" is the second of several.
+    r"(?<!, )(?<![\d%] and )(?<![\d%] or )(?<![\d%] to )(?<![\d%]-)(?<![\d%] - )"
+    # "3" of "12 more than 3" is what 12 is compared with.
+    r"(?<!\bmore than )(?<!\bless than )(?<!\bfewer than )"
+    # "3" of "5 feet 3 inches" is the rest of one length.
+    r"(?<!\bfeet )(?<!\bfoot )(?<!\bft )(?<!\bhours )(?<!\bhour )"
+    r"(?<!not )"  # "3" of "not 3" is denied.
+    r"(?<!\w\()"  # "0" of "f(0)" is an argument.
     rf"(?=((?:[$€£]\s*)?{NUMBER}.{{0,40}}))"
 )
 

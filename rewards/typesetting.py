@@ -4,7 +4,7 @@ The same quantity, written in three ways, is the same after `squeeze`:
 
     $12\,\text{cm}^{2}$        12 cm^2.        **12** cm ^{2}        ->        12cm^2
 
-Four functions from the weakest to the strongest, with what each makes of
+Four functions, each with what it makes of
 
     (A $3\,\text{cm}^{2}$  Cube).
 
@@ -13,6 +13,7 @@ Four functions from the weakest to the strongest, with what each makes of
     squeeze       (A$3cm^2$Cube)                 the same, and blanks: for expressions
     comparable    a3cm^2cube                     the same, and case, quotes, brackets: for options
 
+Each of the last three calls the one above it; `plain` stands alone, and leaves LaTeX as it is.
 Two more build on `tidy`:
 
     as_latex      signs of Unicode become LaTeX, for math-verify
@@ -53,15 +54,17 @@ def without_delimiters(text: str) -> str:
         if not (text.startswith(opening) and text.endswith(closing) and is_long_enough):
             continue
         inside = text[len(opening) : len(text) - len(closing)]
-        if not holds_pairs(inside, opening, closing):
+        if not closes_before_the_end(inside, opening, closing):
             text = inside.strip()
     return text
 
 
-def holds_pairs(inside: str, opening: str, closing: str) -> bool:
-    """Do further marks inside close the first one? A single `$` does not: it is money.
+def closes_before_the_end(inside: str, opening: str, closing: str) -> bool:
+    """Is the first mark closed by one inside, so that the last mark belongs to another pair?
 
-    >>> holds_pairs("1$ and $2", "$", "$"), holds_pairs("x = $5", "$", "$")
+    Of `$1$ and $2$` the first `$` is. A single `$` inside closes nothing: it is money.
+
+    >>> closes_before_the_end("1$ and $2", "$", "$"), closes_before_the_end("x = $5", "$", "$")
     (True, False)
     """
     if opening != closing:
@@ -90,15 +93,19 @@ def as_latex(text: str) -> str:
     >>> as_latex(r"$\boxed{1}$ and $\boxed{2}$.")
     '1, 2'
     """
+    # 1. Only the boxes, if there are any.
     boxes = BOX.findall(text)
     if boxes:
         text = ", ".join(boxes)
+    # 2. LaTeX for signs and words: "√3", "x=1orx=2".
     text = replace_all(text, TO_LATEX)
     text = GLUED.sub(r" \1 ", text)
-
-    text = re.sub(r"\\?\"", "", text)  # quotes, escaped or not
-    text = tidy(text).replace(r"\$", "")
-    text = re.sub(r"[$\"“”]", "", text)
+    # 3. Straight quotes, escaped or not. Before step 4, which would leave the backslash of \".
+    text = re.sub(r"\\?\"", "", text)
+    # 4. Typesetting, and the pair of marks around the whole.
+    text = tidy(text)
+    # 5. Marks inside, curved quotes, blanks, the full stop.
+    text = re.sub(r"\\?\$|[“”]", "", text)
     return re.sub(r"\s+", " ", text).strip().rstrip(".。").strip()
 
 
@@ -119,18 +126,21 @@ def strip_marks(text: str) -> str:
 
     >>> strip_marks(r"$\boxed{B}$."), strip_marks("**(B)**"), strip_marks("“dog”.")
     ('B', '(B)', 'dog')
+    >>> strip_marks("B!"), strip_marks("2*3")
+    ('B', '2*3')
 
     The order is from the outside in, as each step may uncover what the next one removes. In
     `**{$B$}**.` the stars hide the braces, and the braces hide the signs of mathematics.
     """
     text = BOX.sub(r" \1 ", text)
     text = re.sub(r"\\[()\[\]]", " ", text)  # \( and \[
-    text = tidy(MARKDOWN_OR_QUOTE.sub("", text))
+    text = tidy(MARKDOWN_OR_QUOTE.sub("", replace_all(text, BOLD)))
     braced = IN_BRACES.fullmatch(text)
     if braced:  # "{B}"
         text = braced["content"]
     text = tidy(text.strip(" \n\t$*:：'").strip())
-    return text.strip(" .。,;，$'")
+    text = text.strip(" .。,;，$'")
+    return text if FACTORIAL.search(text) else text.rstrip(" !！.")  # "B!", not "4!"
 
 
 @lru_cache(maxsize=4096)
@@ -139,8 +149,11 @@ def comparable(text: str) -> str:
 
     >>> comparable("(Red Cube)"), comparable('"red cube".')
     ('redcube', 'redcube')
+    >>> comparable("*2*"), comparable("2*3"), comparable("2**3")
+    ('2', '2*3', '2^3')
     """
-    text = squeeze(re.sub(r"[*\"“”$]", "", str(text)))
+    text = replace_all(str(text), BOLD)
+    text = squeeze(re.sub(rf"{STAR}|[\"“”$]", "", text))
     return text.replace(" ", "").lower().strip(".,;:!?'()")
 
 
@@ -160,7 +173,9 @@ GLUED = re.compile(  # "x=1orx=2", "3and4"
     """,
     re.VERBOSE,
 )
-MARKDOWN_OR_QUOTE = re.compile(r"\*+|__|~~|[\"“”‘’「」]")
+STAR = r"(?<![A-Za-z0-9)}\]])\*+|\*+(?!\d)"  # of Markdown; not the sign in "2*3"
+MARKDOWN_OR_QUOTE = re.compile(rf"{STAR}|__|~~|[\"“”‘’「」]")
+FACTORIAL = re.compile(r"\d\)?!$")
 IN_BRACES = re.compile(  # "{B}", "{\frac{1}{2}}"
     r"\s*\{(?P<content>[^{}]*(?:\{[^{}]*\}[^{}]*)*)\}\s*"
 )
@@ -194,6 +209,20 @@ COMMANDS = "left|right|[dt]?frac|boxed|text|mathrm|sqrt|pi|leq?|geq?|cup|infty"
 WRAPPERS = "text|textnormal|mathrm|mathbf|textbf|mathit|mbox|operatorname"
 SIZES = "left|right|displaystyle|bigl?|bigr?|Bigl?|Bigr?"
 
+OPERAND = r"[A-Za-z0-9)}\]]"
+POWER_SIGN = (  # "2**3", "x ** 2"; not the marks in "is **8** cm"
+    rf"(?:(?<={OPERAND})\*\*|(?<=[\d)}}\]])\s\*\*\s|(?<=\b[A-Za-z])\s\*\*\s)"
+)
+EXPONENT = r"(-?\d+(?:\.\d+)?|[A-Za-z](?![A-Za-z])|\([^()]*\))"
+BOLD = [  # the marks of bold type, which are also the sign for a power in programs
+    # Trap: if all ** were taken off, "2**3" would be 23 (grading_cases.jsonl). A pair opens where
+    # nothing can be raised to a power.
+    row(rf"(?<!{OPERAND})\*\*(?=\S)([^*\n]{{1,200}})\*\*(?!\d)", r"\1", "**B**", "B"),
+    row(POWER_SIGN + EXPONENT, r"^{\1}", "2**10", "2^{10}"),
+    # half of a pair, where an extraction rule took the other half
+    row(r"\*\*", "", "12 cm**", "12 cm"),
+]
+
 TYPESETTING = [  # pattern, replacement, an example before and after
     # letters that look like an ASCII one
     row(rf"[{THIN}]", " ", "1\u2009234", "1 234"),
@@ -209,7 +238,8 @@ TYPESETTING = [  # pattern, replacement, an example before and after
     row(r"\^\s*\{?\s*\\circ\s*\}?|\\degree|\\circ\b|\u00ba", "°", r"90^\circ", "90°"),
     row(r"\\%|\uff05", "%", r"50\%", "50%"),
     row(r"\\\$", "$", r"\$5", "$5"),
-    row(r"\*\*|`", "", "**B**", "B"),
+    *BOLD,
+    row("`", "", "`B`", "B"),
     row(rf"\\cdot{END}|\u00b7|\u22c5", r" \\cdot ", "2·3", r"2 \cdot 3"),
     row(rf"\\times{END}|\u00d7", r" \\times ", "2×3", r"2 \times 3"),
 ]

@@ -24,9 +24,12 @@ LONGEST = 60  # characters
 
 
 def read_unit(text: str, question: str = "") -> str | None:
-    """The unit as one string for all its spellings; "" for an empty text and for counted things.
+    """The unit as one string for all its spellings, "" for none, None if the text is no unit.
 
-    Returns None if the text is not a unit.
+        "cm", "centimeters"    "cm"     a unit
+        ""                     ""       nothing stands behind the number
+        "people", "apples"     ""       what is counted; "apples" only if the question counts them
+        "x", "million"         None     something that makes the number another one
 
     >>> read_unit("cm^2"), read_unit("square centimeters"), read_unit("km/h")
     ('cm^2', 'cm^2', 'h^-1 km')
@@ -35,7 +38,7 @@ def read_unit(text: str, question: str = "") -> str | None:
     >>> read_unit("apples"), read_unit("apples", "How many apples are left?")
     (None, '')
     """
-    text = text.strip(" .,;*·()").replace("µ", "μ")
+    text = text.strip(" .,;*·()").replace("\u00b5", "\u03bc")  # the micro sign -> the Greek letter
     if not text:
         return ""
     if len(text) > LONGEST:
@@ -86,7 +89,7 @@ def split_factors(text: str) -> list[tuple[str, int]] | None:
     >>> split_factors("kg m^2"), split_factors("nautical miles"), split_factors("kg x")
     ([('kg', 1), ('m', 2)], [('nmi', 1)], None)
     """
-    if name_of(text):  # a name of several words
+    if name_of(text):  # a name, perhaps of several words
         return [(name_of(text), 1)]
 
     factors = []
@@ -190,7 +193,8 @@ def stem(word: str) -> str:
     """
     if word.endswith("ss"):  # a glass
         return word
-    for ending, shortest in (("es", 4), ("s", 4), ("e", 3)):  # bees, cups, bee; but a bus
+    # (ending, shortest word that loses it): boxes, cups and bee do, a bus does not
+    for ending, shortest in (("es", 4), ("s", 4), ("e", 3)):
         if word.endswith(ending) and len(word) >= shortest:
             word = word.removesuffix(ending)
             break
@@ -202,14 +206,28 @@ def is_measured_in(letter: str, question: str) -> bool:
 
     >>> is_measured_in("m", "The wall is 20 m long."), is_measured_in("m", "How many meters?")
     (True, True)
-    >>> is_measured_in("m", "What is m?")
-    False
+    >>> is_measured_in("m", "What is m?"), is_measured_in("g", "Is the grammar right?")
+    (False, False)
+    >>> is_measured_in("s", "How many seconds?"), is_measured_in("s", "What is the second term?")
+    (True, False)
     """
     behind_digits = rf"\d\s*\\?(?:text|mathrm)?[{{~ ]*{re.escape(letter)}\b"
     if re.search(behind_digits, question):
         return True
+    if letter == "s":
+        return SECONDS.search(question) is not None
     long_names = [name for name in NAMES.get(letter, "").split() if len(name) > 2]
-    return any(re.search(rf"\b{name}", question) for name in long_names)
+    # the endings of "meters" and "voltage", so that "grammar" measures nothing in grams
+    return any(re.search(rf"\b{name}(?:s|age)?\b", question) for name in long_names)
+
+
+SECONDS = re.compile(  # "the second term" measures nothing; "sec x" is a secant
+    r"""\b(?:milli)?seconds\b
+      | (?:\bper|/|\d|\b(?:in|one|half|of)\ (?:a|one)|\b(?:in|half)\ a)[ -]?second\b
+      | \bsecs\b | (?:\bin|\bper|\d)\ sec\b | 秒
+    """,
+    re.VERBOSE,
+)
 
 
 def is_name_in(letter: str, question: str) -> bool:

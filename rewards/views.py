@@ -21,6 +21,7 @@ import re
 from functools import cached_property
 
 from rewards.digits import WORD
+from rewards.typesetting import BOLD, replace_all
 
 SEARCHED = 20_000  # only the last 20,000 characters are searched, so that the cost is bounded
 SHORT = 400  # characters of a response that may be nothing but an answer
@@ -95,10 +96,10 @@ class Views:
 def plain_text(text: str) -> str:
     r"""Without the marks of bold type and without wrappers of words.
 
-    >>> plain_text(r"**12** \text{cm}").split()
-    ['12', 'cm']
+    >>> plain_text(r"**12** \text{cm}").split(), plain_text("2**3")
+    (['12', 'cm'], '2^{3}')
     """
-    return WRAPPER.sub(r" \1 ", text.replace("**", "").replace("__", ""))
+    return WRAPPER.sub(r" \1 ", replace_all(text, BOLD).replace("__", ""))
 
 
 def sentences_of(text: str) -> list[str]:
