@@ -191,6 +191,7 @@ STORY = {"gf.png": FIGURES[1], "rl.png": [FIGURES[3][0], FIGURES[3][2], FIGURES[
 
 def draw_figures(metrics: dict, folder: Path) -> list[Path]:
     """Draw the two figures of the story into a folder; the files written."""
+    folder.mkdir(parents=True, exist_ok=True)
     files = []
     for name, panels in STORY.items():
         figure = Figure(figsize=(3.8 * len(panels), 3.0), layout="constrained")

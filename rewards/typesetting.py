@@ -215,7 +215,7 @@ POWER_SIGN = (  # "2**3", "x ** 2"; not the marks in "is **8** cm"
 )
 EXPONENT = r"(-?\d+(?:\.\d+)?|[A-Za-z](?![A-Za-z])|\([^()]*\))"
 BOLD = [  # the marks of bold type, which are also the sign for a power in programs
-    # Trap: if all ** were taken off, "2**3" would be 23 (grading_cases.jsonl). A pair opens where
+    # Trap: if all ** were taken off, "2**3" would be 23 (test_attack_cases). A pair opens where
     # nothing can be raised to a power.
     row(rf"(?<!{OPERAND})\*\*(?=\S)([^*\n]{{1,200}})\*\*(?!\d)", r"\1", "**B**", "B"),
     row(POWER_SIGN + EXPONENT, r"^{\1}", "2**10", "2^{10}"),
