@@ -44,7 +44,7 @@ class Graded:
         """The extraction rule that won."""
         if self.grade.extracted is None:
             return "no answer"
-        return self.grade.reason.split(":")[0]
+        return self.grade.reason.split(":")[0]  # of "answer is: equal number"
 
     @property
     def outcome(self) -> str:
@@ -79,7 +79,7 @@ def grade_line(line: str, number: str) -> Graded:
     """One line of the file, graded. Raises ValueError. `number` names a line without an id."""
     example = read_line(line)
     return Graded(
-        id=str(example.get("id") or number),
+        id=str(number if example.get("id") in (None, "") else example["id"]),
         answer_type=example["answer_type"],
         gold=example["answer"],
         response=example["response"],
@@ -129,9 +129,9 @@ def summarize(graded: list[Graded]) -> str:
     """The table of agreement, then the disagreements by type and rule with an example each."""
     lines = [table_row("type", list(COLUMNS))]
     for answer_type in (*ANSWER_TYPES, "all"):
-        chosen = [g for g in graded if answer_type == "all" or g.answer_type == answer_type]
-        if chosen:
-            lines.append(table_row(answer_type, counts(chosen)))
+        of_type = [g for g in graded if answer_type == "all" or g.answer_type == answer_type]
+        if of_type:
+            lines.append(table_row(answer_type, counts(of_type)))
 
     by_rule = Counter(g.rule for g in graded).most_common()
     rules = ", ".join(f"{rule} {count}" for rule, count in by_rule)

@@ -90,7 +90,15 @@ def gold_letter(gold: str, choices: list[str]) -> str | None:
 def label_in(text: str, choices: list[str]) -> str | None:
     """The option that a single letter labels; None if the text is no letter of an option.
 
+        options       "B" is
+        cat, dog      the label of dog
+        C, A, B       the label of A: options that are A, B, C in another order are not read
+        B, G, O, R    None, the text of the first: its options are other letters
+        K, E, N       the label of E; "E" itself is None, a text
+
     >>> label_in("b", ["cat", "dog"]), label_in("E", ["cat", "dog"])
+    ('B', None)
+    >>> label_in("B", ["C", "A", "B"]), label_in("B", ["B", "G", "O", "R"])
     ('B', None)
     """
     letter = text.upper()
@@ -98,8 +106,8 @@ def label_in(text: str, choices: list[str]) -> str | None:
         return None
     is_text = by_whole_text(text, choices).letter is not None
     if is_text and are_other_letters(choices):
-        return None  # "B" of B, G, O, R is the text of option A. "E" of K, E, N is a text as well.
-    return letter  # "B" of cat, dog is the label of dog. So is "B" of C, A, B the label of A.
+        return None
+    return letter
 
 
 # --- Text with the letter behind -----------------------------------------------------------------
@@ -112,6 +120,8 @@ def by_text_and_letter(text: str, choices: list[str]) -> Option:
     'B'
     >>> by_text_and_letter("cat (B)", ["cat", "dog"]).how
     'letter and text of different options'
+    >>> by_text_and_letter("it is not (B)", ["cat", "dog"]).how
+    'negation'
     """
     match = LETTER_BEHIND.fullmatch(text)
     if match is None or len(text) > LONGEST_WITH_LETTER:
@@ -120,20 +130,21 @@ def by_text_and_letter(text: str, choices: list[str]) -> Option:
     if letter not in letters_of(choices):
         return NO_OPTION
 
-    named = Option(letter, BY_LETTER_BEHIND)
     by_text = by_whole_text(words, choices)
     if by_text.letter not in (None, letter):  # "cat (B)"
         return ANOTHER_TEXT
     if BRACKETED.search(words):  # "(A) or (B)"
         return SEVERAL
     if by_text.letter == letter:  # "dog (B)"
-        return named
+        return Option(letter, BY_LETTER_BEHIND)
 
-    if NEGATIVE.search(words):  # "it is not (B)"
+    if DENIES.search(words):  # "it is not (B)"
+        return NEGATED
+    if NEGATIVE.search(words):  # "no cat, but (B)": who knows what is denied? Other rules may try.
         return NO_OPTION
     if is_value(words) and by_value(words, choices).letter != letter:  # "7 cm (B)" where B is 5 cm
         return ANOTHER_VALUE
-    return named  # "the animal that barks (B)"
+    return Option(letter, BY_LETTER_BEHIND)  # "the animal that barks (B)"
 
 
 # --- Text in a sentence --------------------------------------------------------------------------
@@ -196,6 +207,10 @@ NEGATIVE = re.compile(  # a word that may turn a sentence into its opposite
       | n't\b | 不 | 非 | 没
     """,
     re.IGNORECASE | re.VERBOSE,
+)
+DENIES = re.compile(  # right before the letter: "it is not (B)", "it isn’t the option (B)"
+    r"(?:\b(?:not|never|neither|nor|cannot\ be)|n'?t|不是)(?:\s+(?:the|an?|option|answer|choice))*\s*$",
+    re.IGNORECASE,
 )
 LETTER_BEHIND = re.compile(  # "dog (B)"
     rf"(?P<words>.+?)\s*[(\[（](?:option\s*)?(?P<letter>{LETTER})[)\]）]", re.IGNORECASE | re.DOTALL

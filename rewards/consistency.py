@@ -2,12 +2,14 @@ r"""Does the reasoning of a response come to the answer that the response gives?
 
     agrees          the reasoning states a conclusion, and the conclusion equals the answer
     disagrees       the reasoning states another conclusion, or says that it finds no answer
-    unsure          the reasoning states no conclusion, or the rule cannot compare the two
+    unsure          no conclusion is stated, no answer is given, or the rule cannot compare the two
     judge silent    a judge was to decide, and gave no verdict
 
 With a judge, the judge decides (SPECS asks Gemini-2.5-flash). Without a judge, a rule decides,
 ours: it looks for the conclusion that the reasoning *states*, and compares it with the answer by
-the same equality as the reward. The first of these that is found counts:
+the same equality as the reward.
+
+For numbers and expressions, the first of these that is found is the conclusion:
 
     1. boxed                  so \boxed{12}
     2. answer is              So the answer is 12.
@@ -15,8 +17,13 @@ the same equality as the reward. The first of these that is found counts:
     4. its last value         Therefore, AB = 2 * 4 = 8 cm. It is a long side.
     5. a count                There are three shapes. (where the question asks how many)
 
-A count without "therefore" or the like may agree, but cannot disagree: "There are 3 rows of 4 dots"
-comes before the conclusion 12.
+A reasoning that ends in a list of options of which none is picked has no conclusion: the search
+stops at 3. A count without "therefore" or the like may agree, but cannot disagree: "There are 3
+rows of 4 dots" comes before the conclusion 12.
+
+For options, the conclusion is what the extraction rules find in the reasoning, unless they find it
+in its first line. For texts, the reasoning agrees if it ends with the words of the answer; it never
+disagrees, since other words may mean the same.
 
 Trap: a value is not a conclusion because it comes last. If the reasoning were graded like a
 response, "Since AB = 6, we can find AD" would count as concluding 6, and "I see four things" as
@@ -65,8 +72,11 @@ def check_consistency(example: dict, response: str, judge: Judge | None = None) 
         verdict = judge.yes(consistency_question(example["question"], reasoning, answer))
         return {True: AGREES, False: DISAGREES, None: SILENT}[verdict]
 
-    check = {"choice": check_choice, "text": check_words}.get(example["answer_type"], check_value)
-    return check(example, reasoning, answer)
+    if example["answer_type"] == "choice":
+        return check_choice(example, reasoning, answer)
+    if example["answer_type"] == "text":
+        return check_words(example, reasoning, answer)
+    return check_value(example, reasoning, answer)
 
 
 def reasoning_of(response: str) -> str:
@@ -191,7 +201,7 @@ def stated_count(sentences: list[str]) -> Conclusion | None:
         if match is None:
             continue
         before = sentence[: match.start()]
-        if NEGATION.search(before):
+        if NEGATING_WORD.search(before):
             continue
         stated.append(match[1].lower())
         if CONCLUDES.search(before):
@@ -201,14 +211,6 @@ def stated_count(sentences: list[str]) -> Conclusion | None:
         return Conclusion(concluded[-1])
     different = {words_to_digits(n) for n in stated}
     return Conclusion(stated[0], is_sure=False) if len(different) == 1 else None
-
-
-# Links of a sentence that are tried, from the last one back. Behind an earlier one stands half a
-# sentence, which is not a value.
-MAX_LINKS = 3
-# Characters before a link in which a "not" denies its value, as in "AB does not equal 8". Farther
-# off it denies something else: "It is not a square, so AB = 8".
-NEGATION_REACH = 12
 
 
 def last_value(sentence: str, question: str) -> str | None:
@@ -231,7 +233,7 @@ def last_value(sentence: str, question: str) -> str | None:
     for link in reversed(links[-MAX_LINKS:]):
         before, value = sentence[: link.start()], sentence[link.end() :]
         value = FILLER.sub("", value).strip(" \n.。*")
-        if NEGATION.search(before[-NEGATION_REACH:]) or NEGATION.match(value):
+        if NEGATING_WORD.search(before[-NEGATION_REACH:]) or NEGATING_WORD.match(value):
             return None
         if read_number(value, question) is not None:
             return value
@@ -281,7 +283,7 @@ def check_words(example: dict, reasoning: str, answer: str) -> str:
         return AGREES
 
     sentences = sentences_of(plain_text(reasoning))
-    if not sentences or NEGATION.search(sentences[-1]):
+    if not sentences or NEGATING_WORD.search(sentences[-1]):
         return UNSURE
     ends_with_answer = re.search(rf"(?:^|\W){re.escape(plain(answer))}$", plain(sentences[-1]))
     return AGREES if ends_with_answer else UNSURE
@@ -295,12 +297,15 @@ STATES_COUNT = re.compile(  # "there are 3", "I can see exactly three"
     rf"(?:(?:a total of|in total|only|exactly)\s+)*(\d+(?![\d.,]*\d)|(?:{WORD})\b)",
     re.IGNORECASE,
 )
-LINK = re.compile(  # the word or sign that a value may follow
+LINK = re.compile(  # a link: the word or sign that a value may follow, "is" of "AB is 8"
     r"""(?<![<>!])=|≈|:|：|等于|是|为
         |\b(?:is|are|was|were|be|becomes?|equals?|equaling|equal\ to|gives?|get|makes?|leaves?
              |needs?|has|have|contains?|approximately|about|of)\b""",
     re.IGNORECASE | re.VERBOSE,
 )
+# Links of a sentence that are tried, from the last one back. Behind an earlier one stands half a
+# sentence, which is not a value.
+MAX_LINKS = 3
 FILLER = re.compile(  # words between the link and the value: "is also 35"
     r"^(?:\s|also\b|only\b|exactly\b|then\b|therefore\b|just\b)+", re.IGNORECASE
 )
@@ -312,5 +317,8 @@ INTENTION = re.compile(  # says what could be done, not what comes out: "we can 
     re.IGNORECASE,
 )
 CORRECTION = re.compile(r"^\W*(?:however|but|wait|yet|no)\b", re.IGNORECASE)  # "Wait, ..."
-NEGATION = re.compile(r"\b(?:not|never|neither|nor)\b|n't\b|≠", re.IGNORECASE)
+NEGATING_WORD = re.compile(r"\b(?:not|never|neither|nor)\b|n't\b|≠", re.IGNORECASE)
+# Characters before a link in which a "not" denies its value, as in "AB does not equal 8". Farther
+# off it denies something else: "It is not a square, so AB = 8".
+NEGATION_REACH = 12
 OPTION_LINE = re.compile(r"^\s*[A-Z][.)]\s*(\S.{0,60}?)\s*$", re.MULTILINE)  # "B. 9"

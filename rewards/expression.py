@@ -19,7 +19,10 @@ The kinds:
     one value         4\pi, 1/2; "x = 5" too, since a name in front of a value does not matter
     an equation       2x + 4y = 3; one side alone, 2x + 4y, is another kind
     several values    "1, 2", "x=1 or x=2"; as many as the gold has
-    words             "no solution"; the same words
+    a ratio           1:2; the number 1/2 is another kind
+    words             "no solution"; no others than the gold's
+    other base        101_2; a number in base two, where the gold has no base
+    open brackets     "(1, 2"; no kind, since nobody knows what it was to be
 """
 
 import re
@@ -70,9 +73,9 @@ def same_expression(answer: str, gold: str, question: str = "") -> tuple[bool | 
         return True, "same expression"
 
     # 6. Another kind.
-    difference = difference_of_kind(answer=given.body, gold=wanted.body)
-    if difference is not None:
-        return False, difference
+    mismatch = mismatch_of_kind(answer=given.body, gold=wanted.body)
+    if mismatch is not None:
+        return False, mismatch
 
     # 7. math-verify.
     return ask_math_verify(answer=given.body, gold=wanted.body)
@@ -105,10 +108,10 @@ def ask_math_verify(answer: str, gold: str) -> tuple[bool | None, str]:
 # --- Kinds ---------------------------------------------------------------------------------------
 
 
-def difference_of_kind(answer: str, gold: str) -> str | None:
+def mismatch_of_kind(answer: str, gold: str) -> str | None:
     """How their kinds differ, so that the two cannot be equal; None if they are of one kind.
 
-    >>> difference_of_kind("2x+4y", "2x+4y = 3"), difference_of_kind("2x+4y", "4x")
+    >>> mismatch_of_kind("2x+4y", "2x+4y = 3"), mismatch_of_kind("2x+4y", "4x")
     ('half of an equation', None)
     """
     extra_words = words_of(answer) - words_of(gold)
@@ -118,7 +121,8 @@ def difference_of_kind(answer: str, gold: str) -> str | None:
         return "a number in another base"
     if not is_balanced(answer):  # "(1, 2" for (1, 2)
         return "brackets that do not match"
-    if is_ratio(answer) != is_ratio(gold) and not EQUALS.search(gold):  # "1:2" for 1/2
+    # "1:2" for 1/2. In a gold that is an equation, a colon may belong to a name: "f: y = 2x".
+    if is_ratio(answer) != is_ratio(gold) and not EQUALS.search(gold):
         return "only one of them is a ratio"
 
     answer_values = without_repetitions(list_of(answer))
@@ -178,10 +182,14 @@ def is_name(side: str) -> bool:
 
 
 def is_value(text: str) -> bool:
-    r"""Is the text a number or an expression, and not words?
+    r"""Is the text a number, or an expression with a digit or a LaTeX command, and without words?
 
-    >>> is_value("12 cm"), is_value(r"\frac{x}{2}"), is_value("2 red balls"), is_value("x")
-    (True, True, False, False)
+    Letters alone give False, though "x+y" is an expression: "a/b" may as well be two options.
+
+    >>> is_value("12 cm"), is_value(r"\frac{x}{2}"), is_value("2 red balls")
+    (True, True, False)
+    >>> is_value("2x"), is_value("x+y"), is_value("a/b")
+    (True, False, False)
     """
     if re.search(r"\d|\\[a-z]", text) is None:
         return False

@@ -34,8 +34,9 @@ class Reading:
 
 NEXT = Reading()
 SAYS_NOTHING = Reading(refused="says nothing")
-NEGATION = Reading(refused="negation")
+REFUSED_BY_NEGATION = Reading(refused="negation")
 NOT_ONE_NUMBER = Reading(refused="not one number")
+NO_OPTION_NAMED = Reading(refused="a box that names no option")
 NO_SUCH_VALUE = Reading(refused="no option has this value")
 
 
@@ -57,7 +58,7 @@ def refuse_negation(piece: Piece) -> Reading:
     >>> refuse_negation(Piece("clearly not 12")).refused, refuse_negation(Piece("12")) == NEXT
     ('negation', True)
     """
-    return NEGATION if NOT.match(piece.text) else NEXT
+    return REFUSED_BY_NEGATION if NOT.match(piece.text) else NEXT
 
 
 MATHEMATICS = re.compile(r"\\(?:begin|end)\{\w+\}|\\[A-Za-z]+|\$[^$]*\$")

@@ -8,7 +8,7 @@ order of the file, with options A "cat", B "dog", C "5 cm":
     try_option_in_conclusion   "We see no cat there."     NEXT: nobody announced an answer in it
     try_leading_value          "5 cm, as we saw"          5 cm, the value of C
     refuse_another_value       "7 cm"                     refused: no option has this value
-    refuse_all_else            "whatever a box holds"     refused: no option has this value
+    refuse_all_else            "whatever a box holds"     refused: a box that names no option
     try_value_in_conclusion    "5 cm of it"               5 cm
     try_denial                 "the largest"              no, to "Is it the largest?", where the
                                                           options are "yes" and "no"
@@ -20,7 +20,14 @@ from rewards.choice import named_in, read_option
 from rewards.expression import is_value
 from rewards.leading import leading_number
 from rewards.options import EMPTY, NEGATED, NO_OPTION, SEVERAL, by_value
-from rewards.piece import NEGATION, NEXT, NO_SUCH_VALUE, Piece, Reading
+from rewards.piece import (
+    NEXT,
+    NO_OPTION_NAMED,
+    NO_SUCH_VALUE,
+    REFUSED_BY_NEGATION,
+    Piece,
+    Reading,
+)
 from rewards.typesetting import plain
 
 # --- By letter or text ---------------------------------------------------------------------------
@@ -61,7 +68,7 @@ def try_option_in_words(piece: Piece) -> Reading:
 def try_option_in_conclusion(piece: Piece) -> Reading:
     """As `try_option_in_words`, but a negated sentence is passed over: it announced no answer."""
     reading = try_option_in_words(piece)
-    return NEXT if reading == NEGATION else reading
+    return NEXT if reading == REFUSED_BY_NEGATION else reading
 
 
 # --- By value ------------------------------------------------------------------------------------
@@ -82,7 +89,15 @@ def try_leading_value(piece: Piece) -> Reading:
 
 
 def refuse_another_value(piece: Piece) -> Reading:
-    """The piece states a value, but no option has this value: "The answer is 7 cm"."""
+    """The piece states a value, but no option has this value: "The answer is 7 cm".
+
+    Comes behind `try_leading_value`, which has looked for an option with this value.
+
+    >>> refuse_another_value(Piece("7 cm", ["3 cm", "5 cm"])).refused
+    'no option has this value'
+    >>> refuse_another_value(Piece("a horse", ["3 cm", "5 cm"])) == NEXT
+    True
+    """
     leading = leading_number(piece.text)
     is_stated = leading.answer is not None or is_value(piece.first_sentence)
     return NO_SUCH_VALUE if is_stated else NEXT
@@ -90,7 +105,7 @@ def refuse_another_value(piece: Piece) -> Reading:
 
 def refuse_all_else(piece: Piece) -> Reading:
     """Last step of a box: whatever it holds was meant as the answer, so no later rule may try."""
-    return NO_SUCH_VALUE
+    return NO_OPTION_NAMED
 
 
 def try_value_in_conclusion(piece: Piece) -> Reading:
@@ -112,7 +127,9 @@ def try_value_in_conclusion(piece: Piece) -> Reading:
 
 
 def try_denial(piece: Piece) -> Reading:
-    """The option "no", if a negated sentence denies what is asked, in the question's own words.
+    """The option "no", if what a sentence denies is asked, in the question's own words.
+
+    piece    what stands behind the "not", such as "the largest" of "It is not the largest"
 
     >>> try_denial(Piece("the largest", ["yes", "no"], "Is it the largest?")).answer
     'no'

@@ -28,6 +28,7 @@ from rewards.typesetting import as_latex
 from rewards.unit_names import NO_UNITS
 
 LONGEST_WORDLESS = 100  # characters
+LONG_LINE = 6  # words; a line with so many is not a short statement
 
 # --- The piece is nothing but an answer ----------------------------------------------------------
 
@@ -55,8 +56,10 @@ def try_number(piece: Piece) -> Reading:
 def try_wordless_expression(piece: Piece) -> Reading:
     """The piece is short and has no words.
 
-    >>> try_wordless_expression(Piece("2x + 1.")).answer, try_wordless_expression(Piece("I see"))
-    ('2x + 1', Reading(answer=None, refused=None))
+    >>> try_wordless_expression(Piece("2x + 1.")).answer
+    '2x + 1'
+    >>> try_wordless_expression(Piece("I see")) == NEXT
+    True
     """
     text = without_stop(piece.text)
     is_short = len(text) < LONGEST_WORDLESS
@@ -83,7 +86,13 @@ def without_stop(text: str) -> str:
 
 
 def without_title(text: str) -> str:
-    """`Area: 12 cm` -> `12 cm`. In "Not: 12" and "times: 12" the word is not a title."""
+    """Without the title in front of an amount, and then without a word that is cut off behind it.
+
+    In "Not: 12" and "times: 12" the word is not a title.
+
+    >>> without_title("Area: 12 cm"), without_title("Price: 2,74 $ a.."), without_title("Not: 12")
+    ('12 cm', '2,74 $', 'Not: 12')
+    """
     titled = TITLED.fullmatch(text)
     if titled is None:
         return text
@@ -116,9 +125,14 @@ def refuse_words(piece: Piece) -> Reading:
     """A short statement without a number, such as "red", gives no answer.
 
     A long line is passed over: a number may follow in it, and a later rule may find it.
+
+    >>> refuse_words(Piece("red")).refused
+    'not one number'
+    >>> refuse_words(Piece("found as follows: we add all the sides")) == NEXT
+    True
     """
     first_line = piece.text.split("\n")[0]
-    return NEXT if is_sentence(first_line, least=6) else NOT_ONE_NUMBER
+    return NEXT if is_sentence(first_line, least=LONG_LINE) else NOT_ONE_NUMBER
 
 
 def try_leading_expression(piece: Piece) -> Reading:

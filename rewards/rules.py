@@ -12,7 +12,8 @@ One rule, as it stands in the table below:
     states_conclusion   yes                  the match says that it is the conclusion
     in_sentences        yes                  also tried in an answer block that holds a sentence
 
-Rules are tried in the order of the table. Within a rule the last match counts, since a conclusion
+Patterns ignore case: `extract.py` searches with re.IGNORECASE. Rules are tried in the order of the
+table. Within a rule the last match counts, since a conclusion
 comes last.
 """
 
@@ -68,16 +69,22 @@ OPTION_IS = (  # "the correct option is ...", "best choice: ..."
 
 # --- Patterns of options -------------------------------------------------------------------------
 
+# "must be A.", "corresponds to (B)"
 MUST_BE = r"\b(?:choose|select|pick|must be|should be|would be|corresponds? to|matches)\b\s*(.*)"
+# "option D fits.", "choice (B)"; not "option a's"
 OPTION_X = rf"\b((?:option|choice)\s+\(?{LETTER}\)?(?![\w']).*)"
+# "(C) holds."
 IN_BRACKETS = rf"([(\[（]{LETTER}[)\]）].*)"
+# "A dog" of "A dog, since it barks."
 FIRST_WORDS = r"^([^,.;:\n]{2,60})[,.;:](?=\s|$)"
 
 NO_STOP = r"(?:[^.!?]|\.(?=\d))"  # a character of the same sentence
-DENIAL = (  # "It is not ...", "it doesn't ...", up to the end of the sentence
-    rf"^{NO_STOP}*?\b(?:(?:is|are|was|were|does|do|did|has|have|can|will) not"
-    r"|(?:is|are|was|were|does|do|did)n't)\b"
-    rf"((?:(?!\bnot\b|n't\b|\bbut\b|\bor\b){NO_STOP})*)(?:[.!?]|$)"
+DENIAL = (  # "the largest" of "It is not the largest."
+    rf"^{NO_STOP}*?"  # The negation stands in the first sentence.
+    r"\b(?:(?:is|are|was|were|does|do|did|has|have|can|will) not"  # It is "is not" or the like,
+    r"|(?:is|are|was|were|does|do|did)n't)\b"  # or "isn't" or the like.
+    rf"((?:(?!\bnot\b|n't\b|\bbut\b|\bor\b){NO_STOP})*)"  # No second one, "but" or "or" follows it.
+    r"(?:[.!?]|$)"  # The sentence ends behind what is denied.
 )
 
 
@@ -109,60 +116,77 @@ A_NUMBER = (  # any number but these:
 
 # The answer types that a rule serves.
 FOR_ANY = ("number", "choice", "math", "text")
-FOR_VALUES = ("number", "choice", "math")
+FOR_VALUES_AND_CHOICE = ("number", "choice", "math")
 FOR_CHOICE = ("choice",)
 FOR_NUMBERS = ("number",)
 FOR_MATH = ("math",)
 
 IN_TAGS = [  # for what stands in an <answer> block
-    #    name, types, view, read_as, pattern
-    Rule("boxed in the block", FOR_ANY, "plain", "box", None,
+    Rule("boxed in the block", FOR_ANY,
+         view="plain", read_as="box", pattern=None,
          example=r"The answer is $\boxed{12}$", answer="12"),
-    Rule("block", FOR_ANY, "plain", "block", EVERYTHING,
+    Rule("block", FOR_ANY,
+         view="plain", read_as="block", pattern=EVERYTHING,
          example="12 cm", answer="12 cm"),
 ]
 
 IN_PROSE = [  # for a response without a block
     # an answer that is announced
-    Rule("boxed", FOR_ANY, "plain", "box", None,
+    Rule("boxed", FOR_ANY,
+         view="plain", read_as="box", pattern=None,
          example=r"so \boxed{3}, as \boxed{3}", answer="3",
          in_sentences=False),
-    Rule("answer is", FOR_ANY, "plain", "statement", ANSWER_IS,
+    Rule("answer is", FOR_ANY,
+         view="plain", read_as="statement", pattern=ANSWER_IS,
          example="The answer to the question is (B).", answer="(B)",
          states_conclusion=True),
-    Rule("答案", FOR_ANY, "plain", "statement", ANSWER_IS_IN_CHINESE,
+    Rule("答案", FOR_ANY,
+         view="plain", read_as="statement", pattern=ANSWER_IS_IN_CHINESE,
          example="所以答案是A。", answer="A",
          states_conclusion=True),
-    Rule("whole response", FOR_ANY, "whole", "whole", EVERYTHING,
+    Rule("whole response", FOR_ANY,
+         view="whole", read_as="whole", pattern=EVERYTHING,
          example="B. dog", answer="B. dog",
          in_sentences=False),
 
     # an option, the plainest words first
-    Rule("correct option", FOR_CHOICE, "plain", "statement", OPTION_IS,
+    Rule("correct option", FOR_CHOICE,
+         view="plain", read_as="statement", pattern=OPTION_IS,
          example="The correct option is D.", answer="D"),
-    Rule("must be", FOR_CHOICE, "conclusion", "must be", MUST_BE,
+    Rule("must be", FOR_CHOICE,
+         view="conclusion", read_as="must be", pattern=MUST_BE,
          example="So it must be A.", answer="A"),
-    Rule("option X", FOR_CHOICE, "conclusion", "answer", OPTION_X,
+    Rule("option X", FOR_CHOICE,
+         view="conclusion", read_as="answer", pattern=OPTION_X,
          example="Thus option D fits.", answer="option D fits."),
-    Rule("letter in brackets", FOR_CHOICE, "conclusion", "answer", IN_BRACKETS,
+    Rule("letter in brackets", FOR_CHOICE,
+         view="conclusion", read_as="answer", pattern=IN_BRACKETS,
          example="Hence (C) holds.", answer="(C) holds."),
-    Rule("first words", FOR_CHOICE, "first_line", "answer", FIRST_WORDS,
+    Rule("first words", FOR_CHOICE,
+         view="first_line", read_as="answer", pattern=FIRST_WORDS,
          example="A dog, since it barks.", answer="A dog"),
-    Rule("denial", FOR_CHOICE, "first_line", "denial", DENIAL,
+    Rule("denial", FOR_CHOICE,
+         view="first_line", read_as="denial", pattern=DENIAL,
          example="It is not the largest.", answer="no"),
-    Rule("option's text", FOR_CHOICE, "conclusion", "sentence", EVERYTHING,
+    Rule("option's text", FOR_CHOICE,
+         view="conclusion", read_as="sentence", pattern=EVERYTHING,
          example="So we see the dog here.", answer="B"),
-    Rule("option's text, first", FOR_CHOICE, "first_line", "sentence", EVERYTHING,
+    Rule("option's text, first", FOR_CHOICE,
+         view="first_line", read_as="sentence", pattern=EVERYTHING,
          example="We see the dog.\nIt barks.", answer="B"),
 
     # a value that a sentence ends with
-    Rule("bold number", FOR_NUMBERS, "with_bold", "bold", BOLD,
+    Rule("bold number", FOR_NUMBERS,
+         view="with_bold", read_as="bold", pattern=BOLD,
          example="It was **2019**, with 25 %.", answer="2019"),
-    Rule("expression that concludes", FOR_MATH, "conclusion", "expression", LAST_FORMULA,
+    Rule("expression that concludes", FOR_MATH,
+         view="conclusion", read_as="expression", pattern=LAST_FORMULA,
          example="Therefore $x > 5$ holds.", answer="x > 5"),
-    Rule("is N", FOR_VALUES, "conclusion", "number", IS_NUMBER,
+    Rule("is N", FOR_VALUES_AND_CHOICE,
+         view="conclusion", read_as="number", pattern=IS_NUMBER,
          example="So there are 3 balls of size 6.", answer="3"),
-    Rule("number that concludes", FOR_VALUES, "conclusion", "number", A_NUMBER,
+    Rule("number that concludes", FOR_VALUES_AND_CHOICE,
+         view="conclusion", read_as="number", pattern=A_NUMBER,
          example="So he needs 7. I hope this helps!", answer="7"),
 ]
 

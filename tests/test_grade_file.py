@@ -26,12 +26,14 @@ def test_agreement_is_counted_by_type_and_rule(tmp_path):
         {**twelve, "id": "seven", "verdict": False},
         {"answer": "B", "choices": ["cat", "dog"], "response": "I like dogs", "verdict": True},
         "",
-        {"answer": "yes", "answer_type": "text", "response": "yes"},
+        {"id": 0, "answer": "yes", "answer_type": "text", "response": "yes"},
     ])
 
     graded = grade_file(file)
     outcomes = ["agree", "false positive", "false negative", "not compared"]
     assert [g.outcome for g in graded] == outcomes
+
+    assert [g.id for g in graded] == ["1", "seven", "3", "0"], "an id, else the line"
 
     text = summarize(graded)
     assert "false positive: 1" in text
