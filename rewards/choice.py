@@ -122,6 +122,8 @@ def by_text_and_letter(text: str, choices: list[str]) -> Option:
     'letter and text of different options'
     >>> by_text_and_letter("it is not (B)", ["cat", "dog"]).how
     'negation'
+    >>> by_text_and_letter("what I want (B)", ["cat", "dog"]).letter
+    'B'
     """
     match = LETTER_BEHIND.fullmatch(text)
     if match is None or len(text) > LONGEST_WITH_LETTER:
@@ -209,7 +211,8 @@ NEGATIVE = re.compile(  # a word that may turn a sentence into its opposite
     re.IGNORECASE | re.VERBOSE,
 )
 DENIES = re.compile(  # right before the letter: "it is not (B)", "it isn’t the option (B)"
-    r"(?:\b(?:not|never|neither|nor|cannot\ be)|n'?t|不是)(?:\s+(?:the|an?|option|answer|choice))*\s*$",
+    r"(?:\b(?:not|never|neither|nor|cannot be|(?:is|was|does|did|ca)n'?t(?: be)?)|不是)"
+    r"(?:\s+(?:the|an?|option|answer|choice))*\s*$",
     re.IGNORECASE,
 )
 LETTER_BEHIND = re.compile(  # "dog (B)"
