@@ -220,9 +220,10 @@ def rollout_time(cfg, sizes: Sizes, work: Work, device: Device) -> list[str]:
     sampling = batches * sampling_seconds(sizes, work, device)
     training = passes * pass_seconds(sizes, work, device)
     updates = cfg.updates_per_rollout
-    # logp_old, for all updates but the first: a forward pass is 2 of the operations.
-    forward = 2 / work.operations
-    training *= 1 + forward * (updates - 1) / updates
+    # Forward passes without gradient, of 2 operations each: logp_old in all updates but the first,
+    # and logp_ref in all of them if there is a KL term.
+    forwards = (updates - 1) / updates + (1 if cfg.kl_beta > 0 else 0)
+    training *= 1 + forwards * 2 / work.operations
     return [
         f"a rollout: {completions} completions of at most {work.completion_tokens:,} tokens, "
         f"{updates} optimizer steps",

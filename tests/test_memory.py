@@ -268,6 +268,17 @@ def test_a_pass_holds_whole_groups():
     assert work_of(grpo.Config(sample_batch=512), "cpu", ranks=2).sequences == 16 * 8 // 2
 
 
+def test_a_reference_takes_time():
+    """A KL term is one more forward pass: 2 operations beside the 8 of a recomputed update."""
+    minutes = []
+    for beta in ("0", "0.1"):
+        flags = ["@configs/grpo_3b.args", "--plan", "h100", "--kl_beta", beta]
+        text = plan(grpo.parse_cli(grpo.Config, "", flags))
+        minutes.append(float(re.search(r"training: ([\d.]+) minutes", text)[1]))
+    without = 1 + 7 / 8 / 4  # logp_old, of seven updates in eight
+    assert minutes[1] / minutes[0] == pytest.approx((without + 1 / 4) / without, rel=0.01)
+
+
 def test_a_plan_names_what_helps(tmp_path):
     """The largest part of the fullest phase first; more processes share the work of a rollout."""
     model = "configs/Qwen2.5-VL-3B-Instruct"
