@@ -126,8 +126,8 @@ def supplement(response: str) -> str | None:
     >>> supplement("a <answer> 2 </answer>") is None
     True
     """
-    if "</think>" not in response:
-        response = re.sub(r"\s*<answer>", " </think> <answer>", response, count=1)
+    if "</think>" not in response:  # white space before <answer> stays as it is
+        response = re.sub(r"(\s*)<answer>", r" </think>\1<answer>", response, count=1)
     if "</answer>" not in response and "<answer>" in response:
         response = response.rstrip() + " </answer>"
     return response.strip() if is_in_format(response) else None

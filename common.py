@@ -14,7 +14,8 @@ One alignment holds for every per-token tensor of the project: shape (B, T), ent
 token t of completion b. The mask is 1 where such a token exists; a sampled EOS is one.
 
 Dimension key: N prompts, B completions in group order, T longest completion, V vocabulary, D hidden
-width (`model/records.py`); `tokens` is the length of the packed sequence.
+width (`model/records.py`); `tokens` is the length of the packed sequence, in `chunked_logps` the
+number of tokens that are scored.
 """
 
 import math

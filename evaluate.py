@@ -119,7 +119,7 @@ class Config(settings.Columns, settings.Benchmark, settings.Generalization, sett
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """Chance that k of n samples, drawn without replacement, contain at least one of the c right.
+    """Chance that k <= n of n samples, drawn without replacement, have one of the c right ones.
 
     Trap: 1 - (1 - c/n)^k is biased, too low (test_pass_at_k_unbiased).
     Source: Codex (arXiv 2107.03374) eq. 1.
@@ -135,7 +135,10 @@ def nucleus_size(logits: Tensor, p: float = 0.95) -> Tensor:
 
 
 def generalization_factor(gain_id: float, gain_ood: float, beta: float = 2.0) -> float:
-    """F-beta of the two gains; 0 where one is not positive. SPECS section 3.1."""
+    """F-beta of the two gains, ID as precision and OOD as recall: beta = 2 favours OOD.
+
+    0 where a gain is not positive. Source: SPECS section 3.1.
+    """
     if gain_id <= 0 or gain_ood <= 0:
         return 0.0
     return (1 + beta**2) * gain_id * gain_ood / (beta**2 * gain_id + gain_ood)
@@ -276,16 +279,18 @@ def summarize(records: list[dict]) -> dict:
                 "truncated": sum(r["truncated"] for r in responses) / len(responses),
             }
 
-    sampled = by_measurement["id", "sampled"]
+    sampled = by_measurement.get(("id", "sampled"), [])
+    greedy = by_measurement.get(("id", "greedy"), [])
+    for_pass = by_measurement.get(("id", "pass"), [])
     nucleus_sum = sum(r["nucleus_sum"] for r in sampled)
     if nucleus_sum:
         report["branching"] = nucleus_sum / sum(r["tokens"] for r in sampled)
     if sampled:
         report["guessing"] = guessing_rate(sampled)
-    if categories := category_rates(by_measurement["id", "greedy"] or sampled, accuracy):
+    if categories := category_rates(greedy or sampled, accuracy):
         report["categories"] = categories
-    if by_measurement["id", "pass"]:
-        report["pass@k"] = mean_pass_at_k(by_measurement["id", "pass"])
+    if for_pass:
+        report["pass@k"] = mean_pass_at_k(for_pass)
     return report
 
 

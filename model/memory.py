@@ -126,8 +126,8 @@ class Work:
         return BF16 if self.bf16 else FP32
 
     @property
-    def copies(self) -> bool:
-        """Whether a copy of the policy samples."""
+    def has_sampling_copy(self) -> bool:
+        """Whether a copy of the policy samples; with LoRA see `lora_parts`."""
         return self.trains and self.sequences > 0 and (self.bf16 or self.shard)
 
     @property
@@ -216,7 +216,7 @@ def weight_parts(sizes: Sizes, work: Work) -> list[Part]:
         Part("AdamW's two moments", 2 * FP32 * trained / shards, ALWAYS, smaller_by),
         Part("gradients", FP32 * trained / shards, gradients, smaller_by),
     ]
-    if work.copies:
+    if work.has_sampling_copy:
         # The copy has no tower: it asks the policy's. Only a sharded tower, which is one that is
         # trained, cannot be asked by one rank alone, and is copied as well.
         not_copied = frozen if work.shard else sizes.vision

@@ -69,9 +69,11 @@ def build_policies(
 
     With --shard, policy and reference are sharded (`sharding.py`), and DDP wraps nothing.
 
-    samples  the stage samples from the policy while it trains: a copy does where the policy is
-             sharded, in mixed precision a bf16 copy, and with adapters a copy into which they are
-             merged, unless --no_lora_merge
+    samples  the stage samples while it trains. What then draws the tokens:
+                 fp32                the policy itself
+                 mixed precision     a bf16 copy
+                 --shard             a whole copy on each rank
+                 --lora_rank         a copy with merged adapters; --no_lora_merge: the policy
     kl_beta  above 0 a frozen reference is needed; with adapters it is the policy itself, whose
              adapters are off while it is scored
     resumed  `policy` comes from a checkpoint, so the reference is loaded from --model

@@ -1,4 +1,4 @@
-"""Sharding: each of R ranks keeps 1/R of the weights, of their gradients and of AdamW's moments.
+"""Sharding (ZeRO-3, FSDP): each of R ranks keeps 1/R of weights, gradients and AdamW's moments.
 
 It is torch's `fully_shard` (FSDP2), written out. A group of weights lies in R shards (DTensors) and
 is whole only while it is used:
@@ -15,7 +15,7 @@ gradients averaged in fp32, as they are kept; autocast makes the bf16 numbers of
 as it does under DDP. Gathering bf16 would halve the traffic, but would also sum the gradient of the
 head over its chunks in bf16 (test_head_gradient_is_summed_in_fp32).
 
-Every gathering waits for all ranks, so that three things differ from DDP:
+Every gathering (all-gather) waits for all ranks, so three things differ from DDP:
 
     passes     every rank must run equally many, those without gradient as well (`common.py`)
     sampling   by a whole copy on each rank, refreshed weight by weight (`sampling_copy`,
@@ -26,7 +26,7 @@ Every gathering waits for all ranks, so that three things differ from DDP:
 Source: FSDP (arXiv 2304.11277); torch.distributed.fsdp.fully_shard. accelerate's own FSDP plugin is
 not used: it has no CPU, prepares one model only, and reduces gradients in bf16 under autocast.
 
-torch's distributed modules take two seconds to import, so that only a sharded run imports them.
+torch's distributed modules take two seconds to import, so only a sharded run imports them.
 """
 
 from collections.abc import Iterator
