@@ -11,13 +11,11 @@ the group's mean, and lowered if it did worse, until its ratio to the sampling p
 
 As a loop:
 
-    repeat                                                            a step
+    repeat                              a *step* is one rollout, an *update* one optimizer step
         0. give the sampler the policy's weights                               refresh
         1. sample a group for each prompt, and reward it                       collect_rollout
         2. turn rewards into advantages, fix logp_old                          prepare_updates
         3. for each update: the clipped loss over its micro-batches            update
-
-A *step* is one rollout, an *update* one optimizer step.
 
 Four log-probabilities of the same tokens, never to be confused:
 
@@ -32,12 +30,10 @@ Where this departs from the paper, or fills in what it leaves open:
      (DAPO eq. 8 is printed for one prompt).
   3. A rollout is consumed in --updates_per_rollout optimizer steps. With one, every ratio is 1 and
      the clip never acts; the paper's 128 prompts x 8 in batches of 128 completions make 8.
-  4. Dynamic sampling, overlong shaping, masking of truncated completions, Dr. GRPO, truncated
-     importance sampling against the sampler (TIS): built, off.
+  4. Built, off: dynamic sampling, overlong shaping, masked truncations, Dr. GRPO, TIS.
 
 Dimension key: N prompts, G completions per prompt, B = N*G completions, T longest completion. Small
-letters (n, b, t): the same counts in one update or in a micro-batch. `UpdateBatch` counts in N and
-B only what it holds, the groups that have a gradient.
+letters (n, b, t): the same counts in one update or in a micro-batch.
 
     accelerate launch grpo.py                                   the embedded world, 16 steps, 20 s
     accelerate launch grpo.py --model runs/warmup/model         stage 3: another start
@@ -202,8 +198,7 @@ def prepare_updates(rollout: list[RewardedGroup], policies: Policies, accelerato
     """Cut a rollout into updates; compute what depends on the policy that sampled it."""
     size = len(rollout) // cfg.updates_per_rollout
     parts = [rollout[u * size : (u + 1) * size] for u in range(cfg.updates_per_rollout)]
-    return [prepare_update(part, u == 0, policies, accelerator, cfg)
-            for u, part in enumerate(parts)]
+    return [prepare_update(p, u == 0, policies, accelerator, cfg) for u, p in enumerate(parts)]
 
 
 def prepare_update(part: list[RewardedGroup], is_first: bool, policies: Policies, accelerator,
@@ -410,8 +405,7 @@ def main(cfg: Config) -> None:
         if step == 1 or step % cfg.sample_every == 0:
             logp = fixed_logps(policies.trained, [rollout[0].group], accelerator, cfg,
                                cfg.temperature)
-            run.sample(step, partial(sample_record, rollout[0], logp, encoder,
-                                      group_rewards.judge))
+            run.sample(step, partial(sample_record, rollout[0], logp, encoder, group_rewards.judge))
         if run.is_time_to_save(step, cfg.steps):  # also after Ctrl-C
             extra = {"stream": stream.state(), "generator": generator.get_state()}
             run.save_checkpoint(step, policies, encoder, extra)
