@@ -224,3 +224,11 @@ def test_no_response_leaves_its_quotation(response):
 def test_long_block_of_numbers_and_letters_takes_linear_time():
     """No option, and no end: half a second of pattern matching for a megabyte, not minutes."""
     check(EXAMPLES[1], "<answer>" + "1,234B" * 80_000)
+
+
+@pytest.mark.parametrize("sign", ["×", "**", " ** "])
+def test_a_megabyte_of_signs_takes_linear_time(sign):
+    """A power is looked for only where `**` is: each row of a table costs a pass over the text."""
+    yes_or_no = {"question": "Is it?", "answer": "yes", "answer_type": "choice",
+                 "choices": ["yes", "no"]}  # fmt: skip
+    assert check(yes_or_no, "<answer>" + f"\U00089fa1{sign}modelsSw1" * 80_000) == 0.0
