@@ -38,6 +38,7 @@ Dimension key: N pairs, B = 2N responses, chosen before rejected in each pair, T
 """
 
 import hashlib
+import math
 import time
 from dataclasses import dataclass
 
@@ -210,8 +211,8 @@ def reference_logps(policy: Policy, pairs: Pairs, cfg: Config, accelerator, show
     """
     rank, ranks = accelerator.process_index, accelerator.num_processes
     mine = range(rank, len(pairs), ranks)
-    starts = range(0, len(range(0, len(pairs), ranks)), AT_A_TIME)  # as many parts on every rank
-    parts = [mine[i : i + AT_A_TIME] for i in starts]
+    largest_share = math.ceil(len(pairs) / ranks)  # of a rank: all make as many parts
+    parts = [mine[i : i + AT_A_TIME] for i in range(0, largest_share, AT_A_TIME)]
     filler = next(pairs.batches([[0]]))[0]
 
     sums = []

@@ -16,11 +16,10 @@ import argparse
 import json
 import resource
 import time
-from pathlib import Path
 
 import torch
 from roofline import head_weights, layer_weights, synchronize
-from transformers import AutoConfig, GenerationConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import GenerationConfig
 from workloads import EOS_ID, MERGE, PATCH
 
 import dpo_sft
@@ -31,28 +30,23 @@ from harness.plan import work_of
 from harness.ranks import make_accelerator
 from model.images import load_image
 from model.lora import add_adapters
-from model.memory import CONFIGS, Sizes, parts, peak
+from model.memory import Sizes, parts, peak, read_config
 from model.policies import build_policies
-from model.qwen import Policy, mrope_positions
+from model.qwen import Policy, model_class, mrope_positions
 from model.records import Group, Prompt, completion_mask
 from model.sampling import refresh, sample_groups, sampling_dtype
 
 # --- Model and work ------------------------------------------------------------------------------
 
 
-def folder_of(model: str) -> Path:
-    """The folder with the config.json of a folder or hub name."""
-    return Path(model) if (Path(model) / "config.json").is_file() else CONFIGS / Path(model).name
-
-
 def random_stage_policy(cfg, accelerator) -> Policy:
-    """What `common.load_policy` loads, with random weights. Nothing ends a completion."""
-    config = AutoConfig.from_pretrained(folder_of(cfg.model))
+    """What `model.policies.load_policy` loads, with random weights. Nothing ends a completion."""
+    config = read_config(cfg.model)
     torch.manual_seed(cfg.seed)
     dtype = sampling_dtype(accelerator) if cfg.lora_rank else torch.float32
     torch.set_default_dtype(dtype)
     with accelerator.device:
-        vlm = Qwen2_5_VLForConditionalGeneration(config).eval()
+        vlm = model_class(config)(config).eval()
     torch.set_default_dtype(torch.float32)
     vlm.generation_config = GenerationConfig(eos_token_id=EOS_ID, pad_token_id=0)
     vlm.model.visual.requires_grad_(not cfg.freeze_vision)

@@ -55,16 +55,7 @@ class Sizes:
 
         Raises ValueError naming the flag if there is none.
         """
-        folder = Path(name)
-        if not (folder / "config.json").is_file():
-            folder = CONFIGS / folder.name
-        if not (folder / "config.json").is_file():
-            known = ", ".join(sorted(path.parent.name for path in CONFIGS.glob("*/config.json")))
-            raise ValueError(
-                f"{flag} {name}: --plan needs its config.json; give a folder that has one. "
-                f"Known by name: {known}"
-            )
-        config = transformers.AutoConfig.from_pretrained(folder)
+        config = read_config(name, flag)
         with torch.device("meta"):  # the shapes of all weights, and no memory
             vlm = model_class(config)(config)
 
@@ -92,6 +83,23 @@ class Sizes:
     def cache_bytes(self, tokens: int, bytes_each: int) -> int:
         """Keys and values of so many tokens, in all layers."""
         return 2 * tokens * self.layers * self.kv_heads * self.head_dim * bytes_each
+
+
+def read_config(name: str, flag: str = "--model") -> "transformers.PreTrainedConfig":
+    """The config.json of a folder, or of a hub name that `configs/` knows.
+
+    Raises ValueError naming the flag if there is none.
+    """
+    folder = Path(name)
+    if not (folder / "config.json").is_file():
+        folder = CONFIGS / folder.name
+    if not (folder / "config.json").is_file():
+        known = ", ".join(sorted(path.parent.name for path in CONFIGS.glob("*/config.json")))
+        raise ValueError(
+            f"{flag} {name}: --plan needs its config.json; give a folder that has one. "
+            f"Known by name: {known}"
+        )
+    return transformers.AutoConfig.from_pretrained(folder)
 
 
 # --- 2. What a stage does with it --------------------------------------------------------------
