@@ -232,3 +232,10 @@ def test_a_megabyte_of_signs_takes_linear_time(sign):
     yes_or_no = {"question": "Is it?", "answer": "yes", "answer_type": "choice",
                  "choices": ["yes", "no"]}  # fmt: skip
     assert check(yes_or_no, "<answer>" + f"\U00089fa1{sign}modelsSw1" * 80_000) == 0.0
+
+
+@pytest.mark.parametrize("blank", [" ", "\t", "\n", "\u2003"])
+def test_a_megabyte_of_blanks_takes_linear_time(blank):
+    """A search that begins at each blank of a row took a quarter of an hour for one response."""
+    check(EXAMPLES[0], f"4{blank * 1_000_000}x <answer>4</answer>")  # the format is supplied
+    check(EXAMPLES[0], f"<think>4{blank * 1_000_000}4</think><answer>4</answer>")  # ... corrupted
