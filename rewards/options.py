@@ -20,7 +20,7 @@ from rewards.number import read_number, same_number
 from rewards.typesetting import comparable, strip_marks
 
 LETTERS = "ABCDEFGHIJ"
-LETTER = "[A-J]"  # one of them, in a pattern
+LETTER = "(?a:[A-J])"  # one of them, in a pattern; no İ, which IGNORECASE would take for an i
 LONGEST_ENTRY = 400  # characters of an option, or of some texts, where options are listed
 MOST_ENDS = 20  # places where it may end that are looked at
 

@@ -15,6 +15,7 @@ import rewards.expression
 from build_prefs import CORRUPTIONS, supplement
 from rewards import grade, is_in_format
 from rewards.consistency import OUTCOMES, check_consistency
+from rewards.expression import same_expression
 from rewards.judge_prompts import equivalence_question, quote, read_verdict
 from rewards.math_worker import MathVerifier
 
@@ -239,3 +240,18 @@ def test_a_megabyte_of_blanks_takes_linear_time(blank):
     """A search that begins at each blank of a row took a quarter of an hour for one response."""
     check(EXAMPLES[0], f"4{blank * 1_000_000}x <answer>4</answer>")  # the format is supplied
     check(EXAMPLES[0], f"<think>4{blank * 1_000_000}4</think><answer>4</answer>")  # ... corrupted
+
+
+@pytest.mark.parametrize("response", ["İ. ", "İ)", "ı. cat", "(İ) cat B) dog", "The answer is İ."])
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_a_letter_of_another_alphabet_is_no_option(response, example):
+    """IGNORECASE takes a dotted capital I and a dotless i for an i, which `LETTERS` does not."""
+    assert check(example, response) == 0.0
+
+
+@pytest.mark.parametrize("answer, gold", [("\\infty3", "2\\sqrt{2}"), ("\\pi", "-\\infty"),
+                                          ("\\sqrt{3}\\infty\\pi", "\\frac{3}{4}")])
+def test_infinity_is_no_finite_value(answer, gold):
+    """Decided before math-verify, whose verdict here depends on what it was asked before."""
+    assert same_expression(answer, gold) == (False, "only one of them is infinite")
+    assert same_expression(answer, gold + " x")[1] != "only one of them is infinite"
