@@ -7,25 +7,30 @@ One answer through the file, where B is "dog":
     rest "because it barks"                a remark, which does not take B back
     Option("B", "letter with a remark")
 
-What follows the letter decides whether it is meant. `by_letter` asks, in this order:
+What follows the letter decides whether it is meant. These rows are tried in order, with options A
+"cat", B "dog", C "a bird" (a test reads the table):
 
-     1. "B dog"                         B         its own text, right behind the letter
-     2. "Bob"                           none      this is not a letter
-     3. "E"                             none      no option has this letter
-     4. "B. dog"                        B         its own text
-     5. "A. cat B. dog", "B. dog, cat"  none      several options
-     6. "B, C"                          none      several options
-     7. "B", "B, (B)"                   B         nothing else
-     8. "B or the dog"                  none      several options
-     9. "a big dog", "i see it"         none      a word, not option A or I
-    10. any other words, which `by_words` reads:
-        10a. "B. The dog. It barks."   B         its own text, and more
-        10b. "B. The cat"              none      the text of another option
-        10c. "B, 5 cm"                 B         its own value, where B is "5 cm"
-        10d. "B, not C"                B         another letter is excluded
-        10e. "B is wrong"              none      the letter is taken back
-        10f. "B, though (C) fits"      none      several options
-        10g. "B because it barks"      B         a remark
+    by_letter
+         1. "B dog"                            B       its own text, right behind the letter
+         2. "Bob"                              none    this is not a letter
+         3. "E"                                none    no option has this letter
+         4. "B. dog"                           B       its own text
+         5. "A. cat B. dog", "B. dog, cat"     none    several options
+    by_rest
+         6. "B, C", "b, c"                     none    several options
+         7. "B", "B, (B)", "b, b"              B       nothing else
+         8. "B or the dog"                     none    several options
+         9. "a big dog", "i see it"            none    a word, not option A or I
+    by_words
+        10a. "B. The dog. It barks."           B       its own text, and more
+        10b. "B. The cat"                      none    the text of another option
+        10c. "B, 5.0 cm"                       B       its own value, where B is "5 cm"
+    by_remark
+        10d. "B, not C"                        B       another letter is excluded
+        10e. "B is wrong"                      none    the letter is taken back
+        10f. "B, though (C) fits"              none    several options
+        10g. "B because it barks"              B       a remark
+        10h. "B flat"                          none    a name that begins with the letter
 """
 
 import re
@@ -49,6 +54,7 @@ from rewards.options import (
     after_list,
     are_texts,
     by_value,
+    is_text_but_for_articles,
     is_text_of,
     letters_of,
 )
@@ -63,7 +69,7 @@ class Start:
     is_lower     True: it was written "b"
     is_marked    False; True for "(b)", "b." and "option b"
     rest         ", the dog. It barks."
-    clause       ", the dog"               of several sentences only the first is read
+    clause       ", the dog"               the rest up to the end of its first sentence
     words        "the dog"                 the clause without its opening punctuation
     """
 
@@ -140,7 +146,7 @@ def by_rest(start: Start, choices: list[str]) -> Option:
     if start.is_lower and start.letter in "AI" and not start.is_marked:
         return NO_OPTION
 
-    # 10. "B because it barks"
+    # 10a. to 10h.
     return by_words(replace(start, rest=rest), choices)
 
 
@@ -164,9 +170,9 @@ def read_start(text: str) -> Start | None:
 
 
 def without_repetition(letter: str, rest: str) -> str:
-    """What follows the same letter: nothing in `B, (B)`."""
+    """What follows the same letter: nothing in `B, (B)` and in `b, b`."""
     again = ANOTHER.match(rest)
-    while again is not None and again["letter"] == letter:
+    while again is not None and again["letter"].upper() == letter:
         rest = rest[again.end() :]
         again = ANOTHER.match(rest)
     return rest
@@ -178,24 +184,29 @@ def without_repetition(letter: str, rest: str) -> str:
 def by_words(start: Start, choices: list[str]) -> Option:
     """A letter and words. The words must not be the text or the value of another option.
 
-    Only the first clause is read: "B. dog. A cat would meow" names B.
+    The option's text is looked for in the first clause, and in everything that follows, as an
+    option may have several sentences. Values and remarks are read in the first clause only:
+    "B. dog. A cat would meow" names B.
     """
-    # 10a. "B. The dog. It barks."
-    index = LETTERS.index(start.letter)
-    if any(is_text_of(part, index, choices) for part in (start.clause, start.words, start.rest)):
-        return Option(start.letter, BY_LETTER_AND_TEXT)
+    # Articles count at first, as "a book" and "the book" may be two options, and then no more.
+    for is_text in (is_text_of, is_text_but_for_articles):
+        # 10a. "B. The dog. It barks."
+        index = LETTERS.index(start.letter)
+        parts = (start.clause, start.words, start.rest)
+        if any(is_text(part, index, choices) for part in parts):
+            return Option(start.letter, BY_LETTER_AND_TEXT)
 
-    # 10b. "B. The cat"
-    for other in range(len(choices)):
-        if is_text_of(start.words, other, choices) or is_text_of(start.rest, other, choices):
-            return ANOTHER_TEXT
+        # 10b. "B. The cat"
+        for other in range(len(choices)):
+            if is_text(start.words, other, choices) or is_text(start.rest, other, choices):
+                return ANOTHER_TEXT
 
-    # 10c. "B, 5 cm"
+    # 10c. "B, 5.0 cm"
     by_its_value = by_letter_and_value(start.letter, start.words, choices)
     if by_its_value != NO_OPTION:
         return by_its_value
 
-    # 10d. to 10g.
+    # 10d. to 10h.
     return by_remark(start, choices)
 
 
@@ -211,6 +222,7 @@ def by_letter_and_value(letter: str, words: str, choices: list[str]) -> Option:
     """
     index = LETTERS.index(letter)
     value = VALUE_END.split(words, maxsplit=1)[0].strip()
+    # Without known options every letter may be named, and none has a value.
     if index >= len(choices) or not is_value(value) or not is_value(str(choices[index])):
         return NO_OPTION
     if by_value(value, choices).letter == letter:
@@ -246,8 +258,8 @@ def by_remark(start: Start, choices: list[str]) -> Option:
     if others or AND_ANOTHER.search(start.clause):
         return SEVERAL
 
-    # 10g. "B because it barks". Behind a letter without a mark, other words may make it a name:
-    # "B flat" is a note of music.
+    # 10g. "B because it barks"
+    # 10h. Behind a letter without a mark, other words may make it a name: "B flat" is a note.
     is_remark = start.is_marked or REMARK.match(start.rest)
     return with_remark if is_remark else NO_OPTION
 
@@ -269,11 +281,12 @@ START = re.compile(  # a letter that stands first, with its marks
 )
 JOINED = r"(?: \s* (?: [,;&/、和或] | \band\b | \bor\b | \bnor\b | \bboth\b ) )* \s*"  # ", and"
 NOTHING_OR_A_THIRD = (
-    rf"""\s* (?: $ | [.,;&/)] | and\b | or\b | both\b | [(\[]?{LETTER}(?![\w']) )"""
+    rf"""\s* (?: $ | [.,;&/)] | and\b | or\b | both\b | [(\[]?{LETTER}(?![\w'’-]) )"""
 )
-ANOTHER = re.compile(  # one more letter: "and C", ", (C)", "/C"; not the one that begins "and Carl"
-    rf"{JOINED} (?:option\s*)? [(\[]? (?P<letter>{LETTER}) [)\]]? (?={NOTHING_OR_A_THIRD})",
-    re.VERBOSE,
+ANOTHER = re.compile(  # one more letter: "and C", ", (c)", "/C"; not of "and Carl", ", e.g."
+    rf"""{JOINED} (?:option\s*)? (?!e\.g\b|i\.e\b)
+        [(\[]? (?P<letter>{LETTER}) [)\]]? (?={NOTHING_OR_A_THIRD})""",
+    re.IGNORECASE | re.VERBOSE,
 )
 CLAUSE_END = re.compile(r"(?<=[^\d\s])[.;。]\s|\n")
 VALUE_END = re.compile(r"[,;](?=\s)|\b(?:which|because|since|where|as)\b")  # "5, as", "5 because"

@@ -78,6 +78,21 @@ def is_text_of(text: str, index: int, choices: list[str]) -> bool:
     return comparable(text) == comparable(choices[index])
 
 
+def is_text_but_for_articles(text: str, index: int, choices: list[str]) -> bool:
+    """As `is_text_of`, but "the", "a" and "an" in front do not matter on either side.
+
+    >>> is_text_but_for_articles("The bird", 1, ["cat", "a bird"])
+    True
+    """
+    without_articles = [without_article(str(choice)) for choice in choices]
+    return is_text_of(without_article(text), index, without_articles)
+
+
+def without_article(text: str) -> str:
+    """`, the dog` -> `dog`."""
+    return ARTICLE.sub("", text)
+
+
 def by_whole_text(text: str, choices: list[str]) -> Option:
     """The answer is an option's text and nothing else; an article in front does not matter.
 
@@ -86,14 +101,16 @@ def by_whole_text(text: str, choices: list[str]) -> Option:
     >>> by_whole_text("a dog", ["cat", "dog"]).letter, by_whole_text("dogs", ["cat", "dog"]).letter
     ('B', None)
     """
-    without_article = re.sub(r"^(?:the|an?)\s+", "", text, flags=re.IGNORECASE)
-    for words in (text, without_article):
+    for words in (text, without_article(text)):
         same = [i for i in range(len(choices)) if is_text_of(words, i, choices)]
         if re.fullmatch(rf"\W*{LETTER}\W*", words):  # "(E)" is a letter, though an option is "(e)"
             same = [i for i in same if re.search(r"[A-Z]", str(choices[i]))]
         if same:
             return Option(LETTERS[same[0]], BY_TEXT)
     return NO_OPTION
+
+
+ARTICLE = re.compile(r"^[\s:,;.(]*(?:the|an?)\s+(?=\w)", re.IGNORECASE)  # not "a + b"
 
 
 # --- Lists of options ----------------------------------------------------------------------------
@@ -140,15 +157,16 @@ def end_of_own_text(text: str, index: int, choices: list[str]) -> int | None:
 
 
 def are_texts(text: str, choices: list[str]) -> bool:
-    """Are these the texts of several options, and nothing else: "cat or dog"?
+    """Are these the texts of several options, and nothing else: "cat or the dog"?
 
     >>> are_texts("cat or dog", ["cat", "dog"]), are_texts("cat or bird", ["cat", "dog"])
     (True, False)
     """
     if len(text) > LONGEST_ENTRY:
         return False
-    parts = {comparable(part) for part in BETWEEN_TEXTS.split(text)}
-    return len(parts) > 1 and parts <= {comparable(choice) for choice in choices}
+    parts = {comparable(without_article(part)) for part in BETWEEN_TEXTS.split(text)}
+    texts = {comparable(without_article(str(choice))) for choice in choices}
+    return len(parts) > 1 and parts <= texts
 
 
 ENTRY = re.compile(  # "A. ", "(B) ", ", and C: ", "option D - "

@@ -1,13 +1,16 @@
 """When two answers are equal: numbers, units, options, expressions."""
 
+import re
+
 import pytest
 
-from rewards import grade
+from rewards import grade, letters
 from rewards.choice import gold_letter, read_option
 from rewards.digits import words_to_digits
 from rewards.expression import same_expression
 from rewards.lists import list_of
 from rewards.number import read_number, same_number
+from rewards.options import Option
 from rewards.typesetting import TO_LATEX, TYPESETTING, tidy
 from rewards.units import read_unit
 
@@ -120,6 +123,51 @@ CHOSEN = {  # of cat, dog, a bird, fish
 def test_choice_cases(answer, letter):
     """The classic wrong version, `gold in answer`, pays for an answer that lists all letters."""
     assert read_option(answer, ANIMALS).letter == letter
+
+
+HOW = {  # how each row of the table at the top of `letters.py` decides
+    "1": "letter with its text", "2": "no option", "3": "no such letter",
+    "4": "letter with its text", "5": "several options", "6": "several options", "7": "letter",
+    "8": "several options", "9": "no option", "10a": "letter with its text",
+    "10b": "letter and text of different options", "10c": "letter with its value",
+    "10d": "letter with a remark", "10e": "negation", "10f": "several options",
+    "10g": "letter with a remark", "10h": "no option",
+}  # fmt: skip
+ROW = re.compile(r'^ +(\d+[a-h]?)\. ((?:"[^"]+"(?:, )?)+) +(B|none) ', re.MULTILINE)
+ROWS = {number: (answers, letter) for number, answers, letter in ROW.findall(letters.__doc__)}
+
+
+@pytest.mark.parametrize("number", HOW)
+def test_rows_of_letters(number):
+    """The table is the documentation: each of its answers is decided as its row says."""
+    assert ROWS.keys() == HOW.keys()
+    answers, letter = ROWS[number]
+    choices = ["3 cm", "5 cm"] if number == "10c" else ["cat", "dog", "a bird"]
+    for answer in re.findall('"([^"]+)"', answers):
+        option = letters.by_letter(answer, choices)
+        assert option == Option(None if letter == "none" else letter, HOW[number]), answer
+
+
+SMALL_LETTERS = {  # of cat, dog, a bird, fish: a letter written small, and what is no letter
+    "b, c": None, "b,c": None, "B, c": None, "b. c.": None, "b, d": None, "b, b": "B",
+    "B, a dog barks": "B", "B, I think": "B", "B, e.g. a dog": "B", "B, i.e. the dog": "B",
+    "B, a C-shaped one": "B",
+    # articles
+    "C. bird": "C", "C, the bird": "C", "B. a dog": "B", "B. a cat": None, "B. bird": None,
+    "B. the dog or the cat": None,
+}
+
+
+@pytest.mark.parametrize("answer, letter", SMALL_LETTERS.items())
+def test_letters_written_small_and_articles(answer, letter):
+    """The classic wrong version knows other letters by their capitals, and pays for "b, c"."""
+    assert read_option(answer, ANIMALS).letter == letter
+
+
+def test_articles_count_where_options_differ_in_them():
+    """Of "a book" and "the book" each is named by its own words only."""
+    books = ["book", "a book", "the book"]
+    assert [read_option(f"B. {book}", books).letter for book in books] == [None, "B", None]
 
 
 def test_gold_in_answer_is_the_classic_wrong_version():
