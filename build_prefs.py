@@ -110,6 +110,8 @@ def why_unusable(response: Response, example: dict, judge: Judge | None,
     score = grade(example, response.text, judge).score
     if score is None:
         return "could not be graded"
+    if 0.0 < score < 1.0:  # a box
+        return "answer partly right"
     if score != wanted:
         return "wrong answer" if wanted == 1.0 else "right answer"
     return None
@@ -119,7 +121,9 @@ def why_unusable(response: Response, example: dict, judge: Judge | None,
 
 
 def supplement(response: str) -> str | None:
-    """The paper's format supplement: a missing *closing* tag is added. None if more is missing.
+    """The paper's format supplement: a missing *closing* tag is added.
+
+    None if that does not bring the response into the format.
 
     >>> supplement("<think> a <answer> 2 </answer>")
     '<think> a </think> <answer> 2 </answer>'
@@ -170,12 +174,12 @@ def remove_tags(text: str, *tags: str) -> str:
     Trap: collapsing all runs of blanks would take the indentation of lists and code away. Chosen
     keeps it, so white space would be a cue beside the format (test_corruptions_keep_white_space).
     """
-    # Tags, nothing but blanks between them. The search begins at the first blank of a row only:
-    # from each of them it would take hours where a response is a megabyte of blanks.
-    run = rf"(?<![ \t])(?:[ \t]*(?:{'|'.join(tags)}))+[ \t]*"
-    text = re.sub(rf"^{run}(?:\n|\Z)", "", text.strip(), flags=re.MULTILINE)
-    text = re.sub(rf"^{run}|{run}$", "", text, flags=re.MULTILINE)
-    return re.sub(run, " ", text).strip("\n")
+    # Tags in a row, with the blanks before, between and behind. `(?<![ \t])`: a match begins at the
+    # first of several blanks only. To try each would be quadratic in their number.
+    row = rf"(?<![ \t])(?:[ \t]*(?:{'|'.join(tags)}))+[ \t]*"
+    text = re.sub(rf"^{row}(?:\n|\Z)", "", text.strip(), flags=re.MULTILINE)
+    text = re.sub(rf"^{row}|{row}$", "", text, flags=re.MULTILINE)
+    return re.sub(row, " ", text).strip("\n")
 
 
 CORRUPTIONS = {
@@ -183,6 +187,7 @@ CORRUPTIONS = {
     "no answer tags": lambda r: remove_tags(r, "<answer>", "</answer>"),
     "no think tags": lambda r: remove_tags(r, "<think>", "</think>"),
     "think around all": lambda r: remove_tags(r, "<answer>", "</answer>", "</think>") + " </think>",
+    # The word "Answer:" in place of the tags.
     "answer in words": lambda r: remove_tags(r.replace("<answer>", "Answer:"), "</answer>"),
 }
 
@@ -208,7 +213,7 @@ def corrupt(response: str, rng: random.Random) -> tuple[str, str]:
 
 def reject(response: Response, example: dict, judge: Judge | None, rng: random.Random,
            cfg: Config) -> Candidate:
-    """A response as the rejected side of a pair, or why it cannot serve as that side."""
+    """A response as the rejected side of a pair, or why it cannot be that side."""
     reason = why_unusable(response, example, judge, wanted=0.0 if cfg.coupled else 1.0)
     if reason is not None:
         return Candidate(None, reason)
@@ -225,6 +230,8 @@ def sample_responses(policy: Policy, encoder: PromptEncoder, prompts: Prompts, c
 
     What an earlier process of this run has sampled is read from `parts`.
     """
+    # By `side`: with the same numbers, similar models would write the same responses, and with
+    # --source base both sides would be equal.
     generator = torch_generator(cfg.seed, side, accelerator.process_index, accelerator.device)
 
     def sample(some: list[Prompt]) -> list[dict]:
@@ -246,13 +253,14 @@ def sample_responses(policy: Policy, encoder: PromptEncoder, prompts: Prompts, c
 
 def ask_ahead(examples: list[dict], chosen_side: list[list[Response]],
               rejected_side: list[list[Response]], cfg: Config, judge: Judge) -> None:
-    """Ask the judge all that `make_pairs` will ask, at once: one by one, it would take hours.
+    """Ask the judge all that `make_pairs` will ask, in two rounds: one by one, it would take hours.
 
-    First whether answers are right, then whether the reasoning of those that are comes to them.
+        1. is the answer right?
+        2. of the right ones: does the reasoning lead to the answer?
+
+    A round is a dry run of `choose` and `reject`. Only the questions that they ask are kept.
     """
     later = AskLater(judge)  # it notes a question and does not answer it yet
-    # Round 1 notes whether answers are right. Round 2 knows that, and notes, of the right ones,
-    # whether their reasoning comes to them. What `choose` and `reject` return is not used.
     for _ in range(2):
         for example, for_chosen, for_rejected in zip(examples, chosen_side, rejected_side):
             for response in for_chosen:
@@ -352,9 +360,6 @@ def main(cfg: Config) -> None:
     say_what_was_understood(run, encoder, prompts[:LOOKED_AT], examples=examples, judge=judge,
                             judge_is_asked=cfg.verify)
 
-    # Each side draws numbers of its own: with the same ones, similar models would write the same
-    # responses, and with --source base all would be the same. In evaluate.py the same numbers are
-    # right: there, only the models should make a difference.
     chosen_side, rejected_side = respond_chosen(prompts), respond_rejected(prompts)
 
     rng = random_of(cfg.seed, "corruptions", rank)

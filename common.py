@@ -14,8 +14,8 @@ One alignment holds for every per-token tensor of the project: shape (B, T), ent
 token t of completion b. The mask is 1 where such a token exists; a sampled EOS is one.
 
 Dimension key: N prompts, B completions in group order, T longest completion, V vocabulary, D hidden
-width (`model/records.py`); `tokens` is the length of the packed sequence, in `chunked_logps` the
-number of tokens that are scored.
+width (`model/records.py`); `tokens` is the length of the packed sequence, K the number of tokens in
+it that are scored. Small letters: the same of one micro-batch (b, t), of one completion (t,).
 """
 
 import math
@@ -95,7 +95,7 @@ def fixed_logps(
 
     logp_old of GRPO and the reference of DPO: constants that a loss compares with.
 
-    filler   any group, where this rank may have fewer groups than the others, or none
+    filler   any group: a rank that has run out of micro-batches scores it, while others go on
 
     Trap: a sharded policy gathers its weights from all ranks in every pass, also without gradient.
     A rank that stops earlier is missed, and the others wait for ever (test_scoring_does_not_hang).
@@ -109,13 +109,14 @@ def fixed_logps(
     for i in range(num_passes):
         with accelerator.autocast():
             if i < len(batches):
-                logps += list(token_logps(policy, batches[i].groups, temperature).cpu())  # (b, t)
+                logp = token_logps(policy, batches[i].groups, temperature)  # (b, t)
+                logps += list(logp.cpu())
             else:
-                token_logps(policy, smallest(filler or groups[0]))
+                token_logps(policy, filler_pass(filler or groups[0]))
     return padded(logps)  # (B, T)
 
 
-def smallest(filler: Group) -> list[Group]:
+def filler_pass(filler: Group) -> list[Group]:
     """The groups of a filler pass: one completion, so that it is no larger than other passes."""
     return [Group(filler.prompt, filler.completions[:1])]
 
@@ -148,10 +149,10 @@ def score_groups(policy: Policy, groups: list[Group], temperature: float) -> Ten
 
 def packed_positions(prompts, inputs: list[Tensor], prompt_of: list[int]) -> Tensor:
     """(3, tokens) M-RoPE positions: those of every prompt, then those of the inputs."""
-    longest = max(len(i) for i in inputs)
+    longest = max(len(tokens) for tokens in inputs)
     following = next_positions(prompts, longest)  # (N, longest)
 
-    after_prompts = [following[n, : len(i)] for n, i in zip(prompt_of, inputs)]
+    after_prompts = [following[n, : len(tokens)] for n, tokens in zip(prompt_of, inputs)]
     text = torch.cat(after_prompts).expand(3, -1)  # all three axes agree after the prompt
     return torch.cat([*[p.positions for p in prompts], text], dim=1)
 
@@ -176,7 +177,7 @@ def predictor_positions(layout: Layout, completions: list[Tensor], prompt_of: li
 def chunked_logps(
     policy: Policy, hidden: Tensor, targets: Tensor, temperature: float
 ) -> Tensor:
-    """hidden (tokens, D), targets (tokens,) ids -> logp (tokens,).
+    """hidden (K, D), targets (K,) ids -> logp (K,).
 
     At most `max_logits` logits at a time. If there is more than one chunk, none of them is kept:
     the backward pass computes it again.
@@ -210,7 +211,7 @@ class MicroBatch:
     span: slice  # of the first dimension of the step's (B, ...) tensors
 
     def rows_of(self, x: Tensor, like: Tensor) -> Tensor:
-        """x (B, T) of the whole step -> (b, t): the rows of this micro-batch, as `like` is.
+        """x (B, T) of the step -> (b, t): this micro-batch's rows, on the device of `like` (b, t).
 
         Behind column t there is only padding, since no completion of this micro-batch is longer.
         """
@@ -221,8 +222,8 @@ def micro_batches(groups: list[Group], max_tokens: int, split: bool = True) -> l
     """Cut the groups of a step into micro-batches of at most `max_tokens` tokens, where possible.
 
     A prompt counts once per group. Groups keep their order, and every completion is in exactly one
-    micro-batch. With `split`, a group over the limit is cut into parts that share its prompt, down
-    to one completion each: a group need not fit as a whole.
+    micro-batch. With `split`, a group over the limit is halved until it fits, down to a completion
+    each. Every part carries the prompt, which is encoded once per part.
     """
     batches: list[list[Group]] = []
     waiting = list(groups)
@@ -247,7 +248,7 @@ def num_tokens(groups: list[Group]) -> int:
 
 
 def with_spans(batches: list[list[Group]]) -> list[MicroBatch]:
-    """Count through the completions of consecutive batches."""
+    """Give each batch its span: the first has completions 0 to k - 1 of the step, and so on."""
     result = []
     start = 0
     for groups in batches:
@@ -270,7 +271,7 @@ def training_step(
     filler: Group,
     cfg,
 ) -> dict[str, float]:
-    """One optimizer step over all micro-batches of all ranks.
+    """One optimizer step, which GRPO calls an update, over all micro-batches of all ranks.
 
     batches           of this rank; ranks may have different numbers of them, also none
     loss_and_metrics  for a micro-batch: its loss, *summed* over tokens (GRPO) or pairs (DPO), and
@@ -301,7 +302,7 @@ def training_step(
             else:
                 loss, metrics = filler_loss(policies, filler), {}
 
-            # Gradients are averaged over ranks; times the number of ranks, they add up.
+            # DDP and FSDP average gradients over ranks: times their number, it is the sum.
             accelerator.backward(loss / normalizer * accelerator.num_processes)
 
         for name, value in metrics.items():
@@ -324,10 +325,10 @@ def filler_loss(policies: Policies, filler: Group) -> Tensor:
     All ranks run equally many, or the others would wait for ever (test_uneven_ranks_do_not_hang).
     The step's own loss is not computed: if it were infinite, zero times it would be nan.
     """
-    logp = token_logps(policies.trained, smallest(filler))
+    logp = token_logps(policies.trained, filler_pass(filler))
     if policies.reference is not None and is_sharded(policies.reference):
         with torch.no_grad():  # the losses of the others ask their reference, which must be whole
-            token_logps(policies.reference, smallest(filler))
+            token_logps(policies.reference, filler_pass(filler))
     return 0.0 * logp.sum()
 
 
@@ -351,22 +352,22 @@ def step_or_skip(policies: Policies, grad_norm: float, max_skipped: int) -> None
         )
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, step: int, cfg, steps: int) -> float:
+def set_learning_rate(optimizer: torch.optim.Optimizer, step: int, cfg, num_steps: int) -> float:
     """Set the learning rate of a step, counted from 0, and return it.
 
     GRPO counts rollouts: all updates of one share a rate, so that --updates_per_rollout does not
     change the schedule.
     """
-    rate = learning_rate(step, cfg, steps)
+    lr = learning_rate(step, cfg, num_steps)
     for group in optimizer.param_groups:
-        group["lr"] = rate
-    return rate
+        group["lr"] = lr
+    return lr
 
 
-def learning_rate(step: int, cfg, steps: int) -> float:
-    """Linear warm-up, then constant, or cosine down to a tenth. Source: MM-EUREKA."""
-    rate = cfg.lr * min(1.0, (step + 1) / max(1, cfg.warmup_steps))
+def learning_rate(step: int, cfg, num_steps: int) -> float:
+    """Linear warm-up, then constant, or cosine to a tenth at `num_steps`. Source: MM-EUREKA."""
+    lr = cfg.lr * min(1.0, (step + 1) / max(1, cfg.warmup_steps))
     if cfg.schedule == "cosine":
-        done = max(0, step - cfg.warmup_steps) / max(1, steps - cfg.warmup_steps)
-        rate *= 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done))
-    return rate
+        done = max(0, step - cfg.warmup_steps) / max(1, num_steps - cfg.warmup_steps)
+        lr *= 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done))
+    return lr

@@ -16,10 +16,11 @@ loss per response against a loss per token; their ratio is printed after the fir
 
 As a loop:
 
-    score every response once under the start model                           cached_reference
-    shuffle the pairs of each epoch and cut them into steps                   step_order
+    0. score every response once under the start model            cached_reference, in set_up
+    1. shuffle the pairs of each epoch and cut them into steps    step_order
     for each step
-        the hybrid loss over its micro-batches, one optimizer step            update
+        2. take this rank's pairs, encoded                        Pairs.batches
+        3. the hybrid loss over micro-batches, one update         update
 
 Policy and reference both start at the *base* model, not at the model that wrote chosen. Neither the
 reference nor the pairs ever change, so the reference's log-probabilities are computed once, with
@@ -31,7 +32,8 @@ Where this departs from the paper, or fills in what it leaves open:
   3. One epoch, constant learning rate after a warm-up; the paper's plot has 140 steps of 64 pairs,
      one epoch of 9k.
 
-Dimension key: N pairs, B = 2N responses, chosen before rejected in each pair, T longest response.
+Dimension key: N pairs, B = 2N responses, chosen before rejected in each pair, T longest response;
+n: the pairs of one rank's share, or of a micro-batch.
 
     accelerate launch dpo_sft.py --pairs runs/prefs          about 20 seconds on one core
     accelerate launch dpo_sft.py --loss sft ...              ablation: sft or dpo alone
@@ -121,7 +123,8 @@ def dpo_loss(chosen: Tensor, rejected: Tensor, chosen_ref: Tensor, rejected_ref:
     A sum over more tokens moves further for the same change per token, so a longer response has
     more influence. In the pairs of the embedded world chosen has 27 tokens on average, rejected 18.
 
-    The implicit reward of a response is beta (logp - logp_ref); stages 1 and 3 know no such reward.
+    The implicit reward of a response is beta (logp - logp_ref). It is not the reward of stages 1
+    and 3, which grade format and answer.
 
     Only the margin is pushed. Chosen may well become *less* likely, as long as rejected falls
     faster; that is what the SFT term is there to prevent (test_margin_up_chosen_may_fall).
@@ -137,7 +140,7 @@ def dpo_loss(chosen: Tensor, rejected: Tensor, chosen_ref: Tensor, rejected_ref:
 
 
 def sft_loss(logp: Tensor, mask: Tensor) -> Tensor:
-    """(N, T) log-probs of chosen -> (N,) mean negative log-probability a token of each response.
+    """(N, T) log-probs of chosen -> (N,) each response's negative log-probability per token.
 
     Trap: the mean is over the response's own tokens, EOS included, not over the padded width
     (test_sft_term_equals_hf_loss).
@@ -147,7 +150,7 @@ def sft_loss(logp: Tensor, mask: Tensor) -> Tensor:
 
 def hybrid_loss(logp: Tensor, logp_ref: Tensor | None, mask: Tensor,
                 cfg: Config) -> dict[str, Tensor]:
-    """L_DPO + lambda * L_SFT, and what is logged: one entry a pair, (N,) each.
+    """L_DPO + lambda * L_SFT, and what is logged: one entry per pair, (N,) each.
 
     logp, mask  (2N, T), chosen, rejected, chosen, ...; for SFT alone (N, T), chosen
     logp_ref    (N, 2) summed, chosen and rejected; None for SFT alone
@@ -210,13 +213,13 @@ def reference_logps(policy: Policy, pairs: Pairs, cfg: Config, accelerator, show
     Each rank scores its share of the N pairs, and all ranks get all of them.
     """
     rank, ranks = accelerator.process_index, accelerator.num_processes
-    mine = range(rank, len(pairs), ranks)
-    largest_share = math.ceil(len(pairs) / ranks)  # of a rank: all make as many parts
-    parts = [mine[i : i + AT_A_TIME] for i in range(0, largest_share, AT_A_TIME)]
+    share = range(rank, len(pairs), ranks)
+    largest_share = math.ceil(len(pairs) / ranks)  # of a rank: all make as many chunks
+    chunks = [share[i : i + AT_A_TIME] for i in range(0, largest_share, AT_A_TIME)]
     filler = next(pairs.batches([[0]]))[0]
 
     sums = []
-    for groups in progress(pairs.batches(parts), "reference log-probs", show, len(parts)):
+    for groups in progress(pairs.batches(chunks), "reference log-probs", show, len(chunks)):
         logp = fixed_logps(policy, groups, accelerator, cfg, filler=filler)  # (2n, T)
         sums.append(logp.sum(-1).view(-1, 2))  # (n, 2) chosen, rejected
 
@@ -238,8 +241,8 @@ def reference_key(policy: Policy, pairs: Pairs, accelerator) -> str:
             digests[name] = hashlib.sha256(as_bytes(weight)).hexdigest()
     of_all = [pair for of_rank in gather_objects(digests, accelerator) for pair in of_rank.items()]
 
-    parts = [str(accelerator.mixed_precision), pairs.digest, str(sorted(of_all))]
-    return hashlib.sha256("/".join(parts).encode()).hexdigest()
+    depends_on = [str(accelerator.mixed_precision), pairs.digest, str(sorted(of_all))]
+    return hashlib.sha256("/".join(depends_on).encode()).hexdigest()
 
 
 def as_bytes(tensor: Tensor) -> bytes:
@@ -264,7 +267,8 @@ def update(groups: list[Group], logp_ref: Tensor | None, filler: Group, policies
 
         micro_ref = None
         if logp_ref is not None:
-            pair_span = slice(micro.span.start // 2, micro.span.stop // 2)  # two responses a pair
+            # The span counts responses, two for each pair.
+            pair_span = slice(micro.span.start // 2, micro.span.stop // 2)
             micro_ref = logp_ref[pair_span].to(logp.device)  # (n, 2)
 
         terms = hybrid_loss(logp, micro_ref, mask, cfg)
@@ -312,7 +316,7 @@ def set_up(cfg: Config) -> tuple:
     if cfg.shard:
         shard(base)
 
-    # The reference is the base model as it is now: it is scored before anything is trained.
+    # 0. The reference is the base model as it is now: it scores before anything is trained.
     with adapters_off(base):
         logp_ref = cached_reference(base, pairs, cfg, accelerator, run)
 
@@ -330,24 +334,28 @@ def main(cfg: Config) -> None:
     accelerator = run.accelerator
     rank, ranks = accelerator.process_index, accelerator.num_processes
 
-    pairs_of_step = step_order(len(pairs), cfg)
-    steps = len(pairs_of_step)
+    # 1. Shuffle and cut into steps: for each, the indices of its pairs.
+    all_steps = step_order(len(pairs), cfg)
+    steps = len(all_steps)
     run.say(f"{len(pairs)} pairs in {steps} steps of {cfg.batch_pairs}, "
             f"loss {cfg.loss}, {ranks} process(es), {run.folder}")
 
-    # This rank's pairs of each step. Sorted, so that similar lengths share a micro-batch.
-    mine = [sorted(step[rank::ranks], key=lambda i: pairs.lengths[i]) for step in pairs_of_step]
-    encoded = pairs.batches(mine[run.start_step :])  # the groups of one step after the other
+    # This rank's share of each step. Sorted, so that similar lengths share a micro-batch.
+    shares = [sorted(pair_indices[rank::ranks], key=lambda i: pairs.lengths[i])
+              for pair_indices in all_steps]
+    encoded = pairs.batches(shares[run.start_step :])  # the groups of one step after the other
     filler = next(pairs.batches([[0]]))[0]
 
     for step in range(run.start_step + 1, steps + 1):
         began = time.perf_counter()
-        rate = set_learning_rate(policies.optimizer, step - 1, cfg, steps)
+        lr = set_learning_rate(policies.optimizer, step - 1, cfg, steps)
+        # 2. Take this rank's pairs, encoded, and what the reference gave them.
         groups = next(encoded)
-        step_ref = None if logp_ref is None else logp_ref[mine[step - 1]]  # (n, 2)
+        step_ref = None if logp_ref is None else logp_ref[shares[step - 1]]  # (n, 2)
+        # 3. The hybrid loss over micro-batches, one update.
         sums = update(groups, step_ref, filler, policies, accelerator, cfg)
 
-        metrics = {**summarize(sums, len(groups), accelerator), "lr": rate,
+        metrics = {**summarize(sums, len(groups), accelerator), "lr": lr,
                    "step_s": time.perf_counter() - began}
         run.log(step, steps, metrics)
         if step == 1 and cfg.loss == "hybrid":

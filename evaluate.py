@@ -1,27 +1,29 @@
 """Measure any of the models: accuracy, format, generalisation, pass@k, branching.
 
     examples, by set       held out from training
-      -> records           each model answers every set        measure
+      -> records           each model answers every set        model_records
                            completions.jsonl, a line each: response, extracted answer, gold, score
       -> report            rates with intervals, a table       summarize
 
-The report comes from the file of records only. `--rescore FILE` prints its table again, the
-responses graded anew: by repaired rules, or against a gold answer that was edited in the file.
+The table comes from the file of records only; the GF curves are measured beside it. `--rescore
+FILE` prints the table again, the responses graded anew: by repaired rules, or against a gold answer
+that was edited in the file.
 `--benchmark NAME` asks a public benchmark and grades by its authors' rule, never by the training
 reward (see scoring/); `--score FILE --benchmark NAME` does so with responses made elsewhere.
 
     format      share of responses in exactly the format that was asked for
-    accuracy    share of right answers; sampled at temperature 1 as in training, and greedy
+    accuracy    share of right answers; sampled (at --temperature, 1 as in training), and greedy
     shuffled    accuracy when each question is shown with another question's image: what a model
                 earns without looking
     OOD         format and accuracy on formats, wordings, looks and tasks that stages 1 to 3 never
                 had
     pass@k      chance that at least one of k samples is right, unbiased: 1 - C(n-c, k) / C(n, k)
-    branching   tokens in the 0.95 nucleus at a sampled step, on average (arXiv 2508.07534)
-    GF          generalisation factor over a run's checkpoints (SPECS section 3.1):
-                (1 + b^2) G_ID G_OOD / (b^2 G_ID + G_OOD), G = rate now - rate at start, b = 2,
-                which counts the gain OOD for more than that on ID;
-                the rate is format in the world, accuracy on the sets of --gf_id and --gf_ood
+    branching   size of the 0.95 nucleus, averaged over the sampled tokens: how many tokens were
+                likely there (arXiv 2508.07534)
+    GF          generalisation factor at a checkpoint of a run (SPECS section 3.1), with b = 2:
+                    (1 + b^2) G_ID G_OOD / (b^2 G_ID + G_OOD),    G = rate now - rate at start
+                b > 1 weighs the gain on OOD more. The rate is format in the embedded world,
+                accuracy on the sets of --gf_id and --gf_ood.
 
 Where this departs from the paper, or fills in what it leaves open:
   1. GF is 0 where a gain is not positive: an F-measure has no meaning there. Each OOD format is
@@ -119,7 +121,7 @@ class Config(settings.Columns, settings.Benchmark, settings.Generalization, sett
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """Chance that k <= n of n samples, drawn without replacement, have one of the c right ones.
+    """Chance that at least one of k samples is right, drawn without replacement from n, c right.
 
     Trap: 1 - (1 - c/n)^k is biased, too low (test_pass_at_k_unbiased).
     Source: Codex (arXiv 2107.03374) eq. 1.
@@ -137,7 +139,7 @@ def nucleus_size(logits: Tensor, p: float = 0.95) -> Tensor:
 def generalization_factor(gain_id: float, gain_ood: float, beta: float = 2.0) -> float:
     """F-beta of the two gains, ID as precision and OOD as recall: beta = 2 favours OOD.
 
-    0 where a gain is not positive. Source: SPECS section 3.1.
+    Source: SPECS section 3.1. That it is 0 where a gain is not positive is ours.
     """
     if gain_id <= 0 or gain_ood <= 0:
         return 0.0
@@ -175,7 +177,7 @@ def list_measurements(cfg: Config, sets: list[str], rank: int, world_size: int
         *[Measurement(name, "sampled", cfg.temperature) for name in others],
     ]
     if cfg.pass_items:
-        share = len(range(rank, cfg.pass_items, world_size))  # of these questions, this rank's
+        share = len(range(rank, cfg.pass_items, world_size))  # questions are dealt out to ranks
         measurements.append(
             Measurement("id", "pass", cfg.temperature, cfg.pass_samples, max_prompts=share))
     return measurements
@@ -188,7 +190,7 @@ class Evaluator:
     cfg: Config
     run: Run
     judge: Judge | None
-    parts: Parts
+    parts: Parts  # finished pieces of sampling, which --resume reads back
 
     def open_model(self, folder: str, flag_name: str) -> tuple[Policy, PromptEncoder]:
         """A model in the dtype that samples. An error names the flag that named the folder."""
@@ -201,18 +203,19 @@ class Evaluator:
                          measurement: Measurement, model_name: str) -> list[dict]:
         """One record per response to this rank's prompts.
 
-        Every model draws the same random numbers (common random numbers), which lowers the noise of
-        a difference between models; each set, mode and rank has numbers of its own.
+        Every model starts from the same state of the generator, so that a model gives the same
+        records under any name; each set, mode and rank has a state of its own. As soon as two
+        models' completions differ in length, the numbers they draw differ too.
         """
         cfg, accelerator = self.cfg, self.run.accelerator
         purpose = f"{measurement.set_name} {measurement.mode}"
         generator = torch_generator(
             cfg.seed, purpose, accelerator.process_index, accelerator.device)
 
-        def one_part(some: list[Prompt]) -> list[dict]:
+        def sample_chunk(chunk: list[Prompt]) -> list[dict]:
             with accelerator.autocast():
                 groups = sample_groups(
-                    policy, some, measurement.samples, max_new_tokens=cfg.max_new_tokens,
+                    policy, chunk, measurement.samples, max_new_tokens=cfg.max_new_tokens,
                     temperature=measurement.temperature, generator=generator,
                     sample_batch=cfg.sample_batch, compile_decode=cfg.compile_decode,
                     logits_stat=nucleus_size if measurement.branching else None)
@@ -222,7 +225,7 @@ class Evaluator:
 
         prompts_at_a_time = max(1, cfg.sample_batch // measurement.samples)
         return self.parts.each(f"{model_name}: {purpose}", prompts.first(measurement.max_prompts),
-                               prompts_at_a_time, one_part, generator)
+                               prompts_at_a_time, sample_chunk, generator)
 
 
 def grade_groups(groups: list[SampledGroup], encoder: PromptEncoder, eos_ids: list[int],
@@ -245,7 +248,7 @@ def grade_groups(groups: list[SampledGroup], encoder: PromptEncoder, eos_ids: li
     return records
 
 
-def measure(name: str, folder: str, encoded: EncodedSets, evaluator: Evaluator) -> list[dict]:
+def model_records(name: str, folder: str, encoded: EncodedSets, evaluator: Evaluator) -> list[dict]:
     """The records of one model, over this rank's prompts of each set."""
     run, cfg = evaluator.run, evaluator.cfg
     policy, encoder = evaluator.open_model(folder, "--models")
@@ -295,17 +298,20 @@ def summarize(records: list[dict]) -> dict:
 
 
 def mean_pass_at_k(records: list[dict]) -> dict[str, dict]:
-    """pass@k for every k up to 64: the mean over the questions with at least k scored samples."""
-    is_right = defaultdict(list)  # id of a question -> of each of its samples that has a score
+    """pass@k for k = 1, 2, 4, ... 64: the mean over the questions with at least k scored samples.
+
+    Where scores are missing, a larger k is a mean over fewer questions, so the curve may fall.
+    """
+    verdicts = defaultdict(list)  # id of a question -> is it right?, for each scored sample
     for record in records:
         if record["score"] is not None:
-            is_right[record["id"]].append(record["score"] == 1.0)
+            verdicts[record["id"]].append(record["score"] == 1.0)
 
     rates = {}
     for k in (1, 2, 4, 8, 16, 32, 64):
-        enough = [right for right in is_right.values() if len(right) >= k]
+        enough = [rights for rights in verdicts.values() if len(rights) >= k]
         if enough:
-            chances = [pass_at_k(n=len(right), c=sum(right), k=k) for right in enough]
+            chances = [pass_at_k(n=len(rights), c=sum(rights), k=k) for rights in enough]
             low, high = bootstrap(chances)
             rates[str(k)] = {"mean": sum(chances) / len(enough), "low": low, "high": high}
     return rates
@@ -349,8 +355,8 @@ def gf_curve(rates: dict[int, dict[str, float]], beta: float = 2.0) -> list[dict
     return curve
 
 
-def measure_rates(name: str, folder: Path, encoded: EncodedSets, evaluator: Evaluator
-                  ) -> dict[str, float]:
+def checkpoint_rates(name: str, folder: Path, encoded: EncodedSets, evaluator: Evaluator
+                     ) -> dict[str, float]:
     """The rate of each set for the model of one checkpoint, over the shares of all ranks."""
     key = "score" if evaluator.cfg.gf_id else "in_format"
     policy, encoder = evaluator.open_model(str(folder), "--gf_runs")
@@ -376,7 +382,8 @@ def measure_gf(evaluator: Evaluator) -> dict[str, list[dict]]:
     for run_name, run_folder in run_folders.items():
         rates = {}
         for step, folder in checkpoints(Path(run_folder), "--gf_runs"):
-            rates[step] = measure_rates(f"{run_folder} step {step}", folder, encoded, evaluator)
+            name = f"{run_folder} step {step}"
+            rates[step] = checkpoint_rates(name, folder, encoded, evaluator)
         curves[run_name] = gf_curve(rates, cfg.gf_beta)
     return curves
 
@@ -415,7 +422,7 @@ def evaluate(cfg: Config) -> None:
     if run.writes:
         file.write_text("")  # made anew from what is in `parts`
     for name, folder in split_names(cfg.models, "--models").items():
-        append_records(file, measure(name, folder, encoded, evaluator), run)
+        append_records(file, model_records(name, folder, encoded, evaluator), run)
     if judge is not None:
         run.warn(f"the judge: {take_counts(judge)}")
     curves = measure_gf(evaluator)

@@ -2,7 +2,7 @@
 
 For each prompt q, sample G completions o_1..o_G from the current policy, reward each, and compare
 it with its own group. A token's log-probability is then raised if its completion did better than
-the group's mean, and lowered if it did worse, until its ratio to the sampling policy leaves a band:
+the group's mean, and lowered if it did worse, until its ratio to the old policy leaves a band:
 
     A_i     = (R_i - mean(R)) / (std(R) + 1e-6)                    one advantage per completion
     r_it    = exp(logp_it - logp_old_it)                           one ratio per token
@@ -20,8 +20,8 @@ As a loop:
 Four log-probabilities of the same tokens, never to be confused:
 
     logp            of the policy that is being trained
-    logp_old        of the same weights before the first update on a rollout
-    logp_sampler    as the sampler drew them, by other kernels or in bf16: for --tis and `gap` only
+    logp_old        of the old policy: the trained one as it was before this rollout's first update
+    logp_sampler    of the same weights in the sampler, by other kernels or in bf16; --tis, `gap`
     logp_ref        of the frozen start model, for the KL term only: not loaded if --kl_beta is 0
 
 Where this departs from the paper, or fills in what it leaves open:
@@ -36,11 +36,11 @@ Dimension key: N prompts, G completions per prompt, B = N*G completions, T longe
 letters (n, b, t): the same counts in one update or in a micro-batch.
 
     accelerate launch grpo.py                                   the embedded world, 16 steps, 20 s
-    accelerate launch grpo.py --model runs/warmup/model         stage 3: another start
+    accelerate launch grpo.py --model runs/warmup/model         stage 3
     accelerate launch --config_file configs/one_gpu.yaml grpo.py @configs/grpo_3b.args
 """
 
-from collections import Counter
+from collections import defaultdict
 from dataclasses import dataclass
 from functools import partial
 
@@ -87,12 +87,12 @@ class Config(settings.Data, settings.Sampling, settings.Training, settings.Judge
     lora_merge: bool = flag(True, "with --lora_rank a copy with the adapters merged in samples; "
                             "--no_lora_merge: base and adapters do, slower, where no copy fits")
     dynamic_sampling: bool = flag(False, "draw again for groups all right or all wrong; DAPO")
-    max_draws: int = flag(10, "rollouts that --dynamic_sampling may draw for one step; verl")
+    max_draws: int = flag(10, "batches of prompts that --dynamic_sampling may use for a step; verl")
     # reward and advantage
     reward_weights: str = flag("format=0.5,accuracy=1", "NAME=WEIGHT,...; 1 if not named; paper")
     overlong_buffer: int = flag(0, "tokens before the limit with a penalty, 0: off; DAPO: 4096")
     mask_truncated: bool = flag(False, "leave completions without EOS out of the loss; DAPO")
-    dr_grpo: bool = flag(False, "no division by std, constant normaliser; arXiv 2503.20783")
+    dr_grpo: bool = flag(False, "no division by std, constant normalizer; arXiv 2503.20783")
     # loss
     clip_low: float = flag(0.2, "no gradient below ratio 1 - this, at negative advantage; DAPO")
     clip_high: float = flag(0.28, "no gradient above ratio 1 + this, at positive advantage; DAPO")
@@ -157,7 +157,7 @@ def group_advantages(rewards: Tensor, divide_by_std: bool = True, eps: float = 1
                    hard prompts more weight
     returns        (N, G); exactly 0 for a group of equal rewards
 
-    std divides by G - 1 (Bessel's correction): one success in four is 0.5, not 0.433.
+    std divides by G - 1 (Bessel's correction): of the rewards 1, 0, 0, 0 it is 0.5, not 0.433.
 
     >>> group_advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.1, 0.1, 0.1, 0.1]]), eps=0.0)
     tensor([[ 1.5000, -0.5000, -0.5000, -0.5000],
@@ -173,8 +173,8 @@ def group_advantages(rewards: Tensor, divide_by_std: bool = True, eps: float = 1
         advantages = advantages / (variance.sqrt() + eps)
 
     # Trap: whether all are equal is decided by comparing rewards, not by std > 0. In fp32 the mean
-    # of eight 0.1 is not quite 0.1; that rounding error, divided by its own std, would become an
-    # advantage of almost 1 (test_equal_rewards_zero_advantage).
+    # of eight 1.3 is off by 1e-7. Divided by its own std + 1e-6, that rounding error would be an
+    # advantage of -0.1, and with a smaller eps almost -1 (test_equal_rewards_zero_advantage).
     lowest = rewards.masked_fill(~known, float("inf")).amin(-1, keepdim=True)  # (N, 1)
     highest = rewards.masked_fill(~known, float("-inf")).amax(-1, keepdim=True)  # (N, 1)
     return torch.where((lowest < highest) & known, advantages, 0.0)
@@ -182,13 +182,13 @@ def group_advantages(rewards: Tensor, divide_by_std: bool = True, eps: float = 1
 
 @dataclass(frozen=True)
 class UpdateBatch:
-    """What one update learns from, this rank's share: the groups with a gradient."""
+    """What one update learns from, this rank's share: the b completions with a gradient."""
 
     groups: list[Group]
-    advantages: Tensor  # (B,)
-    mask: Tensor  # (B, T) 1 where a token counts in the loss
-    logp_sampler: Tensor  # (B, T) what the sampler gave its tokens
-    logp_old: Tensor | None  # (B, T); None in the first update, where it equals logp
+    advantages: Tensor  # (b,)
+    mask: Tensor  # (b, t) 1 where a token counts in the loss; t: their longest, or more
+    logp_sampler: Tensor  # (b, t) what the sampler gave its tokens
+    logp_old: Tensor | None  # (b, t); None in the first update, where it equals logp
     loss_tokens: float  # this rank's part of M; groups without a gradient count too
     filler: Group  # any group, for the passes of a rank that has fewer than the others
 
@@ -213,8 +213,8 @@ def prepare_update(part: list[RewardedGroup], is_first: bool, policies: Policies
     mask = completion_mask([rewarded.group for rewarded in part])  # (n * G, T)
     mask = mask.unflatten(0, in_loss.shape) * in_loss[..., None]  # (n, G, T)
 
-    # M counts the tokens of every group. The more groups have no gradient, the smaller is the
-    # gradient of this update beside those of others; dynamic sampling avoids that.
+    # M counts every token in the loss, also of groups whose advantages are all 0. The more there
+    # are, the smaller is this update's gradient beside those of others; dynamic sampling avoids it.
     loss_tokens = in_loss.numel() * cfg.max_new_tokens if cfg.dr_grpo else float(mask.sum())
 
     # The gradient of a group of equal rewards is exactly 0, unless the KL term pulls on it: such a
@@ -256,7 +256,7 @@ def policy_loss(logp: Tensor, logp_old: Tensor, advantages: Tensor, mask: Tensor
     advantages      (B,)
     mask            (B, T); not used here, kept so that a variant such as GSPO changes a few lines
     returns         `loss`, `ratio`, `clipped`, (B, T) each; unmasked and not reduced: the caller
-                    sums over the mask and divides by the tokens of the step
+                    sums over the mask and divides by M
 
     On which side the gradient stops depends on the sign of the advantage:
 
@@ -265,8 +265,8 @@ def policy_loss(logp: Tensor, logp_old: Tensor, advantages: Tensor, mask: Tensor
         A < 0         stopped                  gradient          gradient
 
     At ratio 1 the loss of a token is -A. If all completions are equally long, these add up to 0,
-    but their gradients do not: a healthy first update prints a loss of 0, or below 0 if the better
-    completions are longer (test_zero_loss_nonzero_gradient).
+    but their gradients do not: a healthy first update has a loss of 0; below 0 if the better
+    completions are longer, above 0 if they are shorter (test_zero_loss_nonzero_gradient).
 
     Source: PPO eq. 7, with DAPO's two bounds (eq. 10). The upper one is higher for the sake of rare
     tokens: with 0.2, a token of p = 0.01 is no longer pushed once it has reached 0.012.
@@ -380,7 +380,7 @@ def main(cfg: Config) -> None:
     accelerator = run.accelerator
 
     for step in range(run.start_step + 1, cfg.steps + 1):
-        rate = set_learning_rate(policies.optimizer, step - 1, cfg, cfg.steps)
+        lr = set_learning_rate(policies.optimizer, step - 1, cfg, cfg.steps)
         refresh(policies.sampler, policies.bare)  # 0. Give the sampler the policy's weights.
         reward_groups = group_rewards.at(step / cfg.steps)
         evaluation = held_out.accuracy(step, policies.sampler, reward_groups, accelerator, cfg)
@@ -390,16 +390,17 @@ def main(cfg: Config) -> None:
             # 1. Sample a group for each prompt, and reward it.
             rollout = collect_rollout(policies.sampler, stream, reward_groups, generator, sampling,
                                       accelerator, cfg)
-            # 2. Freeze everything that depends on the policy that sampled.
+            # 2. Turn rewards into advantages, fix logp_old.
             batches = prepare_updates(rollout, policies, accelerator, cfg)
-            # 3. Optimise.
-            sums = Counter()
+            # 3. For each update: the clipped loss over its micro-batches, one optimizer step.
+            sums = defaultdict(float)
             for batch in batches:
-                sums.update(update(batch, policies, accelerator, cfg))  # Counter.update adds
+                for name, value in update(batch, policies, accelerator, cfg).items():
+                    sums[name] += value
 
         counts = {"skipped_examples": stream.skipped, **take_counts(group_rewards.judge)}
         run.log(step, cfg.steps, {
-            **summarize(rollout, sums, counts, accelerator, cfg), **evaluation, "lr": rate,
+            **summarize(rollout, sums, counts, accelerator, cfg), **evaluation, "lr": lr,
             "gen%": 100 * sampling.seconds / working.seconds, "step_s": working.seconds})
         # All ranks score a group, though one writes it: --shard needs all of them for a pass.
         if step == 1 or step % cfg.sample_every == 0:

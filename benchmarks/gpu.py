@@ -167,7 +167,7 @@ def peak_of(name: str) -> float | None:
     """Dense bf16 operations a second of a card, by its name, as the plan has them."""
     for known, device in DEVICES.items():
         if known.removeprefix("rtx") in name.lower().replace(" ", ""):
-            return device.flops
+            return device.flops_per_second
     return None
 
 

@@ -3,7 +3,8 @@
     memory   every part of it on one GPU, from `model/memory.py`, and whether it fits
     time     from the bytes that must be read and the operations that must be done. Left out:
              attention's products of queries and keys, which grow with length squared, the vision
-             tower, and the prompts' pass before sampling
+             tower, and the prompts' pass before sampling. Counted too much: an embedding table that
+             is not the head's (7 % of the 7B), and the head on prompt tokens
 
 It needs the model's config.json and no weights. Prompts and completions are as long as the flags
 allow. What no arithmetic shows (fragmentation, CUDA's own gigabyte, the buffers of NCCL) is left to
@@ -14,7 +15,7 @@ import math
 import re
 from dataclasses import dataclass
 
-from model.memory import ALWAYS, FP32, Part, Sizes, Work, parts, peak
+from model.memory import ALWAYS, FP32, PHASES, Part, Sizes, Work, parts, peak
 from model.qwen import max_logits
 
 GB = 1e9
@@ -31,7 +32,7 @@ class Device:
     """One GPU."""
 
     memory_bytes: float
-    flops: float  # dense bf16 operations a second
+    flops_per_second: float  # dense, bf16
     bytes_per_second: float
 
 
@@ -47,32 +48,37 @@ DEVICES = {
 
 # --- 2. Host memory, and time ------------------------------------------------------------------
 
-PATCH_BYTES = 4 * 3 * 2 * 14 * 14  # fp32 pixels of one patch of 14 x 14, two frames
+PATCH = 14 * 14  # pixels
 PATCHES_PER_TOKEN = 4
-PROCESS = 4 * GB  # Python, PyTorch and CUDA; ours: 1 GB measured without CUDA, and room for it
+BYTES_PER_PATCH = FP32 * 3 * 2 * PATCH  # three colours, and each picture twice, as two frames
+PROCESS_BYTES = 4 * GB  # Python, PyTorch, CUDA; ours: 1 GB measured without CUDA, and room for it
+KEPT_BYTES = 2 * 2**30  # pixels that stages 2a, 2b and evaluate.py keep to use again: `lazily.Room`
 
 
 def host_bytes(sizes: Sizes, work: Work, prompts: int) -> float:
     """Main memory of one process with so many prompts, each with as large an image as fits."""
-    image = work.image_tokens * (PATCHES_PER_TOKEN * PATCH_BYTES + FP32 * sizes.hidden)
-    return PROCESS + prompts * image
+    image = work.image_tokens * (PATCHES_PER_TOKEN * BYTES_PER_PATCH + FP32 * sizes.hidden)
+    return PROCESS_BYTES + prompts * image
 
 
 def sampling_seconds(sizes: Sizes, work: Work, device: Device) -> float:
     """To sample --max_new_tokens for --sample_batch sequences.
 
-    Decoding is bound by memory bandwidth: each token reads all text weights once, and the cache:
-    all prompts, and half of the completions on average.
+    Decoding is bound by memory bandwidth. Each step gives one token to every sequence, and reads
+    all text weights once, and the cache: all prompts, and half of the completions on average.
     """
     bytes_each = work.bytes_each
     slots = work.sequences * (work.prompt_tokens + work.completion_tokens / 2)
     text_weights = bytes_each * (sizes.weights - sizes.vision)
-    per_token = text_weights + sizes.cache_bytes(slots, bytes_each)
-    return work.completion_tokens * per_token / device.bytes_per_second
+    bytes_per_step = text_weights + sizes.cache_bytes(slots, bytes_each)
+    return work.completion_tokens * bytes_per_step / device.bytes_per_second
 
 
-def completions_of_a_pass(work: Work) -> tuple[int, int]:
-    """(prompts, completions) of a micro-batch of longest groups: whole groups where they fit."""
+def typical_micro_batch(work: Work) -> tuple[int, int]:
+    """(prompts, completions) of a micro-batch of longest groups: whole groups where they fit.
+
+    For time. Memory counts with the fullest micro-batch, `Work.completions_per_pass`.
+    """
     group_tokens = work.prompt_tokens + work.group_size * work.completion_tokens
     groups = work.pass_tokens // group_tokens
     if groups:
@@ -82,10 +88,10 @@ def completions_of_a_pass(work: Work) -> tuple[int, int]:
 
 def pass_seconds(sizes: Sizes, work: Work, device: Device) -> float:
     """Forward and backward of one micro-batch."""
-    prompts, completions = completions_of_a_pass(work)
+    prompts, completions = typical_micro_batch(work)
     tokens = prompts * work.prompt_tokens + completions * work.completion_tokens
-    operations = work.operations * (sizes.weights - sizes.vision) * tokens
-    return operations / (HFU * device.flops)
+    flops = work.flops_per_weight_and_token * (sizes.weights - sizes.vision) * tokens
+    return flops / (HFU * device.flops_per_second)
 
 
 # --- 3. From the settings of a stage to a page of text -----------------------------------------
@@ -99,13 +105,16 @@ def work_of(cfg, device_name: str, ranks: int) -> Work:
     """
     bf16 = cfg.precision == "bf16" or (cfg.precision == "auto" and device_name != "cpu")
     is_pairs = hasattr(cfg, "max_response_tokens")
+    group_size = getattr(cfg, "group_size", getattr(cfg, "samples", 1))
+    if is_pairs:
+        group_size = 1 if cfg.loss == "sft" else 2  # SFT alone takes chosen
     sequences = getattr(cfg, "sample_batch", 0)
     if hasattr(cfg, "prompts_per_step"):  # no more than this rank's share of a rollout
         sequences = min(sequences, cfg.prompts_per_step * cfg.group_size // ranks)
     completion_tokens = cfg.max_response_tokens if is_pairs else cfg.max_new_tokens
     image_tokens = cfg.max_prompt_tokens
     if cfg.max_pixels:
-        image_tokens = min(image_tokens, cfg.max_pixels // (PATCHES_PER_TOKEN * 14 * 14))
+        image_tokens = min(image_tokens, cfg.max_pixels // (PATCHES_PER_TOKEN * PATCH))
     return Work(
         trains=hasattr(cfg, "lr"),
         bf16=bf16,
@@ -114,9 +123,9 @@ def work_of(cfg, device_name: str, ranks: int) -> Work:
         completion_tokens=completion_tokens,
         image_tokens=image_tokens,
         sequences=sequences,
-        group_size=2 if is_pairs else getattr(cfg, "group_size", getattr(cfg, "samples", 1)),
+        group_size=group_size,
         pass_tokens=getattr(cfg, "max_tokens_per_micro_batch", 0),
-        never_split=2 if is_pairs else 1,
+        never_split=group_size if is_pairs else 1,
         freeze_vision=getattr(cfg, "freeze_vision", True),
         checkpointing=getattr(cfg, "gradient_checkpointing", False),
         reference=getattr(cfg, "kl_beta", 0.0) > 0,
@@ -161,7 +170,7 @@ def memory_table(all_parts: list[Part], device: Device) -> list[str]:
     """A line for each part, its bytes under each phase in which it is there, and the verdict."""
     # Only the phases in which this stage has something that is not there always.
     phases = []
-    for phase in ALWAYS:
+    for phase in PHASES:
         if any(phase in part.phases for part in all_parts if part.phases != ALWAYS):
             phases.append(phase)
     unit, unit_name = (GB, "GB") if peak(all_parts) > GB else (GB / 1e3, "MB")
@@ -193,7 +202,11 @@ def memory_table(all_parts: list[Part], device: Device) -> list[str]:
 def how_long(cfg, sizes: Sizes, work: Work, device: Device) -> list[str]:
     """Work and time of a rollout or of a step at full lengths, and the memory of the host."""
     # Encoded prompts in main memory: those of a batch, and of the next one, on its way.
-    prompts = 2 * max(1, work.sequences // work.group_size)
+    if work.sequences:
+        batch = max(1, work.sequences // work.group_size)
+    else:
+        batch = math.ceil(cfg.batch_pairs / work.ranks)
+    prompts = 2 * batch
     if hasattr(cfg, "prompts_per_step"):
         lines = rollout_time(cfg, sizes, work, device)
         prompts = max(prompts, cfg.prompts_per_step // work.ranks)
@@ -202,12 +215,13 @@ def how_long(cfg, sizes: Sizes, work: Work, device: Device) -> list[str]:
         per_second = tokens / sampling_seconds(sizes, work, device)
         lines = [f"sampling: {per_second:,.0f} tokens a second at full length, by bandwidth"]
     else:
-        pairs = work.ranks * completions_of_a_pass(work)[1] / 2
+        pairs = work.ranks * typical_micro_batch(work)[1] / work.never_split
         per_second = pairs / pass_seconds(sizes, work, device)
         lines = [f"training: {per_second:.2f} pairs a second of the longest kind, {HFU:.0%} of "
                  f"the peak; {cfg.batch_pairs} make a step"]  # fmt: skip
 
-    host = work.ranks * host_bytes(sizes, work, prompts)
+    kept = 0 if hasattr(cfg, "prompts_per_step") else KEPT_BYTES  # GRPO meets a prompt once
+    host = work.ranks * (host_bytes(sizes, work, prompts) + kept)
     return [*lines, f"memory of the host: {host / GB:.0f} GB for {work.ranks} process(es)"]
 
 
@@ -215,15 +229,16 @@ def rollout_time(cfg, sizes: Sizes, work: Work, device: Device) -> list[str]:
     """How much a rollout of GRPO is, and how long it takes at full length."""
     completions = cfg.prompts_per_step * cfg.group_size
     batches = math.ceil(completions / (work.ranks * work.sequences))
-    passes = math.ceil(completions / (work.ranks * completions_of_a_pass(work)[1]))
+    passes = math.ceil(completions / (work.ranks * typical_micro_batch(work)[1]))
 
     sampling = batches * sampling_seconds(sizes, work, device)
     training = passes * pass_seconds(sizes, work, device)
     updates = cfg.updates_per_rollout
-    # Forward passes without gradient, of 2 operations each: logp_old in all updates but the first,
-    # and logp_ref in all of them if there is a KL term.
-    forwards = (updates - 1) / updates + (1 if cfg.kl_beta > 0 else 0)
-    training *= 1 + forwards * 2 / work.operations
+    # Passes without gradient, 2 operations a weight and token: logp_old in all updates but the
+    # first, and logp_ref in all of them if there is a KL term.
+    scoring_passes = (updates - 1) / updates + (1 if cfg.kl_beta > 0 else 0)
+    scoring = scoring_passes * 2 / work.flops_per_weight_and_token  # relative to training
+    training *= 1 + scoring
     return [
         f"a rollout: {completions} completions of at most {work.completion_tokens:,} tokens, "
         f"{updates} optimizer steps",

@@ -5,8 +5,8 @@
 
 Two purposes, or two ranks, never share their numbers by accident. Where numbers are shared on
 purpose, the purpose says so: all ranks must agree on the order of the data (no rank is given), and
-all models of a comparison draw with the same numbers (the model is not part of the purpose), so
-that a difference between them is not luck.
+all models of a comparison start from the same state (the model is not part of the purpose), so that
+one model under two names gives one result.
 """
 
 import hashlib

@@ -9,8 +9,9 @@ are updated. What is needed is the sum in the fullest of five phases. With --sha
 keeps 1/R of what is trained, and beside it, while weights are updated, what is gathered for use
 (`sharding.py`).
 
-Lengths are the limits of the flags, so this is the worst batch. The arithmetic is compared with the
-live tensors of a small model's passes on a CPU, without images, to 10 %
+A *pass* is the forward and backward of one micro-batch. Lengths are the limits of the flags, so
+this is the worst batch. The arithmetic is compared with the live tensors of a small model's passes
+on a CPU, without images, to 10 %
 (test_update_is_as_planned, test_sampling_is_as_planned, test_a_sharded_update_is_as_planned).
 """
 
@@ -114,10 +115,10 @@ class Work:
     ranks: int
     prompt_tokens: int  # of the longest prompt
     completion_tokens: int  # of the longest completion
-    image_tokens: int = 0  # of its images, at most
+    image_tokens: int = 0  # the most image tokens in a prompt
     sequences: int = 0  # decoded at the same time; 0: this stage does not sample
     group_size: int = 1  # completions that share a prompt: G, or the 2 of a pair
-    pass_tokens: int = 0  # of a micro-batch
+    pass_tokens: int = 0  # limit of a micro-batch, --max_tokens_per_micro_batch
     never_split: int = 1  # completions that must be in one micro-batch: 2 for a pair
     freeze_vision: bool = True
     checkpointing: bool = False
@@ -130,7 +131,7 @@ class Work:
 
     @property
     def bytes_each(self) -> int:
-        """Of activations and of the cache."""
+        """Bytes of one number in the activations and in the cache."""
         return BF16 if self.bf16 else FP32
 
     @property
@@ -149,15 +150,15 @@ class Work:
 
     @property
     def tokens_per_pass(self) -> int:
-        """Of that micro-batch. Nothing is predicted from the last token of a completion."""
+        """Tokens of that micro-batch. From a completion's last token nothing is predicted."""
         return self.prompt_tokens + self.completions_per_pass * (self.completion_tokens - 1)
 
     @property
-    def operations(self) -> int:
-        """For each weight and token of an update, in floating point.
+    def flops_per_weight_and_token(self) -> int:
+        """Floating-point operations of an update, for each weight and each token.
 
-        2 forward, 2 for the gradient of what goes in, 2 for that of the weight if it is trained;
-        gradient checkpointing goes forward once more.
+        2 in the forward pass, 2 for the input's gradient, 2 for the weight's gradient if it is
+        trained, and 2 more if checkpointing repeats the forward pass: 6 or 8, with LoRA 4 or 6.
         """
         return 2 + 2 + (0 if self.lora_rank else 2) + (2 if self.checkpointing else 0)
 
@@ -168,8 +169,9 @@ class Work:
 # last tokens are sampled. Updating: the backward pass is in the head, in a decoder layer, or at its
 # end, where a sharded model averages the gradients of its root.
 PREFILL, LAST_TOKEN, HEAD, LAYER, ROOT = "prefill", "last token", "head", "layer", "root"
-UPDATE = (HEAD, LAYER)
-ALWAYS = (PREFILL, LAST_TOKEN, HEAD, LAYER, ROOT)
+BACKWARD = (HEAD, LAYER)  # activations are there; by ROOT they are gone
+PHASES = (PREFILL, LAST_TOKEN, HEAD, LAYER, ROOT)
+ALWAYS = PHASES
 
 PASS_FLAGS = ("--max_tokens_per_micro_batch", "--max_response_tokens")  # a smaller micro-batch
 
@@ -198,7 +200,7 @@ def parts(sizes: Sizes, work: Work) -> list[Part]:
 
 def peak(all_parts: list[Part]) -> float:
     """The most bytes in any phase."""
-    return max(sum(p.bytes for p in all_parts if phase in p.phases) for phase in ALWAYS)
+    return max(sum(p.bytes for p in all_parts if phase in p.phases) for phase in PHASES)
 
 
 def weight_parts(sizes: Sizes, work: Work) -> list[Part]:
@@ -213,9 +215,9 @@ def weight_parts(sizes: Sizes, work: Work) -> list[Part]:
     shards = work.ranks if work.shard else 1
     # Alone or sharded, a process frees its gradients after each step; DDP keeps the buckets that
     # hold them.
-    gradients, smaller_by = UPDATE, ()
+    gradients, smaller_by = BACKWARD, ()
     if work.shard:
-        gradients = (*UPDATE, ROOT)
+        gradients = (*BACKWARD, ROOT)
     elif work.ranks > 1:
         gradients, smaller_by = ALWAYS, ("--shard",)
 
@@ -242,7 +244,7 @@ def lora_parts(sizes: Sizes, work: Work) -> list[Part]:
     bytes_each = work.bytes_each
     shapes = [sizes.linears[name] for name in target_names(work.lora_targets, sizes.linears)]
     adapters = sizes.layers * sum(work.lora_rank * (out + inner) for out, inner in shapes)
-    gradients = ALWAYS if work.ranks > 1 else UPDATE
+    gradients = ALWAYS if work.ranks > 1 else BACKWARD
 
     kept = [
         Part("weights, frozen", bytes_each * sizes.weights, ALWAYS),
@@ -269,7 +271,7 @@ def gathered_parts(sizes: Sizes, work: Work) -> list[Part]:
     if not work.freeze_vision:
         root += sizes.vision
     return [
-        Part("root, gathered", FP32 * root, (*UPDATE, ROOT)),
+        Part("root, gathered", FP32 * root, (*BACKWARD, ROOT)),
         Part("last layer, on its way", layer, (HEAD,)),
         Part("this layer and the next, gathered", 2 * layer, (LAYER,)),
         Part("gradient of a layer, whole", layer, (LAYER,)),
@@ -311,9 +313,9 @@ def update_parts(sizes: Sizes, work: Work) -> list[Part]:
     tokens = work.tokens_per_pass
 
     in_layer = layer_bytes(sizes, work)
-    kept, recomputed = sizes.layers * in_layer, 0.0
+    activations, recomputed = sizes.layers * in_layer, 0.0
     if work.checkpointing:  # the input of each layer, and one layer computed again
-        kept, recomputed = sizes.layers * FP32 * tokens * sizes.hidden, in_layer
+        activations, recomputed = sizes.layers * FP32 * tokens * sizes.hidden, in_layer
 
     # With tied embeddings the head's gradient waits until the embedding table adds its part.
     waiting = FP32 * head_weights if sizes.tied and not work.lora_rank else 0
@@ -322,7 +324,7 @@ def update_parts(sizes: Sizes, work: Work) -> list[Part]:
     gradients = tokens * (2 * bytes_each * sizes.intermediate + 2 * FP32 * sizes.hidden)
 
     return [
-        Part("activations of a micro-batch", kept + mask_bytes(work), UPDATE,
+        Part("activations of a micro-batch", activations + mask_bytes(work), BACKWARD,
              () if work.checkpointing else ("--gradient_checkpointing",)),
         Part("one layer, computed again", recomputed, (LAYER,), PASS_FLAGS),
         Part("gradients inside a layer", gradients, (LAYER,), PASS_FLAGS),
@@ -343,16 +345,25 @@ def head_bytes(head_weights: int, in_chunks: bool, work: Work) -> float:
     """
     if work.lora_rank:
         return 0
-    needed = FP32 * head_weights
+    needed = FP32 * head_weights  # this chunk's gradient
     if in_chunks:
-        needed += FP32 * head_weights
+        needed += FP32 * head_weights  # the sum of the earlier chunks
         if work.bf16:
-            needed += 2 * BF16 * head_weights
+            needed += 2 * BF16 * head_weights  # the weights, and this chunk's gradient
     return needed
 
 
 def layer_bytes(sizes: Sizes, work: Work) -> float:
-    """What one decoder layer keeps for the backward pass."""
+    """What one decoder layer keeps for the backward pass.
+
+        norms              4 x (tokens, D), with LoRA 2                  fp32
+        linears, inputs    6 x (tokens, D) in bf16, 3 in fp32
+        MLP                4 x (tokens, intermediate)
+        queries, outputs   2 x (tokens, query_width)
+        keys, values       2 x (keys_seen, query_width), repeated to all query heads, and
+                           2 x (prompt_tokens, key_width), those of the prompt itself
+        weights            a bf16 copy of the layer under autocast, with LoRA none
+    """
     bytes_each = work.bytes_each
     tokens = work.tokens_per_pass
     query_width = sizes.heads * sizes.head_dim  # of all heads
@@ -360,8 +371,7 @@ def layer_bytes(sizes: Sizes, work: Work) -> float:
     # Keys that the completions attend to, each to those of its prompt as well.
     keys_seen = work.completions_per_pass * (work.prompt_tokens + work.completion_tokens - 1)
 
-    # Two norms keep their input, and the input divided by its size, which only the gradient of
-    # their weights needs: four tensors of width D, or two.
+    # Two RMS norms. Each keeps its input and, if its weight is trained, the normalised input too.
     norms = (2 if work.lora_rank else 4) * FP32 * tokens * sizes.hidden
     # Inputs of linears. Autocast casts anew for q, k, v, o, gate and up; in fp32 q, k and v share
     # one input, and gate and up another.
@@ -371,8 +381,8 @@ def layer_bytes(sizes: Sizes, work: Work) -> float:
 
     queries_and_outputs = 2 * bytes_each * tokens * query_width
     # Keys and values that completions see, repeated to all query heads; those of the prompt itself.
-    own_keys = work.prompt_tokens * key_width
-    keys_and_values = 2 * bytes_each * (keys_seen * query_width + own_keys)
+    own = work.prompt_tokens
+    keys_and_values = 2 * bytes_each * (keys_seen * query_width + own * key_width)
 
     casts = BF16 * sizes.layer_weights if work.bf16 else 0  # the layer's weights, in bf16
     adapters = 0

@@ -3,7 +3,8 @@
     load_policy       from --model or the last checkpoint, with adapters if --lora_rank asks
     build_policies    the sampler's copy, the frozen reference, the optimizer; sharded or under DDP
 
-Which of these exist, and in which dtype, is decided here alone: no stage asks about the machine.
+Which of these exist, and in which dtype, is decided here alone: neither grpo.py nor dpo_sft.py asks
+about the machine.
 """
 
 import copy
@@ -36,8 +37,8 @@ class Policies:
 def load_policy(cfg, checkpoint: str | None, accelerator) -> tuple[Policy, PromptEncoder]:
     """The policy that a stage trains, from its last checkpoint, or from --model if that is None.
 
-    With --lora_rank the frozen base is --model all the same, in the dtype that the run computes in;
-    a checkpoint adds the adapters.
+    With --lora_rank the frozen base always comes from --model, in the dtype that the run computes
+    in; a checkpoint holds the adapters only.
     """
     has_adapters = cfg.lora_rank > 0
     folder = cfg.model if has_adapters or checkpoint is None else checkpoint
@@ -70,10 +71,10 @@ def build_policies(
     With --shard, policy and reference are sharded (`sharding.py`), and DDP wraps nothing.
 
     samples  the stage samples while it trains. What then draws the tokens:
-                 fp32                the policy itself
-                 mixed precision     a bf16 copy
-                 --shard             a whole copy on each rank
-                 --lora_rank         a copy with merged adapters; --no_lora_merge: the policy
+                 --lora_rank      a copy with merged adapters; with --no_lora_merge the policy
+                 else --shard     a whole copy on each rank, in bf16 if the run computes in it
+                 else bf16        a bf16 copy
+                 else             the policy itself
     kl_beta  above 0 a frozen reference is needed; with adapters it is the policy itself, whose
              adapters are off while it is scored
     resumed  `policy` comes from a checkpoint, so the reference is loaded from --model
@@ -87,7 +88,7 @@ def build_policies(
     if not samples:
         needs_copy = False
     elif has_adapters:
-        needs_copy = cfg.lora_merge  # one without adapters is faster
+        needs_copy = cfg.lora_merge  # a merged copy runs no adapters: faster
     else:
         needs_copy = cfg.shard or dtype == torch.bfloat16  # a whole one, or a bf16 one
     sampler = policy
@@ -107,10 +108,10 @@ def build_policies(
         lr=cfg.lr,
         betas=betas,
         weight_decay=cfg.weight_decay,
-        # On a GPU AdamW's default copies all parameters once more while it steps.
+        # On a GPU AdamW's default needs room for all parameters once more while it steps.
         fused=accelerator.device.type == "cuda",
     )
-    # `evaluation_mode` leaves DDP away: a sharded policy reduces its gradients itself.
+    # `evaluation_mode` leaves out DDP alone: a sharded policy reduces its gradients itself.
     trained = accelerator.prepare_model(policy, evaluation_mode=cfg.shard)
     optimizer = accelerator.prepare_optimizer(optimizer)
     return Policies(trained, accelerator.unwrap_model(trained), sampler, optimizer, reference)

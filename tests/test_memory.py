@@ -15,7 +15,7 @@ import evaluate
 import grpo
 from common import token_logps
 from conftest import LiveBytes, fresh_policy
-from harness.plan import completions_of_a_pass, parse_device, plan, work_of
+from harness.plan import parse_device, plan, typical_micro_batch, work_of
 from model.lora import add_adapters
 from model.memory import ALWAYS, HEAD, LAST_TOKEN, LAYER, PREFILL, Sizes, Work, parts, peak
 from model.qwen import Policy
@@ -260,12 +260,30 @@ def test_a_pass_holds_whole_groups():
     rollout has.
     """
     pairs = Work(True, True, 1, 3000, 1024, group_size=2, pass_tokens=16384, never_split=2)
-    assert completions_of_a_pass(pairs) == (3, 6)
+    assert typical_micro_batch(pairs) == (3, 6)
     assert pairs.completions_per_pass == 13, "beside one prompt: the bound for memory"
 
     group = Work(True, True, 1, 3000, 1024, group_size=8, pass_tokens=8192)
-    assert completions_of_a_pass(group) == (1, 5)
+    assert typical_micro_batch(group) == (1, 5)
     assert work_of(grpo.Config(sample_batch=512), "cpu", ranks=2).sequences == 16 * 8 // 2
+
+
+def test_sft_alone_passes_one_response_a_pair():
+    """Half of the completions, so twice the pairs a second, and a smaller micro-batch."""
+    both = work_of(dpo_sft.Config(), "h100", ranks=1)
+    alone = work_of(dpo_sft.Config(loss="sft"), "h100", ranks=1)
+    assert (both.never_split, alone.never_split) == (2, 1)
+    assert alone.completions_per_pass <= both.completions_per_pass
+
+
+def test_the_host_keeps_the_pairs_of_two_steps():
+    """Wrong before: counted as sampled sequences, which this stage has none of: one pair."""
+    host = []
+    for pairs in ("64", "128"):
+        flags = ["@configs/dpo_sft_3b.args", "--plan", "h100", "--batch_pairs", pairs]
+        text = plan(dpo_sft.parse_cli(dpo_sft.Config, "", flags))
+        host.append(int(re.search(r"memory of the host: (\d+) GB", text)[1]))
+    assert host[1] > host[0] > 6, "Python and CUDA, and the pixels that are kept"
 
 
 def test_a_reference_takes_time():
