@@ -4,13 +4,14 @@ r"""The number that a text begins with, if nothing behind it makes it another nu
 percent sign belongs to it: "12%", "12 percent". The rest is then asked, in this order:
 
     step                                example                       result
-    1. another number, which changes    "12 or 13", "12% or 13%"      not one number
+    1. what changes it                  "12 or 13", "12% or 13%"      not one number
     2. a percent sign                   "12%", "12 percent of it"     12%
     3. something new begins             "12, as we saw"               12
     4. no word                          "12!"                         not one number
     5. a word, then a second quantity   "5 feet 3 inches"             not one number
+       or 1. again, behind the word     "12 cm or 13"                 not one number
     6. a unit                           "12 cm, as we saw"            12 cm
-    7. a letter or a word of scale      "12x", "12 k", "12 dozen"     not one number
+    7. a letter or no counted thing     "12x", "12 k", "12 dozen"     not one number
     8. what is counted                  "12 balls"                    12
 
 Words such as "million" are gone before: `words_to_digits` has made 12000000 of "12 million".
@@ -26,8 +27,10 @@ from rewards.unit_names import NO_UNITS
 from rewards.units import read_unit
 
 
-def leading_number(text: str) -> Reading:
+def leading_number(text: str, question: str = "") -> Reading:
     """The number that a text begins with, with its unit. NEXT if it does not begin with a number.
+
+    question    "3 quarters" is 3 where it counts quarters, else three times 1/4
 
     >>> leading_number("x = 12 cm, as we saw").answer, leading_number("twelve balls").answer
     ('12 cm', '12')
@@ -59,16 +62,21 @@ def leading_number(text: str) -> Reading:
     if BEGINS_ANEW.match(rest):
         return Reading(number)
     # 4. to 8.
-    return with_unit(number, rest)
+    return with_unit(number, rest, question)
 
 
-# Words of NO_UNITS that change a number only if another number follows: "12 and 13". CHANGES_IT has
-# looked for that before, so that "12 and then" is 12.
+# "and" and "to" change a number only if another number follows ("12 and 13"), which CHANGES_IT has
+# already refused. What is left, "12 and then", is 12.
 JOINING = {"and", "to"}
-SCALE_WORDS = NO_UNITS - JOINING
+# Groups and parts: "12 tens" are 120, and one tenth is not 1. A question may count them.
+GROUPS_AND_PARTS = set(
+    "tens dozens halves thirds quarters fourth fourths fifth fifths sixth sixths seventh sevenths "
+    "eighth eighths ninth ninths tenth tenths hundredth hundredths thousandth thousandths".split()
+)
+NOT_COUNTED = NO_UNITS - JOINING | GROUPS_AND_PARTS  # "12 dozen", "12 is", "12 plus"
 
 
-def with_unit(number: str, rest: str) -> Reading:
+def with_unit(number: str, rest: str, question: str = "") -> Reading:
     """`12` and ` cm, as we saw` -> `12 cm`. A noun that is counted is left out: `12` and ` balls`.
 
     >>> with_unit("12", " m/s"), with_unit("12", " balls")
@@ -77,15 +85,21 @@ def with_unit(number: str, rest: str) -> Reading:
     ('not one number', 'not one number')
     >>> with_unit("12", " k").refused, with_unit("12", "y").refused
     ('not one number', 'not one number')
+    >>> asked = "How many quarters?"
+    >>> with_unit("3", " quarters").refused, with_unit("3", " quarters", asked).answer
+    ('not one number', '3')
     """
     # 4. "12!"
     unit = UNIT.match(rest)
     if unit is None:
         return NOT_ONE_NUMBER
 
-    # 5. "5 feet 3 inches"; and 1. once more, behind the word: "12 cm or 13"
+    # 5. "5 feet 3 inches"
     behind = rest[unit.end() :]
-    if SECOND_QUANTITY.match(behind) or CHANGES_IT.match(behind):
+    if SECOND_QUANTITY.match(behind):
+        return NOT_ONE_NUMBER
+    # 5., or 1. again, behind the word: "12 cm or 13"
+    if CHANGES_IT.match(behind):
         return NOT_ONE_NUMBER
 
     # 6. "12 cm"
@@ -94,9 +108,8 @@ def with_unit(number: str, rest: str) -> Reading:
 
     # 7. "12y" and "12 dozen"
     word = unit["word"]
-    is_letter = len(word) == 1
-    is_scale_word = word.lower() in SCALE_WORDS
-    if (is_letter or is_scale_word) and read_unit(word) is None:
+    may_change_it = len(word) == 1 or word.lower() in NOT_COUNTED
+    if may_change_it and read_unit(word, question) is None:
         return NOT_ONE_NUMBER
 
     # 8. "12 balls"
@@ -112,13 +125,20 @@ LEADING = re.compile(  # "12", "$12", "x = 12"
     rf"(?:{LABEL_IN_FRONT})?(?P<number>(?:-?\s*[$€£]\s*)?{NUMBER})"
 )
 PERCENT = re.compile(r"\s*(?:%|per[ ]?cent\b)", re.IGNORECASE)
+ORDINAL = r"(?:third|(?:four|fif|six|seven|eigh|nin|ten|n)th)"
 CHANGES_IT = re.compile(
-    r"""\s*[,;/-]\s*[$(]?[\d\\]                             # 12, 13
+    rf"""\s*[,;/-]\s*[$(]?[\d\\]                             # 12, 13
       | :\d                                                  # 12:30
       | \s*,?\s*(?:or|and|to|by|plus|minus|times|over)\s+
-        (?:\w+\s+){0,2}[-$€£]?\d                            # 12 or 13, 12 and then 13
+        (?:\w+\s+){{0,2}}[-$€£]?\d                          # 12 or 13, 12 and then 13
       | \s*,?\s*and\s+a\s                                    # 12 and a half
-      | \s*(?:more|less|fewer)\s+than\s+\d                   # 12 more than 3
+      | \s*(?:more|less|fewer)\s+than\s+(?:an?\s+)?
+        (?: \d | [b-z]\b | (?:dozen|half|twice)\b )          # 12 more than 3, less than a dozen
+      | \s*to\s+the\s+
+        (?: [a-z]\b(?![\s-]axis) | (?:[\w-]+\s+)?power\b     # 2 to the n, not to the x-axis
+          | {ORDINAL}\s*(?:[.,;)]|$) )                       # 2 to the third, not to the third line
+      | \s*per\s+\d                                          # 12 per 3
+      | \s*\(?\s*\\?[bp]?mod(?:ulo)?\b                       # 12 (mod 5), 12 \pmod 5
     """,
     re.VERBOSE,
 )

@@ -118,7 +118,7 @@ def refuse_negation_unless_sentence(piece: Piece) -> Reading:
 
 def try_leading_number(piece: Piece) -> Reading:
     """The number that the piece begins with; refused if it is not one number (`leading.py`)."""
-    return leading_number(piece.text)
+    return leading_number(piece.text, piece.question)
 
 
 def refuse_words(piece: Piece) -> Reading:
