@@ -82,7 +82,9 @@ def same_expression(answer: str, gold: str, question: str = "") -> tuple[bool | 
 
 
 def may_end_in_a_unit(gold: str, question: str) -> bool:
-    r"""May the last letter of a gold be a unit? Yes, unless the question uses it as a name.
+    r"""May the last letter of a gold be a unit?
+
+    Yes, if there is a question and it does not use the letter as a name.
 
     A permission only: "2x" gets it too, and `split_unit` finds that x is no unit.
 
@@ -134,6 +136,7 @@ def mismatch_of_kind(answer: str, gold: str) -> str | None:
     if len(answer_values) != len(gold_values):  # "1, 2" for 2
         return f"{len(answer_values)} values, not {len(gold_values)}"
 
+    # In order, so that an equation and a value in another order ("3, x + y = 1") are refused.
     for answer_value, gold_value in zip(answer_values, gold_values):
         if is_bare_equation(gold_value) and not EQUALS.search(answer_value):  # 2x+4y for 2x+4y = 3
             return "half of an equation"
@@ -167,7 +170,7 @@ def is_constant(text: str) -> bool:
 
 
 def is_bare_equation(text: str) -> bool:
-    """An equation that does not just name a value: 2x + 4y = 3, but not x = 5.
+    """An equation with letters on the left, which are no mere name: 2x + 4y = 3, but not x = 5.
 
     >>> is_bare_equation("2x + 4y = 3"), is_bare_equation("x = 5"), is_bare_equation("2 + 3 = 5")
     (True, False, False)
@@ -181,7 +184,7 @@ def is_bare_equation(text: str) -> bool:
 
 
 def is_name(side: str) -> bool:
-    r"""What an answer is called: letters, with no operation and no number among them.
+    r"""What an answer is called: letters, with no operation and no number except an argument.
 
     A quotient of names is a name too, as it is often asked for: "AB/CD = 3" states the value 3.
 
@@ -189,10 +192,12 @@ def is_name(side: str) -> bool:
     (True, True, True, True)
     >>> is_name("AB/CD"), is_name("y/x"), is_bare_equation("y/x = 3")
     (True, True, False)
+    >>> is_name("f(2)"), is_name("2(3)")
+    (True, False)
     >>> is_name("2x"), is_name("x+y"), is_name("7")
     (False, False, False)
     """
-    side = LATEX_IN_A_NAME.sub("", side)
+    side = NO_PART_OF_A_NAME.sub("", side)
     return has_letters(side) and OPERATION_OR_NUMBER.search(side) is None
 
 
@@ -215,7 +220,7 @@ def is_value(text: str) -> bool:
 
 
 def words_of(text: str) -> set[str]:
-    r"""The plain words of a text, without LaTeX commands, functions and labels in capitals.
+    r"""The words of three letters or more, but for LaTeX commands, functions, labels in capitals.
 
     >>> sorted(words_of(r"\frac{1}{2} of the \sin ABC")), words_of("sin x and cos y")
     (['the'], set())
@@ -230,14 +235,16 @@ def has_letters(text: str) -> bool:
     return re.search(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", text)) is not None
 
 
-MATH_WORDS = set(  # letters in a row that are mathematics
+MATH_WORDS = set(  # words of an expression: functions, and the "and" of "x = 1 and y = 2"
     "sin cos tan cot sec csc arcsin arccos arctan log ln exp lim max min gcd lcm sqrt mod det "
     "and infty".split()
 )
 LATEX_COMMAND = re.compile(  # "\frac", "\begin{array}{cc}"
     r"\\(?:begin|end)\s*\{\w+\}(?:\{[clr|]+\})?|\\[A-Za-z]+"
 )
-LATEX_IN_A_NAME = re.compile(  # the index of "x_1" or "x_{12}", the commands of "\angle ABC"
-    r"_\s*(?:\{[^{}]*\}|\w)|\\(?:frac|left|right|angle|triangle|overline|widehat|mathrm)"
+NO_PART_OF_A_NAME = re.compile(  # what is taken out before letters and numbers are looked for
+    r"_\s*(?:\{[^{}]*\}|\w)"  # the index of "x_1" or "x_{12}"
+    r"|(?<=[A-Za-z'])\(-?\d[\d., ]*\)"  # the argument of "f(2)"
+    r"|\\(?:frac|left|right|angle|triangle|overline|widehat|mathrm)"  # "\angle ABC"
 )
 OPERATION_OR_NUMBER = re.compile(r"[-+*^<>\d√]|\\(?:sqrt|cdot|times)")

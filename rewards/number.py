@@ -209,6 +209,7 @@ LABEL = re.compile(  # the name of what is asked for; its parts may repeat: "\an
     r"|(?:angle|triangle|length|area|perimeter|volume|radius|total)\b"  # area
     r"|[A-Za-z]{1,3}(?![A-Za-z])"  # x, AB
     r"|[A-Z]+(?![a-z])"  # ABCD
+    r"|(?<=[A-Za-z'′])\(-?\d[\d., ]*\)"  # the argument of "f(2)"
     r"|[∠△°αβγθφλμω(){}'′,\s]"  # ∠, f(x), x'
     r"|_\{?\d*\}?"  # x_1
     r"|\\[{}]"

@@ -9,7 +9,8 @@ One unit through the file:
 A unit is a product of known names with powers. Counted things are accepted and ignored: in
 "12 apples" the unit is "", if the question speaks of apples.
 
-Everything else makes a number another number: 4x, 4\pi, 4! and 4 million are not 4.
+For anything else `read_unit` returns None, and the caller refuses the number: 4x, 4\pi, 4! and
+4 million are not 4.
 """
 
 import re
@@ -49,7 +50,7 @@ def read_unit(text: str, question: str = "") -> str | None:
     for pattern, replacement in WRITTEN_POWERS:
         text = pattern.sub(replacement, text)
     powers = read_factors(text)
-    if powers is None or is_magnitude_of_money(powers):
+    if powers is None or multiplies_money(powers):
         return None
 
     multiplied = [
@@ -107,10 +108,10 @@ def split_factors(text: str) -> list[tuple[str, int]] | None:
     return factors
 
 
-def is_magnitude_of_money(powers: dict[str, int]) -> bool:
-    """Money times another unit is no unit: 12 $ m means 12 million. Divided by one, it is: 12 $/h.
+def multiplies_money(powers: dict[str, int]) -> bool:
+    """Is it money times another unit? Then it is no unit: 12 $ m means 12 million. 12 $/h is one.
 
-    >>> is_magnitude_of_money({"$": 1, "m": 1}), is_magnitude_of_money({"$": 1, "h": -1})
+    >>> multiplies_money({"$": 1, "m": 1}), multiplies_money({"$": 1, "h": -1})
     (True, False)
     """
     has_money = any(name in MONEY for name in powers)
@@ -121,10 +122,10 @@ WRITTEN_POWERS = [  # other ways to write a power: "square cm" is "cm^2"
     (re.compile("²"), "^2"),
     (re.compile("³"), "^3"),
     (re.compile(r"平方(千米|厘米|米)"), r"\1^2"),
-    (re.compile(r"\b(?:square|sq\.?) (?!units?\b)([a-z]+)"), r"\1^2"),
-    (re.compile(r"\b(?:cubic|cu\.?) ([a-z]+)"), r"\1^3"),
-    (re.compile(r"\b([a-z]+) squared"), r"\1^2"),
-    (re.compile(r"\b([a-z]+) cubed"), r"\1^3"),
+    (re.compile(r"\b(?:square|sq\.?) (?!units?\b)([a-z]+)", re.IGNORECASE), r"\1^2"),
+    (re.compile(r"\b(?:cubic|cu\.?) ([a-z]+)", re.IGNORECASE), r"\1^3"),
+    (re.compile(r"\b([a-z]+) squared", re.IGNORECASE), r"\1^2"),
+    (re.compile(r"\b([a-z]+) cubed", re.IGNORECASE), r"\1^3"),
 ]
 FACTOR = re.compile(
     r"""(?P<name>[^\W\d_]+ | °(?:[ ]?[CFcf]\b)? | [$¢€£¥])      # cm, °C, $
@@ -193,7 +194,8 @@ def stem(word: str) -> str:
     """
     if word.endswith("ss"):  # a glass
         return word
-    # (ending, shortest word that loses it): boxes, cups and bee do, a bus does not
+    # (ending, length from which a word loses it): boxes -> box, cups -> cup, bee -> be; "bus" is
+    # too short.
     for ending, shortest in (("es", 4), ("s", 4), ("e", 3)):
         if word.endswith(ending) and len(word) >= shortest:
             word = word.removesuffix(ending)
@@ -262,13 +264,15 @@ def split_unit(text: str, question: str = "", letter_is_unit: bool = False) -> Q
     if words is None:  # "x + 1": it ends in no word
         return no_unit
     body = text[: words.start()].rstrip()
-    if not body or body.endswith("\\"):  # " cm", without an expression; "3\ m", a LaTeX command
+    if not body or body.endswith("\\"):  # " cm", without an expression; r"3 \\ m", a line break
         return no_unit
     if ENDS_IN_OPERATOR.search(body) and not body.endswith("\\pi"):  # "3 + m", r"\sin m"
         return no_unit
 
     unit = read_unit(words[1].strip(), question)
-    if not unit:  # "3 x", and "3 apples", which are counted
+    if unit is None:  # "3 x"
+        return no_unit
+    if unit == "":  # "3 apples", which are counted, not measured
         return no_unit
     first_word = re.match(r"[A-Za-z]*", words[1].strip())[0]
     is_letter = len(first_word) == 1
@@ -277,7 +281,8 @@ def split_unit(text: str, question: str = "", letter_is_unit: bool = False) -> Q
     return Quantity(body, unit)
 
 
-LAST_WORDS = re.compile(  # what may be a unit, behind a digit, a bracket, °, π or the i of \pi
+# What may be a unit, behind a digit, a bracket that closes, a blank, °, π or the i of \pi.
+LAST_WORDS = re.compile(
     r"""(?<=[\d})\s°iπ])
         ( (?: ° | [A-Za-z]{1,12} | [\u4e00-\u9fff]{1,4} )       # cm
           (?: \s* (?: \^\s*\{?-?\d\}?                           # cm^2

@@ -28,13 +28,13 @@ NUMBERS = {
     # words
     "two": 2, "twenty-one": 21, "one hundred and five": 105, "4 million": 4e6,
     # labels in front, units behind
-    "x = 5": 5, "f(x) = 5": 5, r"\angle ABC = 40^\circ": 40, "2 + 3 = 5": 5, "≈ 3": 3,
-    "$12.50": 12.5, "12 cm": 12, "5 m/s": 5,
+    "x = 5": 5, "f(x) = 5": 5, "f(-2) = 5": 5, r"\angle ABC = 40^\circ": 40, "2 + 3 = 5": 5,
+    "≈ 3": 3, "$12.50": 12.5, "12 cm": 12, "5 m/s": 5,
 }
 NO_NUMBERS = [
     "4x", r"4\pi", "4i", "4!", "4m", "4 dozen", "2^10", "1:2",  # more than a number
     "3, 5", "1 2 3", "4 or 5", "one two", "ten or so",  # several
-    "x + 1 = 4", "x^2 = 4",  # half of an equation
+    "x + 1 = 4", "x^2 = 4", "2x(2) = 4",  # half of an equation
     "", "3.14.15", "5 -", "1e400", "1/0",  # none
 ]
 
@@ -55,11 +55,12 @@ UNITS = {
     "cm": "cm", "centimeters": "cm", "°": "°", "degrees": "°",
     # powers
     "cm^2": "cm^2", "cm^{2}": "cm^2", "cm²": "cm^2", "square cm": "cm^2",
+    "Square Meters": "m^2", "Cubic cm": "cm^3", "Meters squared": "m^2", "Sq. Ft": "ft^2",
     # products
     "m/s": "m s^-1", "m per second": "m s^-1", "km/h": "h^-1 km", "kg m/s^2": "kg m s^-2",
     "m/m": "",
     # none, and things counted
-    "": "", "units": "", "people": "",
+    "": "", "units": "", "people": "", "Square Units": "",
     # no unit
     "x": None, r"\pi": None, "!": None, "million": None, "M": None, "apples": None,
 }
@@ -234,6 +235,11 @@ EXPRESSIONS = [  # gold, answer, are they equal? The kinds of math-verify's own 
     ("x=5", "5", True),
     ("5", "x=5", True),
     ("(p,q)=(3,2)", "(3,2)", True),
+    ("3", "f(x) = 3", True),
+    ("3", "f(2) = 3", True),
+    ("f(2) = 3", "3", True),
+    ("f(2) = 3", "4", False),
+    ("3", "2x(2) = 3", False),
     (r"\frac{AB}{CD}=\frac{1}{3}", r"\frac{1}{3}", True),
     ("AB=4, CD=5", "4, 5", True),
     # equations and inequalities
