@@ -254,7 +254,8 @@ def by_remark(start: Start, choices: list[str]) -> Option:
         return NEGATED
 
     # 10f. "B, though (C) fits"
-    others = {letter.upper() for letter in BRACKETED.findall(start.clause)} - {start.letter}
+    named = BRACKETED.findall(start.clause) + WITH_WORD.findall(start.clause)
+    others = {letter.upper() for letter in named} - {start.letter}
     if others or AND_ANOTHER.search(start.clause):
         return SEVERAL
 
@@ -314,3 +315,4 @@ TAKEN_BACK = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 BRACKETED = re.compile(rf"[(\[（]\s*({LETTER})\s*[)\]）]", re.IGNORECASE)  # "(B)"
+WITH_WORD = re.compile(rf"\b(?:option|choice)\s+({LETTER})\b", re.IGNORECASE)  # "option B"

@@ -3,18 +3,29 @@ r"""The rules by which the answer of a response is found: two tables, and the pa
 One rule, as it stands in the table below:
 
     name        answer is
-    types       number choice math text      the answer types that the rule serves
+    types       FOR_ANY                      the answer types that the rule serves
     view        plain                        the view that is searched (an attribute of `Views`)
     read_as     statement                    how the match is read (a row of `reading.py`)
-    pattern     ANSWER_IS                    its last group is what is read
+    pattern     ANSWER_IS                    the group that closed last is what is read
     example     The answer to the question is (B).
     answer      (B)                          what the rule finds in the example; a test checks it
     states_conclusion   yes                  the match says that it is the conclusion
     in_sentences        yes                  also tried in an answer block that holds a sentence
 
 Patterns ignore case: `extract.py` searches with re.IGNORECASE. Rules are tried in the order of the
-table. Within a rule the last match counts, since a conclusion
-comes last.
+table. Within a rule the last match counts, since a conclusion comes last.
+
+A match of the rules "must be" and "option X" uses up the rest of its sentence: in "It must be B, as
+A would be a cat" there is one match. "letter in brackets" uses up its line, so that the first one
+counts, and a second letter in brackets is one of several options.
+
+The views of a response, by `views.py`:
+
+    plain         all of it, without tags and marks
+    with_bold     the same with the marks of bold type
+    whole         the same as plain, if it is short; else empty
+    first_line    its first line
+    conclusion    its last sentence with "therefore" or the like, else its last sentence
 """
 
 from dataclasses import dataclass
@@ -44,6 +55,7 @@ EVERYTHING = r"(?s)^(.*)$"
 
 # The rest of the line is looked at but not used up: a later statement on it is found as well.
 REST = rf"(?=(.{{0,{LONGEST_MATCH}}}))"
+UP_TO_STOP = r"[^.\n]*"  # used up: what a statement says later in its sentence is part of it
 
 
 # --- Patterns that announce an answer ------------------------------------------------------------
@@ -70,21 +82,27 @@ OPTION_IS = (  # "the correct option is ...", "best choice: ..."
 # --- Patterns of options -------------------------------------------------------------------------
 
 # "must be A.", "corresponds to (B)"
-MUST_BE = r"\b(?:choose|select|pick|must be|should be|would be|corresponds? to|matches)\b\s*(.*)"
+MUST_BE = r"\b(?:choose|select|pick|must be|should be|would be|corresponds? to|matches)\b"
+MUST_BE += rf"\s*{REST}{UP_TO_STOP}"
 # "option D fits.", "choice (B)"; not "option a's"
-OPTION_X = rf"\b((?:option|choice)\s+\(?{LETTER}\)?(?![\w']).*)"
+OPTION_X = (
+    rf"\b(?=((?:option|choice)\s+\(?{LETTER}\)?(?![\w']).{{0,{LONGEST_MATCH}}})){UP_TO_STOP}"
+)
 # "(C) holds."
 IN_BRACKETS = rf"([(\[（]{LETTER}[)\]）].*)"
 # "A dog" of "A dog, since it barks."
 FIRST_WORDS = r"^([^,.;:\n]{2,60})[,.;:](?=\s|$)"
 
 NO_STOP = r"(?:[^.!?]|\.(?=\d))"  # a character of the same sentence
-DENIAL = (  # "the largest" of "It is not the largest."
-    rf"^{NO_STOP}*?"  # The negation stands in the first sentence.
-    r"\b(?:(?:is|are|was|were|does|do|did|has|have|can|will) not"  # It is "is not" or the like,
-    r"|(?:is|are|was|were|does|do|did)n't)\b"  # or "isn't" or the like.
-    rf"((?:(?!\bnot\b|n't\b|\bbut\b|\bor\b){NO_STOP})*)"  # No second one, "but" or "or" follows it.
-    r"(?:[.!?]|$)"  # The sentence ends behind what is denied.
+# "the largest" of "It is not the largest.": the first sentence holds one "is not", "isn't" or the
+# like, and what is denied ends with the sentence. A second "not", a "but" or an "or" behind it
+# would make unclear what is denied.
+DENIAL = (
+    rf"^{NO_STOP}*?"
+    r"\b(?:(?:is|are|was|were|does|do|did|has|have|can|will) not"
+    r"|(?:is|are|was|were|does|do|did)n't)\b"
+    rf"((?:(?!\bnot\b|n't\b|\bbut\b|\bor\b){NO_STOP})*)"
+    r"(?:[.!?]|$)"
 )
 
 
@@ -175,7 +193,7 @@ IN_PROSE = [  # for a response without a block
          view="first_line", read_as="sentence", pattern=EVERYTHING,
          example="We see the dog.\nIt barks.", answer="B"),
 
-    # a value that a sentence ends with
+    # a value in the sentence that concludes, the plainest first; in bold, it may stand anywhere
     Rule("bold number", FOR_NUMBERS,
          view="with_bold", read_as="bold", pattern=BOLD,
          example="It was **2019**, with 25 %.", answer="2019"),
