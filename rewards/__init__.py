@@ -15,7 +15,7 @@ its group: a reward of 0 would teach that it is wrong.
     groups.py        the rewards of a sampled group, and their weights
     format.py        the format
     grading.py       the accuracy of a response: find its answer, compare it with the gold answer
-    consistency.py   does the reasoning come to the answer, for the chosen side of pairs
+    consistency.py   does the reasoning lead to the answer, for the chosen side of pairs
     bounding_boxes.py   overlap of boxes in an image, for detection
     judge.py         a language model that answers yes or no; judge_prompts.py: what it is asked
 

@@ -1,4 +1,4 @@
-r"""Does the reasoning of a response come to the answer that the response gives?
+r"""Does the reasoning of a response lead to the answer that the response gives?
 
     agrees          the reasoning states a conclusion, and the conclusion equals the answer
     disagrees       the reasoning states another conclusion, or says that it finds no answer
@@ -13,17 +13,20 @@ For numbers and expressions, the first of these that is found is the conclusion:
 
     1. boxed                  so \boxed{12}
     2. answer is              So the answer is 12.
-    3. the option it picks    the lines "A. 10", "B. 9", "B. 9": the last one says B. 9 again
+    3. the option it picks    the lines "A. 10", "B. 9", "B. 9": the last one says B. 9 again;
+                              or the only line, "B. 9"
     4. its last value         Therefore, AB = 2 * 4 = 8 cm. It is a long side.
     5. a count                There are three shapes. (where the question asks how many)
 
-A reasoning that ends in a list of options of which none is picked has no conclusion: the search
-stops at 3. A count without "therefore" or the like may agree, but cannot disagree: "There are 3
-rows of 4 dots" comes before the conclusion 12.
+A question whose answer is a number may still list options, and the reasoning repeat them. If it
+ends in such a list, and picks none of it, it has no conclusion: the search stops at 3. A sentence
+that states a count ("There are 3 rows of 4 dots"), without "therefore" or the like, may agree, but
+cannot disagree, by 4 or by 5: the conclusion 12 is still to come.
 
 For options, the conclusion is what the extraction rules find in the reasoning, unless they find it
-in its first line. For texts, the reasoning agrees if it ends with the words of the answer; it never
-disagrees, since other words may mean the same.
+in its first line; an option named there was named before any reasoning, so the outcome is unsure.
+For texts, the reasoning agrees if it ends with the words of the answer; it never disagrees, since
+other words may mean the same.
 
 Trap: a value is not a conclusion because it comes last. If the reasoning were graded like a
 response, "Since AB = 6, we can find AD" would count as concluding 6, and "I see four things" as
@@ -75,7 +78,7 @@ def check_consistency(example: dict, response: str, judge: Judge | None = None) 
     if example["answer_type"] == "choice":
         return check_choice(example, reasoning, answer)
     if example["answer_type"] == "text":
-        return check_words(example, reasoning, answer)
+        return check_text(example, reasoning, answer)
     return check_value(example, reasoning, answer)
 
 
@@ -110,7 +113,7 @@ def check_value(example: dict, reasoning: str, answer: str) -> str:
 
 
 def equal_either_way(conclusion: str, answer: str, example: dict) -> bool | None:
-    """Are the two equal? None if neither order says yes and one of them gives no verdict.
+    """True if either order says equal, False if both say unequal, otherwise None.
 
     `compare` is asymmetric: the gold may be the rounded value, so both orders are tried.
     """
@@ -155,7 +158,7 @@ def stated_conclusion(reasoning: str, found: Found, question: str) -> Conclusion
 
 def conclusion_in_prose(reasoning: str, question: str) -> Conclusion | None:
     """What the reasoning concludes with, without a box and without "the answer is"."""
-    # 3. "B. 9", where another line says so too
+    # 3. "B. 9" in the last line: an option is picked there, or nothing is concluded.
     last_line = reasoning.rstrip().split("\n")[-1]
     if OPTION_LINE.search(last_line):
         picked = picked_option(reasoning)
@@ -163,19 +166,26 @@ def conclusion_in_prose(reasoning: str, question: str) -> Conclusion | None:
 
     # 4. "Therefore, AB = 2 * 4 = 8 cm."
     sentences = sentences_of(reasoning)
-    value = value_at_end(sentences, question)
-    if value is not None:
-        return Conclusion(value)
+    concluded = value_at_end(sentences, question)
+    if concluded is not None:
+        return concluded
     # 5. "There are three shapes: a, b and c."
     return stated_count(sentences) if ASKS_HOW_MANY.search(question) else None
 
 
-def value_at_end(sentences: list[str], question: str) -> str | None:
-    """The value that the last sentence ends with, or an earlier one with mere remarks after it."""
+def value_at_end(sentences: list[str], question: str) -> Conclusion | None:
+    """The value that the last sentence ends with, or an earlier one with mere remarks after it.
+
+    >>> value_at_end(["So there are 12 dots."], "How many dots?")
+    Conclusion(value='12 dots', is_sure=True)
+    >>> value_at_end(["There are 3 rows of 4 dots."], "How many dots?")
+    Conclusion(value='4 dots', is_sure=False)
+    """
     for sentence in reversed(sentences):
         value = last_value(sentence, question)
         if value is not None:
-            return value
+            is_mere_count = STATES_COUNT.search(sentence) and not CONCLUDES.search(sentence)
+            return Conclusion(value, is_sure=not is_mere_count)
         # Only a remark without numbers may follow the conclusion: "It is a long side."
         is_remark = not HAS_NUMBER.search(sentence)
         if not is_remark or INTENTION.search(sentence) or CORRECTION.search(sentence):
@@ -230,6 +240,7 @@ def last_value(sentence: str, question: str) -> str | None:
         return None
     sentence = MATH_MARKS.sub(" ", sentence)
     links = list(LINK.finditer(sentence))
+    # The last link behind which nothing but a value stands; a "not" beside a link ends the search.
     for link in reversed(links[-MAX_LINKS:]):
         before, value = sentence[: link.start()], sentence[link.end() :]
         value = FILLER.sub("", value).strip(" \n.。*")
@@ -273,7 +284,7 @@ def check_choice(example: dict, reasoning: str, answer: str) -> str:
     return AGREES if equal else DISAGREES
 
 
-def check_words(example: dict, reasoning: str, answer: str) -> str:
+def check_text(example: dict, reasoning: str, answer: str) -> str:
     """Agrees if the reasoning ends with the words of the answer, else unsure.
 
     Never `disagrees`: other words may mean the same.

@@ -1,7 +1,7 @@
 """What the judge is asked: two prompts, both ours, since the papers' are not published.
 
     EQUIVALENCE   does a short answer mean the same as the gold answer?   SPECS: GPT-4o
-    CONSISTENCY   does the reasoning come to the answer?                  SPECS: Gemini-2.5-flash
+    CONSISTENCY   does the reasoning lead to the answer?                  SPECS: Gemini-2.5-flash
 
 A model that is trained on a judge's verdicts learns to write orders to it. So whatever a completion
 wrote is quoted between two marks that it cannot write itself, and the verdict is read from the last

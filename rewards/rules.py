@@ -6,7 +6,7 @@ One rule, as it stands in the table below:
     types       FOR_ANY                      the answer types that the rule serves
     view        plain                        the view that is searched (an attribute of `Views`)
     read_as     statement                    how the match is read (a row of `reading.py`)
-    pattern     ANSWER_IS                    the group that closed last is what is read
+    pattern     ANSWER_IS                    its group that closed last (match.lastindex) is read
     example     The answer to the question is (B).
     answer      (B)                          what the rule finds in the example; a test checks it
     states_conclusion   yes                  the match says that it is the conclusion

@@ -37,6 +37,11 @@ CASES = [  # question, answer type, reasoning, answer, outcome
     (HOW_MANY, "number", "There are four things.\nThe red car is the largest.", "4", "agrees"),
     (HOW_MANY, "number", "So the image contains three things: a, b and c.", "4", "disagrees"),
     (HOW_MANY, "number", "There are 3 rows of 4 dots each.", "12", "unsure"),  # not a conclusion
+    ("How many dots?", "number", "There are 3 rows of 4 dots.", "12", "unsure"),
+    ("How many dots?", "number", "There are 3 rows of 4 dots.", "4", "agrees"),
+    ("How many rows?", "number", "There are 3 rows.", "12", "unsure"),
+    ("How many rows?", "number", "There are 3 rows.", "3", "agrees"),
+    ("How many rows?", "number", "So there are 3 rows.", "12", "disagrees"),
     (HOW_MANY, "number", "There are about 3 things: a, b and more.", "3", "unsure"),
     (HOW_MANY, "number", "There is one car. There is one bus. So, there are two things.", "2",
      "agrees"),
