@@ -101,12 +101,12 @@ class Config(settings.Inputs, settings.Training):
 
 
 # Columns of the terminal's table, and panels of curves.png.
-COLUMNS = ["loss", "dpo", "sft", "chosen_reward", "rejected_reward", "margin", "accuracy",
-           "chosen_logp", "grad_norm", "step_s"]
+COLUMNS = ["loss", "dpo", "sft", "chosen_reward", "rejected_reward", "margin",
+           "reward_accuracy", "chosen_logp", "grad_norm", "step_s"]
 PANELS = {"loss": ["loss", "dpo", "sft"],
           "reward: beta (logp - logp_ref)": ["chosen_reward", "rejected_reward", "margin"],
           "chosen logp, nats per response": ["chosen_logp"],
-          "share of pairs with margin > 0": ["accuracy"],
+          "share of pairs with margin > 0": ["reward_accuracy"],
           "gradient norm": ["grad_norm"], "learning rate": ["lr"]}
 
 
@@ -175,7 +175,7 @@ def hybrid_loss(logp: Tensor, logp_ref: Tensor | None, mask: Tensor,
         "rejected_reward": rejected_reward,
         "margin": chosen_reward - rejected_reward,
         # Share of pairs with a positive margin. In the first step margins are 0 but for rounding.
-        "accuracy": (chosen_reward > rejected_reward).float(),
+        "reward_accuracy": (chosen_reward > rejected_reward).float(),
         "chosen_logp": chosen,
     }
 

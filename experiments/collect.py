@@ -21,7 +21,7 @@ from pathlib import Path
 from experiments.grid import COST_SIDE
 from harness.run import read_jsonl
 
-LOSSES = ("chosen_reward", "rejected_reward", "margin", "accuracy")
+LOSSES = ("chosen_reward", "rejected_reward", "margin", "reward_accuracy")
 CURVES = ("format", "accuracy", "loss", "entropy", "zero_std%")
 DIGITS = 4  # behind the point: a file of 8 seeds stays at some hundred KB
 

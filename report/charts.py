@@ -12,7 +12,7 @@ from experiments.figures import FIGURES, band
 from report.runs import LoadedRun
 
 SIZE = (4.2, 2.7)  # inches: wide enough for a phone
-SHARES = {"format", "accuracy", "eval_accuracy"}  # between 0 and 1
+SHARES = {"format", "accuracy", "eval_accuracy", "reward_accuracy"}  # between 0 and 1
 ACCURACIES = {"accuracy", "eval_accuracy"}  # that a blind guess can be compared with
 GRPO_METRICS = {  # metric -> title
     "reward": "reward, the weighted sum",
