@@ -281,9 +281,10 @@ START = re.compile(  # a letter that stands first, with its marks
     re.IGNORECASE | re.VERBOSE,
 )
 JOINED = r"(?: \s* (?: [,;&/、和或] | \band\b | \bor\b | \bnor\b | \bboth\b ) )* \s*"  # ", and"
-NOTHING_OR_A_THIRD = (
-    rf"""\s* (?: $ | [.,;&/)] | and\b | or\b | both\b | [(\[]?{LETTER}(?![\w'’-]) )"""
+A_THIRD = (  # " c", "(c)", "C" of "BC"; not the "f" of "if"
+    rf"(?: (?: (?<=\s) | [(\[] ) {LETTER} | (?-i:{LETTER}) ) (?![\w'’-])"
 )
+NOTHING_OR_A_THIRD = rf"\s* (?: $ | [.,;&/)] | and\b | or\b | both\b | {A_THIRD} )"
 ANOTHER = re.compile(  # one more letter: "and C", ", (c)", "/C"; not of "and Carl", ", e.g."
     rf"""{JOINED} (?:option\s*)? (?!e\.g\b|i\.e\b)
         [(\[]? (?P<letter>{LETTER}) [)\]]? (?={NOTHING_OR_A_THIRD})""",
