@@ -316,4 +316,6 @@ TAKEN_BACK = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 BRACKETED = re.compile(rf"[(\[（]\s*({LETTER})\s*[)\]）]", re.IGNORECASE)  # "(B)"
-WITH_WORD = re.compile(rf"\b(?:option|choice)\s+({LETTER})\b", re.IGNORECASE)  # "option B"
+WITH_WORD = re.compile(  # "option B", "choice c"; not "the option I prefer", "a choice a vet makes"
+    r"\b(?i:option|choice)\s+(?![aiI]\b)([A-Ja-j])\b"
+)

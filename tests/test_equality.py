@@ -153,6 +153,8 @@ SMALL_LETTERS = {  # of cat, dog, a bird, fish: a letter written small, and what
     "b, c": None, "b,c": None, "B, c": None, "b. c.": None, "b, d": None, "b, b": "B",
     "B, a dog barks": "B", "B, I think": "B", "B, e.g. a dog": "B", "B, i.e. the dog": "B",
     "B, a C-shaped one": "B", "(B). If it barks": "B", "B, he barks": "B", "B, CD": None,
+    "B, though option c fits": None, "B, the option I prefer": "B",
+    "B, as a choice a vet would make": "B",
     # articles
     "C. bird": "C", "C, the bird": "C", "B. a dog": "B", "B. a cat": None, "B. bird": None,
     "B. the dog or the cat": None,
