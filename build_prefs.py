@@ -16,7 +16,7 @@ Where the paper is silent:
   1. "Format supplement" is not defined: here a missing closing tag is put where it belongs.
   2. The consistency check is a rule: the conclusion that the reasoning states is the answer
      (`rewards/consistency.py`). Where it is unsure, --unsure decides. --judge_url asks a judge, as
-     the paper asks Gemini; --no_verify leaves the check out.
+     the paper asks Gemini (no verdict: not chosen); --no_verify leaves the check out.
   3. One of the five corruptions is drawn uniformly.
 
     accelerate launch build_prefs.py --zero runs/zero/model       ~30 seconds on one core
@@ -110,7 +110,7 @@ def why_unusable(response: Response, example: dict, judge: Judge | None,
     score = grade(example, response.text, judge).score
     if score is None:
         return "could not be graded"
-    if 0.0 < score < 1.0:  # a box
+    if 0.0 < score < 1.0:  # bounding boxes are graded by their overlap
         return "answer partly right"
     if score != wanted:
         return "wrong answer" if wanted == 1.0 else "right answer"
@@ -234,9 +234,9 @@ def sample_responses(policy: Policy, encoder: PromptEncoder, prompts: Prompts, c
     # --source base both sides would be equal.
     generator = torch_generator(cfg.seed, side, accelerator.process_index, accelerator.device)
 
-    def sample(some: list[Prompt]) -> list[dict]:
+    def sample_chunk(chunk: list[Prompt]) -> list[dict]:
         groups = sample_groups(
-            policy, some, cfg.samples, max_new_tokens=cfg.max_new_tokens,
+            policy, chunk, cfg.samples, max_new_tokens=cfg.max_new_tokens,
             temperature=cfg.temperature, generator=generator, sample_batch=cfg.sample_batch,
             compile_decode=cfg.compile_decode)
         return [{"texts": [encoder.decode(ids) for ids in group.completions],
@@ -246,7 +246,8 @@ def sample_responses(policy: Policy, encoder: PromptEncoder, prompts: Prompts, c
     policy.to(accelerator.device)
     prompts_at_a_time = max(1, cfg.sample_batch // cfg.samples)
     with accelerator.autocast():
-        records = parts.each(f"{side} responses", prompts, prompts_at_a_time, sample, generator)
+        records = parts.each(f"{side} responses", prompts, prompts_at_a_time, sample_chunk,
+                             generator)
     policy.cpu()  # makes room for the next model
     return [list(map(Response, record["texts"], record["truncated"])) for record in records]
 
@@ -258,7 +259,9 @@ def ask_ahead(examples: list[dict], chosen_side: list[list[Response]],
         1. is the answer right?
         2. of the right ones: does the reasoning lead to the answer?
 
-    A round is a dry run of `choose` and `reject`. Only the questions that they ask are kept.
+    A round is a dry run of `choose` and `reject`; only their questions are kept. In the first, an
+    answer that needs the judge counts as "could not be graded", so its reasoning is asked about in
+    the second. Which corruption is drawn does not matter here.
     """
     later = AskLater(judge)  # it notes a question and does not answer it yet
     for _ in range(2):
@@ -305,18 +308,21 @@ def open_responder(side: str, base_model: Policy, encoder: PromptEncoder, cfg: C
 
     Raises ValueError naming the flag if it cannot be opened, before anything is sampled.
     """
-    flag_name, source = "--source", cfg.source
-    if side == "rejected":
+    if side == "chosen":
+        flag_name, source = "--source", cfg.source
+    else:
         flag_name, source = "--rejected_source", cfg.rejected_source
+
     if is_elsewhere(source):
         responses_to = responses_from(source, flag_name, cfg, run.warn, show=run.writes)
         return lambda prompts: responses_to(prompts.examples)
 
-    policy = base_model
-    if source != "base":
-        folder = cfg.zero if source == "zero" else source
-        flag_name = "--zero" if source == "zero" else flag_name
-        policy, _ = load_model(folder, flag=flag_name, freeze_vision=True,
+    if source == "base":
+        policy = base_model
+    else:
+        if source == "zero":
+            flag_name, source = "--zero", cfg.zero
+        policy, _ = load_model(source, flag=flag_name, freeze_vision=True,
                                dtype=sampling_dtype(run.accelerator))
     return partial(sample_responses, policy, encoder, cfg=cfg, accelerator=run.accelerator,
                    parts=parts, side=side)

@@ -8,7 +8,9 @@ encodes a prompt and its images once per *group*, however many completions the g
     head       the hidden states that predict a completion's tokens -> log-probabilities, in chunks
     unpack     one number per token -> (B, T)
 
-Both losses are then minimised by `training_step`: micro-batch by micro-batch, one optimizer step.
+Both losses are then minimised by `training_step`: micro-batch by micro-batch, one optimizer step. A
+*step* in this file is an optimizer step, which grpo.py calls an update. Only the learning rate
+counts the steps of the stage's loop, which are rollouts in GRPO.
 
 One alignment holds for every per-token tensor of the project: shape (B, T), entry (b, t) is about
 token t of completion b. The mask is 1 where such a token exists; a sampled EOS is one.
@@ -31,7 +33,7 @@ from harness.ranks import gather_objects
 from model.attention import Layout
 from model.policies import Policies
 from model.qwen import Policy, max_logits, next_positions
-from model.records import Group, padded
+from model.records import Group, Prompt, padded
 from model.sharding import is_sharded, whole
 
 # --- 1. Log-probabilities, the one function that both losses share ------------------------------
@@ -147,7 +149,7 @@ def score_groups(policy: Policy, groups: list[Group], temperature: float) -> Ten
     return padded(logp.split([len(c) for c in completions]))  # (B, T)
 
 
-def packed_positions(prompts, inputs: list[Tensor], prompt_of: list[int]) -> Tensor:
+def packed_positions(prompts: list[Prompt], inputs: list[Tensor], prompt_of: list[int]) -> Tensor:
     """(3, tokens) M-RoPE positions: those of every prompt, then those of the inputs."""
     longest = max(len(tokens) for tokens in inputs)
     following = next_positions(prompts, longest)  # (N, longest)
@@ -271,16 +273,16 @@ def training_step(
     filler: Group,
     cfg,
 ) -> dict[str, float]:
-    """One optimizer step, which GRPO calls an update, over all micro-batches of all ranks.
+    """One optimizer step over all micro-batches of all ranks.
 
     batches           of this rank; ranks may have different numbers of them, also none
     loss_and_metrics  for a micro-batch: its loss, *summed* over tokens (GRPO) or pairs (DPO), and
                       sums of what is logged
     normalizer        tokens or pairs of the step, over all ranks: the summed loss is divided by it
     filler            any group, for the filler passes of a rank with fewer micro-batches
-    returns           this rank's sums of metrics; `grad_norm` before clipping, and
-                      `skipped_updates`, which are equal on all ranks: if the norm was not finite,
-                      no step was taken, and they are 0 and 1
+    returns           this rank's sums of metrics, and two that are equal on all ranks:
+                          grad_norm         before clipping; 0 if it was not finite
+                          skipped_updates   1 if it was not, so that no step was taken; else 0
 
     Raises ValueError after --max_skipped skipped steps in a row.
 
@@ -359,8 +361,8 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, step: int, cfg, num_step
     change the schedule.
     """
     lr = learning_rate(step, cfg, num_steps)
-    for group in optimizer.param_groups:
-        group["lr"] = lr
+    for param_group in optimizer.param_groups:
+        param_group["lr"] = lr
     return lr
 
 
@@ -368,6 +370,7 @@ def learning_rate(step: int, cfg, num_steps: int) -> float:
     """Linear warm-up, then constant, or cosine to a tenth at `num_steps`. Source: MM-EUREKA."""
     lr = cfg.lr * min(1.0, (step + 1) / max(1, cfg.warmup_steps))
     if cfg.schedule == "cosine":
-        done = max(0, step - cfg.warmup_steps) / max(1, num_steps - cfg.warmup_steps)
-        lr *= 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done))
+        progress = max(0, step - cfg.warmup_steps) / max(1, num_steps - cfg.warmup_steps)
+        cosine = 0.5 * (1 + math.cos(math.pi * progress))  # from 1 to 0
+        lr *= 0.1 + 0.9 * cosine
     return lr

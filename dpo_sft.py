@@ -110,7 +110,7 @@ PANELS = {"loss": ["loss", "dpo", "sft"],
           "gradient norm": ["grad_norm"], "learning rate": ["lr"]}
 
 
-# --- 1. Loss -----------------------------------------------------------------------------------
+# --- The loss ----------------------------------------------------------------------------------
 
 
 def dpo_loss(chosen: Tensor, rejected: Tensor, chosen_ref: Tensor, rejected_ref: Tensor,
@@ -180,7 +180,7 @@ def hybrid_loss(logp: Tensor, logp_ref: Tensor | None, mask: Tensor,
     }
 
 
-# --- 2. Reference ------------------------------------------------------------------------------
+# --- 0. The reference --------------------------------------------------------------------------
 
 
 def cached_reference(policy: Policy, pairs: Pairs, cfg: Config, accelerator,
@@ -196,7 +196,7 @@ def cached_reference(policy: Policy, pairs: Pairs, cfg: Config, accelerator,
     # All ranks read it, or all of them score: a rank that scored alone would wait for the others.
     if all(gather_objects(file.exists(), accelerator)):
         run.say(f"reference log-probs: {file}")
-        return load_file(file)["logp_ref"].view(-1, 2)
+        return load_file(file)["logp_ref"]  # (N, 2)
 
     logp_ref = reference_logps(policy, pairs, cfg, accelerator, run.writes)
     if run.writes:
@@ -223,9 +223,10 @@ def reference_logps(policy: Policy, pairs: Pairs, cfg: Config, accelerator, show
         logp = fixed_logps(policy, groups, accelerator, cfg, filler=filler)  # (2n, T)
         sums.append(logp.sum(-1).view(-1, 2))  # (n, 2) chosen, rejected
 
+    # Rank r scored the pairs r, r + ranks, r + 2 ranks, ...
     logp_ref = torch.zeros(len(pairs), 2)
-    for other, of_rank in enumerate(gather_objects(torch.cat(sums), accelerator)):
-        logp_ref[other::ranks] = of_rank
+    for r, logp_of_rank in enumerate(gather_objects(torch.cat(sums), accelerator)):
+        logp_ref[r::ranks] = logp_of_rank
     return logp_ref
 
 
@@ -249,7 +250,7 @@ def as_bytes(tensor: Tensor) -> bytes:
     return tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
 
 
-# --- 3. Update ---------------------------------------------------------------------------------
+# --- 3. The update -----------------------------------------------------------------------------
 
 
 def update(groups: list[Group], logp_ref: Tensor | None, filler: Group, policies: Policies,
@@ -257,7 +258,7 @@ def update(groups: list[Group], logp_ref: Tensor | None, filler: Group, policies
     """One optimizer step over this rank's pairs; returns sums over them.
 
     logp_ref  (n, 2) of these pairs, None for SFT alone
-    filler    any pair, for a rank that has none in the last, small step
+    filler    any pair, for the passes of a rank that has fewer micro-batches than the others
     """
     num_pairs = sum_over_ranks({"pairs": len(groups)}, accelerator)["pairs"]  # of the whole step
 
@@ -281,7 +282,7 @@ def update(groups: list[Group], logp_ref: Tensor | None, filler: Group, policies
                          filler=filler, cfg=cfg)
 
 
-# --- 4. The loop -------------------------------------------------------------------------------
+# --- The loop ----------------------------------------------------------------------------------
 
 
 def step_order(count: int, cfg: Config) -> list[list[int]]:
@@ -294,13 +295,13 @@ def step_order(count: int, cfg: Config) -> list[list[int]]:
     return steps[: cfg.max_steps or None]
 
 
-def summarize(sums: dict[str, float], num_pairs: int, accelerator) -> dict[str, float]:
-    """Metrics of a step: means over the pairs of all ranks."""
+def summarize(sums: dict[str, float], pairs_of_rank: int, accelerator) -> dict[str, float]:
+    """Metrics of a step: means over the pairs of all ranks; `sums` are over this rank's."""
     equal_on_ranks = {name: sums[name] for name in ("grad_norm", "skipped_updates")}
     means = Means()
     for name, total in sums.items():
         if name not in equal_on_ranks:
-            means.add(name, total, num_pairs)
+            means.add(name, total, pairs_of_rank)
     return {**means.over_ranks(accelerator), **equal_on_ranks}
 
 
@@ -340,7 +341,8 @@ def main(cfg: Config) -> None:
     run.say(f"{len(pairs)} pairs in {steps} steps of {cfg.batch_pairs}, "
             f"loss {cfg.loss}, {ranks} process(es), {run.folder}")
 
-    # This rank's share of each step. Sorted, so that similar lengths share a micro-batch.
+    # This rank's share of each step. Sorted, so that similar lengths share a micro-batch: attention
+    # pads blocks of completions (`model/attention.py`).
     shares = [sorted(pair_indices[rank::ranks], key=lambda i: pairs.lengths[i])
               for pair_indices in all_steps]
     encoded = pairs.batches(shares[run.start_step :])  # the groups of one step after the other

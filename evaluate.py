@@ -12,17 +12,19 @@ that was edited in the file.
 reward (see scoring/); `--score FILE --benchmark NAME` does so with responses made elsewhere.
 
     format      share of responses in exactly the format that was asked for
-    accuracy    share of right answers; sampled (at --temperature, 1 as in training), and greedy
+    accuracy    share of right answers (mean score of bounding boxes, between 0 and 1); sampled (at
+                --temperature, 1 as in training), and greedy
     shuffled    accuracy when each question is shown with another question's image: what a model
                 earns without looking
     OOD         format and accuracy on formats, wordings, looks and tasks that stages 1 to 3 never
                 had
-    pass@k      chance that at least one of k samples is right, unbiased: 1 - C(n-c, k) / C(n, k)
+    pass@k      chance that at least one of k samples is right (score 1), unbiased:
+                1 - C(n-c, k) / C(n, k)
     branching   size of the 0.95 nucleus, averaged over the sampled tokens: how many tokens were
                 likely there (arXiv 2508.07534)
-    GF          generalisation factor at a checkpoint of a run (SPECS section 3.1), with b = 2:
-                    (1 + b^2) G_ID G_OOD / (b^2 G_ID + G_OOD),    G = rate now - rate at start
-                b > 1 weighs the gain on OOD more. The rate is format in the embedded world,
+    GF          generalisation factor at a checkpoint of a run (SPECS section 3.1), beta 2:
+                    (1 + beta^2) G_ID G_OOD / (beta^2 G_ID + G_OOD),    G = rate now - at start
+                beta > 1 weighs the gain on OOD more. The rate is format in the embedded world,
                 accuracy on the sets of --gf_id and --gf_ood.
 
 Where this departs from the paper, or fills in what it leaves open:
@@ -121,7 +123,9 @@ class Config(settings.Columns, settings.Benchmark, settings.Generalization, sett
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """Chance that at least one of k samples is right, drawn without replacement from n, c right.
+    """pass@k of a question with n samples, c of them right, for k <= n: an unbiased estimate.
+
+    The chance that k of the n samples, drawn without replacement, hold at least one right one.
 
     Trap: 1 - (1 - c/n)^k is biased, too low (test_pass_at_k_unbiased).
     Source: Codex (arXiv 2107.03374) eq. 1.
@@ -203,9 +207,9 @@ class Evaluator:
                          measurement: Measurement, model_name: str) -> list[dict]:
         """One record per response to this rank's prompts.
 
-        Every model starts from the same state of the generator, so that a model gives the same
-        records under any name; each set, mode and rank has a state of its own. As soon as two
-        models' completions differ in length, the numbers they draw differ too.
+        The generator starts anew for each set, mode and rank, and does not depend on the model's
+        name: a model gives the same records under any name. It is no pairing of models: they draw
+        different numbers once their completions differ in length.
         """
         cfg, accelerator = self.cfg, self.run.accelerator
         purpose = f"{measurement.set_name} {measurement.mode}"
@@ -302,16 +306,16 @@ def mean_pass_at_k(records: list[dict]) -> dict[str, dict]:
 
     Where scores are missing, a larger k is a mean over fewer questions, so the curve may fall.
     """
-    verdicts = defaultdict(list)  # id of a question -> is it right?, for each scored sample
+    right_of = defaultdict(list)  # id of a question -> is it right?, for each scored sample
     for record in records:
         if record["score"] is not None:
-            verdicts[record["id"]].append(record["score"] == 1.0)
+            right_of[record["id"]].append(record["score"] == 1.0)
 
     rates = {}
     for k in (1, 2, 4, 8, 16, 32, 64):
-        enough = [rights for rights in verdicts.values() if len(rights) >= k]
+        enough = [is_right for is_right in right_of.values() if len(is_right) >= k]
         if enough:
-            chances = [pass_at_k(n=len(rights), c=sum(rights), k=k) for rights in enough]
+            chances = [pass_at_k(n=len(is_right), c=sum(is_right), k=k) for is_right in enough]
             low, high = bootstrap(chances)
             rates[str(k)] = {"mean": sum(chances) / len(enough), "low": low, "high": high}
     return rates

@@ -21,7 +21,7 @@ Four log-probabilities of the same tokens, never to be confused:
 
     logp            of the policy that is being trained
     logp_old        of the old policy: the trained one as it was before this rollout's first update
-    logp_sampler    of the same weights in the sampler, by other kernels or in bf16; --tis, `gap`
+    logp_sampler    of the old policy as the sampler computes it, in bf16 perhaps: --tis and `gap`
     logp_ref        of the frozen start model, for the KL term only: not loaded if --kl_beta is 0
 
 Where this departs from the paper, or fills in what it leaves open:
@@ -182,7 +182,7 @@ def group_advantages(rewards: Tensor, divide_by_std: bool = True, eps: float = 1
 
 @dataclass(frozen=True)
 class UpdateBatch:
-    """What one update learns from, this rank's share: the b completions with a gradient."""
+    """What one update learns from, this rank's share: b completions, all of groups that learn."""
 
     groups: list[Group]
     advantages: Tensor  # (b,)
@@ -300,7 +300,7 @@ def kl_k3(logp: Tensor, logp_ref: Tensor) -> Tensor:
 
 
 def update(batch: UpdateBatch, policies: Policies, accelerator, cfg: Config) -> dict[str, float]:
-    """One optimizer step. Returns sums over this rank's tokens, to be divided later."""
+    """One optimizer step. Returns what `training_step` does, and this rank's part of M."""
     normalizer = max(1.0, sum_over_ranks({"M": batch.loss_tokens}, accelerator)["M"])
 
     def loss_and_metrics(micro: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -318,7 +318,7 @@ def update(batch: UpdateBatch, policies: Policies, accelerator, cfg: Config) -> 
             weight = (logp_old - logp_sampler).exp().clamp(max=cfg.tis)  # (b, t)
             terms["loss"] = terms["loss"] * weight
         if policies.reference is not None:
-            # `prepare` did not wrap it. With LoRA it is the policy's own base.
+            # It is not wrapped for autocast. With LoRA it is the policy's own base.
             with torch.no_grad(), accelerator.autocast(), adapters_off(policies.reference):
                 logp_ref = token_logps(policies.reference, micro.groups, cfg.temperature)
             terms["kl_ref"] = kl_k3(logp, logp_ref)
@@ -382,7 +382,7 @@ def main(cfg: Config) -> None:
     for step in range(run.start_step + 1, cfg.steps + 1):
         lr = set_learning_rate(policies.optimizer, step - 1, cfg, cfg.steps)
         refresh(policies.sampler, policies.bare)  # 0. Give the sampler the policy's weights.
-        reward_groups = group_rewards.at(step / cfg.steps)
+        reward_groups = group_rewards.at(step / cfg.steps)  # that of boxes gets stricter
         evaluation = held_out.accuracy(step, policies.sampler, reward_groups, accelerator, cfg)
 
         working, sampling = Stopwatch(), Stopwatch()

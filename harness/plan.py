@@ -57,8 +57,9 @@ KEPT_BYTES = 2 * 2**30  # pixels that stages 2a, 2b and evaluate.py keep to use 
 
 def host_bytes(sizes: Sizes, work: Work, prompts: int) -> float:
     """Main memory of one process with so many prompts, each with as large an image as fits."""
-    image = work.image_tokens * (PATCHES_PER_TOKEN * BYTES_PER_PATCH + FP32 * sizes.hidden)
-    return PROCESS_BYTES + prompts * image
+    pixels = PATCHES_PER_TOKEN * BYTES_PER_PATCH  # bytes of an image token
+    features = FP32 * sizes.hidden  # what a frozen tower made of it, kept
+    return PROCESS_BYTES + prompts * work.image_tokens * (pixels + features)
 
 
 def sampling_seconds(sizes: Sizes, work: Work, device: Device) -> float:
@@ -83,7 +84,12 @@ def typical_micro_batch(work: Work) -> tuple[int, int]:
     groups = work.pass_tokens // group_tokens
     if groups:
         return groups, groups * work.group_size
-    return 1, work.completions_per_pass
+
+    completions = work.group_size  # halved until it fits, as `common.micro_batches` does
+    while (work.prompt_tokens + completions * work.completion_tokens > work.pass_tokens
+           and completions > work.never_split):
+        completions = math.ceil(completions / 2)
+    return 1, completions
 
 
 def pass_seconds(sizes: Sizes, work: Work, device: Device) -> float:
@@ -104,14 +110,19 @@ def work_of(cfg, device_name: str, ranks: int) -> Work:
     without --sample_batch it samples nothing. Only pairs have --max_response_tokens.
     """
     bf16 = cfg.precision == "bf16" or (cfg.precision == "auto" and device_name != "cpu")
-    is_pairs = hasattr(cfg, "max_response_tokens")
-    group_size = getattr(cfg, "group_size", getattr(cfg, "samples", 1))
+
+    is_pairs = hasattr(cfg, "max_response_tokens")  # dpo_sft.py
     if is_pairs:
         group_size = 1 if cfg.loss == "sft" else 2  # SFT alone takes chosen
+        completion_tokens = cfg.max_response_tokens
+    else:  # evaluate.py has one completion for most questions
+        group_size = getattr(cfg, "group_size", getattr(cfg, "samples", 1))
+        completion_tokens = cfg.max_new_tokens
+
     sequences = getattr(cfg, "sample_batch", 0)
-    if hasattr(cfg, "prompts_per_step"):  # no more than this rank's share of a rollout
+    if hasattr(cfg, "prompts_per_step"):  # grpo.py: no more than this rank's share of a rollout
         sequences = min(sequences, cfg.prompts_per_step * cfg.group_size // ranks)
-    completion_tokens = cfg.max_response_tokens if is_pairs else cfg.max_new_tokens
+
     image_tokens = cfg.max_prompt_tokens
     if cfg.max_pixels:
         image_tokens = min(image_tokens, cfg.max_pixels // (PATCHES_PER_TOKEN * PATCH))
@@ -154,7 +165,7 @@ def plan(cfg) -> str:
 
     all_parts = parts(sizes, work)
     lines = [f"{model}: {sizes.weights / 1e9:.2f} billion weights, on {ranks} x {device_name}", ""]
-    lines += memory_table(all_parts, device)
+    lines += memory_table(all_parts, device, cfg)
     lines += ["", *how_long(cfg, sizes, work, device)]
     return "\n".join(lines)
 
@@ -166,7 +177,7 @@ def model_of(cfg) -> str:
     return cfg.base if hasattr(cfg, "base") else cfg.model
 
 
-def memory_table(all_parts: list[Part], device: Device) -> list[str]:
+def memory_table(all_parts: list[Part], device: Device, cfg) -> list[str]:
     """A line for each part, its bytes under each phase in which it is there, and the verdict."""
     # Only the phases in which this stage has something that is not there always.
     phases = []
@@ -179,10 +190,11 @@ def memory_table(all_parts: list[Part], device: Device) -> list[str]:
         cells = ["" if value is None else f"{value / unit:.2f}" for value in values]
         return f"{name:<40}" + "".join(f"{cell:>12}" for cell in cells)
 
-    lines = [f"{unit_name + ' on one device':<40}" + "".join(f"{p:>12}" for p in phases)]
+    lines = [f"{unit_name + ' on one device':<40}" + "".join(f"{phase:>12}" for phase in phases)]
     for part in all_parts:
-        lines.append(line(part.name, [part.bytes if p in part.phases else None for p in phases]))
-    totals = [sum(p.bytes for p in all_parts if phase in p.phases) for phase in phases]
+        values = [part.bytes if phase in part.phases else None for phase in phases]
+        lines.append(line(part.name, values))
+    totals = [sum(part.bytes for part in all_parts if phase in part.phases) for phase in phases]
     lines.append(line("together", totals))
 
     usable = (1 - MARGIN) * device.memory_bytes
@@ -192,9 +204,12 @@ def memory_table(all_parts: list[Part], device: Device) -> list[str]:
 
     fullest = phases[totals.index(max(totals))]
     there = [part for part in all_parts if fullest in part.phases]
-    helps = []  # the flag that makes the largest part smaller first
+    helps = []  # flags of this stage, first the one that makes the largest part smaller
     for part in sorted(there, key=lambda part: -part.bytes):
-        helps += [flag for flag in part.smaller_by if flag not in helps]
+        for flag in part.smaller_by:
+            name = flag.split()[0].removeprefix("--").removeprefix("no_")
+            if hasattr(cfg, name) and flag not in helps:
+                helps.append(flag)
     what = f"; what helps: {', '.join(helps)}" if helps else ""
     return [*lines, f"DOES NOT FIT: {needed} in the phase `{fullest}`{what}"]
 
@@ -215,7 +230,8 @@ def how_long(cfg, sizes: Sizes, work: Work, device: Device) -> list[str]:
         per_second = tokens / sampling_seconds(sizes, work, device)
         lines = [f"sampling: {per_second:,.0f} tokens a second at full length, by bandwidth"]
     else:
-        pairs = work.ranks * typical_micro_batch(work)[1] / work.never_split
+        prompts_of_pass, _ = typical_micro_batch(work)  # each pair has a prompt of its own
+        pairs = work.ranks * prompts_of_pass
         per_second = pairs / pass_seconds(sizes, work, device)
         lines = [f"training: {per_second:.2f} pairs a second of the longest kind, {HFU:.0%} of "
                  f"the peak; {cfg.batch_pairs} make a step"]  # fmt: skip
@@ -236,9 +252,9 @@ def rollout_time(cfg, sizes: Sizes, work: Work, device: Device) -> list[str]:
     updates = cfg.updates_per_rollout
     # Passes without gradient, 2 operations a weight and token: logp_old in all updates but the
     # first, and logp_ref in all of them if there is a KL term.
-    scoring_passes = (updates - 1) / updates + (1 if cfg.kl_beta > 0 else 0)
-    scoring = scoring_passes * 2 / work.flops_per_weight_and_token  # relative to training
-    training *= 1 + scoring
+    forward_passes = (updates - 1) / updates + (1 if cfg.kl_beta > 0 else 0)
+    forward_cost = 2 / work.flops_per_weight_and_token  # of a training pass
+    training *= 1 + forward_passes * forward_cost
     return [
         f"a rollout: {completions} completions of at most {work.completion_tokens:,} tokens, "
         f"{updates} optimizer steps",

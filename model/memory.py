@@ -143,7 +143,7 @@ class Work:
     def completions_per_pass(self) -> int:
         """How many longest completions fit beside one longest prompt, at least `never_split`.
 
-        Not limited to a group: all of them with one prompt make the fullest micro-batch.
+        One prompt for all is the worst case: a further one would take the place of completions.
         """
         free = self.pass_tokens - self.prompt_tokens
         return max(self.never_split, free // self.completion_tokens)
@@ -167,13 +167,15 @@ class Work:
 
 # Phases in which memory may be fullest. Sampling: the prompts are passed through the model, or the
 # last tokens are sampled. Updating: the backward pass is in the head, in a decoder layer, or at its
-# end, where a sharded model averages the gradients of its root.
+# end, where a sharded model averages the gradients of its *root*: FSDP's word for the weights that
+# are in no decoder layer.
 PREFILL, LAST_TOKEN, HEAD, LAYER, ROOT = "prefill", "last token", "head", "layer", "root"
 BACKWARD = (HEAD, LAYER)  # activations are there; by ROOT they are gone
 PHASES = (PREFILL, LAST_TOKEN, HEAD, LAYER, ROOT)
 ALWAYS = PHASES
 
-PASS_FLAGS = ("--max_tokens_per_micro_batch", "--max_response_tokens")  # a smaller micro-batch
+# A smaller micro-batch. `--plan` names those that the stage has.
+PASS_FLAGS = ("--max_tokens_per_micro_batch", "--max_response_tokens", "--max_new_tokens")
 
 
 @dataclass(frozen=True)
@@ -215,11 +217,11 @@ def weight_parts(sizes: Sizes, work: Work) -> list[Part]:
     shards = work.ranks if work.shard else 1
     # Alone or sharded, a process frees its gradients after each step; DDP keeps the buckets that
     # hold them.
-    gradients, smaller_by = BACKWARD, ()
+    gradients, smaller_by = BACKWARD, ("--lora_rank",)
     if work.shard:
         gradients = (*BACKWARD, ROOT)
     elif work.ranks > 1:
-        gradients, smaller_by = ALWAYS, ("--shard",)
+        gradients, smaller_by = ALWAYS, ("--shard", "--lora_rank")
 
     kept = [
         Part("weights, fp32", FP32 * (trained / shards + frozen), ALWAYS, smaller_by),
@@ -262,8 +264,9 @@ def lora_parts(sizes: Sizes, work: Work) -> list[Part]:
 def gathered_parts(sizes: Sizes, work: Work) -> list[Part]:
     """What a sharded model holds whole while it is used, and for the averaging of gradients.
 
-    While a layer is in use, the weights of the next one are on their way. By the time its gradient
-    is complete, most of what it kept for the backward pass is gone. On a GPU the buffers that NCCL
+    While a layer is in use, the weights of the next one are on their way: two whole layers. The
+    whole gradient of a layer is counted beside its activations, though most of them are freed by
+    the time it is complete. On a GPU the buffers that NCCL
     fills meanwhile come on top: they were not measured.
     """
     layer = FP32 * sizes.layer_weights
@@ -337,19 +340,20 @@ def update_parts(sizes: Sizes, work: Work) -> list[Part]:
 
 
 def head_bytes(head_weights: int, in_chunks: bool, work: Work) -> float:
-    """What the gradient of the head's weights takes while the backward pass is there.
+    """Bytes for the gradient of the head's weights, while the backward pass is in the head.
 
-    A frozen head has none, and is in the dtype that it is used in.
-    In one chunk: the gradient alone. In several: the sum of the earlier chunks as well, and under
-    autocast the weights and this chunk's gradient in bf16.
+        one chunk         the gradient, fp32
+        several chunks    this chunk's gradient and the sum of the earlier ones, fp32; under
+                          autocast also the weights and this chunk's gradient, bf16
+        LoRA              0: the head is frozen
     """
     if work.lora_rank:
         return 0
-    needed = FP32 * head_weights  # this chunk's gradient
+    needed = FP32 * head_weights
     if in_chunks:
-        needed += FP32 * head_weights  # the sum of the earlier chunks
+        needed += FP32 * head_weights
         if work.bf16:
-            needed += 2 * BF16 * head_weights  # the weights, and this chunk's gradient
+            needed += 2 * BF16 * head_weights
     return needed
 
 
@@ -363,6 +367,7 @@ def layer_bytes(sizes: Sizes, work: Work) -> float:
         keys, values       2 x (keys_seen, query_width), repeated to all query heads, and
                            2 x (prompt_tokens, key_width), those of the prompt itself
         weights            a bf16 copy of the layer under autocast, with LoRA none
+        adapters           with LoRA x A^T, (tokens, lora_rank) for each target, for B's gradient
     """
     bytes_each = work.bytes_each
     tokens = work.tokens_per_pass
@@ -381,14 +386,15 @@ def layer_bytes(sizes: Sizes, work: Work) -> float:
 
     queries_and_outputs = 2 * bytes_each * tokens * query_width
     # Keys and values that completions see, repeated to all query heads; those of the prompt itself.
-    own = work.prompt_tokens
-    keys_and_values = 2 * bytes_each * (keys_seen * query_width + own * key_width)
+    seen, of_prompt = keys_seen * query_width, work.prompt_tokens * key_width
+    keys_and_values = 2 * bytes_each * (seen + of_prompt)
 
-    casts = BF16 * sizes.layer_weights if work.bf16 else 0  # the layer's weights, in bf16
+    # With LoRA the weights are frozen, and in bf16 already.
+    casts = BF16 * sizes.layer_weights if work.bf16 and not work.lora_rank else 0
     adapters = 0
-    if work.lora_rank:  # frozen weights are bf16 already; x A^T is kept for the gradient of B
-        casts = 0
-        adapters = bytes_each * work.lora_rank * tokens * len(work.lora_targets.split(","))
+    if work.lora_rank:
+        num_targets = len(work.lora_targets.split(","))
+        adapters = bytes_each * work.lora_rank * tokens * num_targets
     return norms + linears + mlp + queries_and_outputs + keys_and_values + casts + adapters
 
 

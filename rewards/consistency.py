@@ -9,24 +9,25 @@ With a judge, the judge decides (SPECS asks Gemini-2.5-flash). Without a judge, 
 ours: it looks for the conclusion that the reasoning *states*, and compares it with the answer by
 the same equality as the reward.
 
-For numbers and expressions, the first of these that is found is the conclusion:
+For numbers and expressions, the first of these sources that finds a value gives the conclusion:
 
     1. boxed                  so \boxed{12}
     2. answer is              So the answer is 12.
-    3. the option it picks    the lines "A. 10", "B. 9", "B. 9": the last one says B. 9 again;
-                              or the only line, "B. 9"
+    3. the option it picks    "B. 9", if it is the last line: alone, or again below a list of
+                              options, "A. 10", "B. 9"
     4. its last value         Therefore, AB = 2 * 4 = 8 cm. It is a long side.
     5. a count                There are three shapes. (where the question asks how many)
 
 A question whose answer is a number may still list options, and the reasoning repeat them. If it
-ends in such a list, and picks none of it, it has no conclusion: the search stops at 3. A sentence
-that states a count ("There are 3 rows of 4 dots"), without "therefore" or the like, may agree, but
-cannot disagree, by 4 or by 5: the conclusion 12 is still to come.
+ends in such a list, and picks none of it, it has no conclusion: the search stops at source 3. In
+sources 4 and 5, a count without "therefore" or the like, as in "There are 3 rows of 4 dots", is not
+sure: it may agree with the answer, but not disagree, since the conclusion, 12, may still come.
 
 For options, the conclusion is what the extraction rules find in the reasoning, unless they find it
 in its first line; an option named there was named before any reasoning, so the outcome is unsure.
-For texts, the reasoning agrees if it ends with the words of the answer; it never disagrees, since
-other words may mean the same.
+For texts, the reasoning agrees if the extraction rules find the answer in it, or if it ends with
+the answer's words; it never disagrees, since other words may mean the same. For bounding boxes the
+rule compares nothing: without a judge the outcome is unsure.
 
 Trap: a value is not a conclusion because it comes last. If the reasoning were graded like a
 response, "Since AB = 6, we can find AD" would count as concluding 6, and "I see four things" as
@@ -75,6 +76,8 @@ def check_consistency(example: dict, response: str, judge: Judge | None = None) 
         verdict = judge.yes(consistency_question(example["question"], reasoning, answer))
         return {True: AGREES, False: DISAGREES, None: SILENT}[verdict]
 
+    if example["answer_type"] == "boxes":
+        return UNSURE
     if example["answer_type"] == "choice":
         return check_choice(example, reasoning, answer)
     if example["answer_type"] == "text":
@@ -231,8 +234,8 @@ def last_value(sentence: str, question: str) -> str | None:
 
     >>> last_value("Therefore, AB = 2 * 4 = 8 cm.", ""), last_value("Angle 2 is also 35°.", "")
     ('8 cm', '35°')
-    >>> last_value("So the line is 2x + 4 = y.", "")
-    '2x + 4 = y'
+    >>> last_value("So the line is 2x + 4 = y.", ""), last_value("So it is .5.", "")
+    ('2x + 4 = y', '.5')
     >>> last_value("With AB = 6, we can find AD.", "") is None
     True
     """
@@ -243,7 +246,7 @@ def last_value(sentence: str, question: str) -> str | None:
     # The last link behind which nothing but a value stands; a "not" beside a link ends the search.
     for link in reversed(links[-MAX_LINKS:]):
         before, value = sentence[: link.start()], sentence[link.end() :]
-        value = FILLER.sub("", value).strip(" \n.。*")
+        value = FILLER.sub("", value).lstrip(" \n。*").rstrip(" \n.。*")  # the point of ".5" stays
         if NEGATING_WORD.search(before[-NEGATION_REACH:]) or NEGATING_WORD.match(value):
             return None
         if read_number(value, question) is not None:
@@ -285,7 +288,7 @@ def check_choice(example: dict, reasoning: str, answer: str) -> str:
 
 
 def check_text(example: dict, reasoning: str, answer: str) -> str:
-    """Agrees if the reasoning ends with the words of the answer, else unsure.
+    """Agrees if the reasoning states the answer, or ends with its words, else unsure.
 
     Never `disagrees`: other words may mean the same.
     """
@@ -322,7 +325,7 @@ FILLER = re.compile(  # words between the link and the value: "is also 35"
 )
 MATH_MARKS = re.compile(r"\\[()\[\]]|\$")  # \( \) \[ \] $
 INTENTION = re.compile(  # says what could be done, not what comes out: "we can find AD"
-    r"\b(?:can|could|need to|let's|let us|will|want to|have to|must|should)\b[^.=]*?"
+    r"\b(?:can|could|need to|let's|let us|will|want to|have to|must|should)\b[^.=]{0,200}?"
     r"\b(?:find|calculate|compute|determine|use|solve|substitute|subtract|add|get|obtain)\b"
     r"|\bto find\b|\bto (?:calculate|determine|solve)\b",
     re.IGNORECASE,

@@ -11,16 +11,16 @@ What follows the letter decides whether it is meant. These rows are tried in ord
 "cat", B "dog", C "a bird" (a test reads the table):
 
     by_letter
-         1. "B dog"                            B       its own text, right behind the letter
+         1. "B dog", "B. dog"                  B       its own text, right behind the letter
          2. "Bob"                              none    this is not a letter
          3. "E"                                none    no option has this letter
-         4. "B. dog"                           B       its own text
+         4. "(B) dog", "b. dog"                B       its own text, behind a letter with marks
          5. "A. cat B. dog", "B. dog, cat"     none    several options
     by_rest
          6. "B, C", "b, c"                     none    several options
          7. "B", "B, (B)", "b, b"              B       nothing else
          8. "B or the dog"                     none    several options
-         9. "a big dog", "i see it"            none    a word, not option A or I
+         9. "a big dog"                        none    a word, not option A
     by_words
         10a. "B. The dog. It barks."           B       its own text, and more
         10b. "B. The cat"                      none    the text of another option
@@ -115,7 +115,7 @@ def by_letter(text: str, choices: list[str]) -> Option:
         is_meant = start.is_marked or not start.rest
         return NO_SUCH_LETTER if is_meant else NO_OPTION
 
-    # 4. "B. dog"
+    # 4. "(B) dog"
     if is_text_of(start.rest, LETTERS.index(start.letter), choices):
         return Option(start.letter, BY_LETTER_AND_TEXT)
 
@@ -142,7 +142,8 @@ def by_rest(start: Start, choices: list[str]) -> Option:
     if re.match(r"(?:or|and|nor)\b", rest):
         return SEVERAL
 
-    # 9. In "a big dog" and "i see it" the letter is a word; in "b since it barks" it is a letter.
+    # 9. In "a big dog" the letter is a word, as in "i see it" where there is an option I. In "b
+    # since it barks" it is a letter.
     if start.is_lower and start.letter in "AI" and not start.is_marked:
         return NO_OPTION
 
@@ -290,6 +291,7 @@ ANOTHER = re.compile(  # one more letter: "and C", ", (c)", "/C"; not of "and Ca
         [(\[]? (?P<letter>{LETTER}) [)\]]? (?={NOTHING_OR_A_THIRD})""",
     re.IGNORECASE | re.VERBOSE,
 )
+# The end of a sentence or of a line; not behind a digit, as in "5. is".
 CLAUSE_END = re.compile(r"(?<=[^\d\s])[.;。]\s|\n")
 VALUE_END = re.compile(r"[,;](?=\s)|\b(?:which|because|since|where|as)\b")  # "5, as", "5 because"
 REMARK = re.compile(  # what may follow a letter without a mark: "B because it barks"
@@ -298,14 +300,14 @@ REMARK = re.compile(  # what may follow a letter without a mark: "B because it b
     """,
     re.IGNORECASE | re.VERBOSE,
 )
-NOT_ANOTHER = re.compile(  # "not C"
+NOT_ANOTHER = re.compile(  # "not C"; capitals only, for the sake of "not a cat"
     rf"(?:and\s+)?not\s+(?:option\s*)?[(\[]?(?P<letter>{LETTER})\b"
 )
 AND_ANOTHER = re.compile(  # "and C"
     rf"\b(?:or|and|nor)\s+(?:option\s*)?[(\[]?{LETTER}[)\]]?\s*(?:$|[.,])"
 )
-# Not "It is not a cat", which may say why the dog is meant. Of "doesn’t" the curved mark was taken
-# off as a quote.
+# Not "It is not a cat", which may say why the dog is meant. `n'?t`: "doesn’t" arrives as "doesnt",
+# since its curved mark was taken off as a quote.
 TAKEN_BACK = re.compile(
     r"""(?:is\s+|was\s+)? (?:not\b | wrong\b | incorrect\b | false\b)      # is wrong, not
       | (?:cannot | can'?t | won'?t | (?:does|did|could|would|will|is|was|has)(?:\s+not|n'?t)) \b

@@ -255,3 +255,11 @@ def test_infinity_is_no_finite_value(answer, gold):
     """Decided before math-verify, whose verdict here depends on what it was asked before."""
     assert same_expression(answer, gold) == (False, "only one of them is infinite")
     assert same_expression(answer, gold + " x")[1] != "only one of them is infinite"
+
+
+def test_a_megabyte_of_intentions_takes_linear_time():
+    """From each "must" the search for what must be done went on to the end: 3 seconds, now 0.1."""
+    block = "<think>" + " must be " * 111_000 + "</think><answer>YES</answer>"
+    began = time.process_time()
+    assert check_consistency(EXAMPLES[0], block) == "unsure"
+    assert time.process_time() - began < 1.0

@@ -264,7 +264,7 @@ def test_a_pass_holds_whole_groups():
     assert pairs.completions_per_pass == 13, "beside one prompt: the bound for memory"
 
     group = Work(True, True, 1, 3000, 1024, group_size=8, pass_tokens=8192)
-    assert typical_micro_batch(group) == (1, 5)
+    assert typical_micro_batch(group) == (1, 4), "halved, as micro_batches does; five would fit"
     assert work_of(grpo.Config(sample_batch=512), "cpu", ranks=2).sequences == 16 * 8 // 2
 
 
@@ -295,6 +295,20 @@ def test_a_reference_takes_time():
         minutes.append(float(re.search(r"training: ([\d.]+) minutes", text)[1]))
     without = 1 + 7 / 8 / 4  # logp_old, of seven updates in eight
     assert minutes[1] / minutes[0] == pytest.approx((without + 1 / 4) / without, rel=0.01)
+
+
+@pytest.mark.parametrize("stage, flags", [
+    (grpo, "@configs/grpo_3b.args --sample_batch 8 --max_tokens_per_micro_batch 65536"),
+    (grpo, "@configs/grpo_7b.args --sample_batch 1 --max_new_tokens 1024"),
+    (dpo_sft, "@configs/dpo_sft_7b.args --batch_pairs 64"),
+])  # fmt: skip
+def test_a_plan_names_flags_of_its_stage(stage, flags):
+    """Wrong before: --max_response_tokens for grpo.py, and nothing where the weights do not fit."""
+    text = plan(stage.parse_cli(stage.Config, "", [*flags.split(), "--plan", "h100"]))
+    if "DOES NOT FIT" in text:
+        helps = re.search(r"what helps: (.*)", text)[1].split(", ")
+        assert helps and all(hasattr(stage.Config, flag.split()[0][2:]) for flag in helps)
+        assert "--lora_rank" in helps or "3b" in flags
 
 
 def test_a_plan_names_what_helps(tmp_path):
