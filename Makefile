@@ -73,7 +73,7 @@ chaos: .venv/ready
 gpu: .venv/ready
 	$(BIN)/python benchmarks/gpu.py --out runs/gpu
 
-# All of the 3B model on a CPU of 24 GB: one step of GRPO and of DPO, about half an hour.
+# All of the 3B model on a CPU of 24 GB: one step of GRPO and of DPO, about ten minutes.
 rehearsal: .venv/ready
 	OMP_NUM_THREADS=2 $(BIN)/python benchmarks/rehearsal.py --out runs/rehearsal
 

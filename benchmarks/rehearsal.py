@@ -2,7 +2,7 @@
 
 All of its 3.75 billion weights, random and in bf16, one real picture at the size that training
 uses, adapters that are trained, a merged copy that samples. Nothing is learnt: it shows that the
-stages run at this size and need the memory that `--plan` says. Two cores, 24 GB, half an hour.
+stages run at this size and need the memory that `--plan` says. Two cores, 24 GB, about ten minutes.
 
     python benchmarks/rehearsal.py --out runs/rehearsal [--picture FILE]
 
