@@ -1,10 +1,14 @@
 """Memory and time of a run before either is spent: `--plan h100` on every stage prints and stops.
 
-    memory   every part of it on one GPU, from `model/memory.py`, and whether it fits
-    time     from the bytes that must be read and the operations that must be done. Left out:
-             attention's products of queries and keys, which grow with length squared, the vision
-             tower, and the prompts' pass before sampling. Counted too much: an embedding table that
-             is not the head's (7 % of the 7B), and the head on prompt tokens
+    memory      every part of it on one GPU, from `model/memory.py`, and whether it fits
+    host        main memory of all processes: encoded prompts and kept pixels
+    sampling    steps x (bytes of text weights + bytes of the cache) / bandwidth
+    updating    (4 to 8) x weights x tokens / (HFU x the device's peak)
+
+So sampling is bound by bandwidth and updating by arithmetic, the two sides of the roofline model.
+Left out: attention's products, which grow with length squared, the vision tower, and the prefill
+of the prompts. Counted too much: an embedding table that is not the head's (7 % of the 7B),
+and the head on prompt tokens.
 
 It needs the model's config.json and no weights. Prompts and completions are as long as the flags
 allow. What no arithmetic shows (fragmentation, CUDA's own gigabyte, the buffers of NCCL) is left to
@@ -56,7 +60,7 @@ KEPT_BYTES = 2 * 2**30  # pixels that stages 2a, 2b and evaluate.py keep to use 
 
 
 def host_bytes(sizes: Sizes, work: Work, prompts: int) -> float:
-    """Main memory of one process with so many prompts, each with as large an image as fits."""
+    """Host memory of one process with so many prompts, each with as large an image as fits."""
     pixels = PATCHES_PER_TOKEN * BYTES_PER_PATCH  # bytes of an image token
     features = FP32 * sizes.hidden  # what a frozen tower made of it, kept
     return PROCESS_BYTES + prompts * work.image_tokens * (pixels + features)
@@ -78,7 +82,7 @@ def sampling_seconds(sizes: Sizes, work: Work, device: Device) -> float:
 def typical_micro_batch(work: Work) -> tuple[int, int]:
     """(prompts, completions) of a micro-batch of longest groups: whole groups where they fit.
 
-    For time. Memory counts with the fullest micro-batch, `Work.completions_per_pass`.
+    For time. Memory counts with `Work.completions_per_pass`.
     """
     group_tokens = work.prompt_tokens + work.group_size * work.completion_tokens
     groups = work.pass_tokens // group_tokens
@@ -166,7 +170,7 @@ def plan(cfg) -> str:
     all_parts = parts(sizes, work)
     lines = [f"{model}: {sizes.weights / 1e9:.2f} billion weights, on {ranks} x {device_name}", ""]
     lines += memory_table(all_parts, device, cfg)
-    lines += ["", *how_long(cfg, sizes, work, device)]
+    lines += ["", *how_long(cfg, sizes, work, device), host_memory(cfg, sizes, work)]
     return "\n".join(lines)
 
 
@@ -196,13 +200,20 @@ def memory_table(all_parts: list[Part], device: Device, cfg) -> list[str]:
         lines.append(line(part.name, values))
     totals = [sum(part.bytes for part in all_parts if phase in part.phases) for phase in phases]
     lines.append(line("together", totals))
+    return [*lines, verdict(all_parts, device, cfg, unit, unit_name)]
 
+
+def verdict(all_parts: list[Part], device: Device, cfg, unit: float, unit_name: str) -> str:
+    """Whether the fullest phase fits; if not, the flags that help."""
     usable = (1 - MARGIN) * device.memory_bytes
     needed = f"{peak(all_parts) / unit:.1f} of {usable / unit:.1f} {unit_name}"
     if peak(all_parts) <= usable:
-        return [*lines, f"fits: {needed} ({MARGIN:.0%} of the device is left free)"]
+        return f"fits: {needed} ({MARGIN:.0%} of the device is left free)"
 
-    fullest = phases[totals.index(max(totals))]
+    def total(phase: str) -> float:
+        return sum(part.bytes for part in all_parts if phase in part.phases)
+
+    fullest = max(PHASES, key=total)
     there = [part for part in all_parts if fullest in part.phases]
     helps = []  # flags of this stage, first the one that makes the largest part smaller
     for part in sorted(there, key=lambda part: -part.bytes):
@@ -211,34 +222,36 @@ def memory_table(all_parts: list[Part], device: Device, cfg) -> list[str]:
             if hasattr(cfg, name) and flag not in helps:
                 helps.append(flag)
     what = f"; what helps: {', '.join(helps)}" if helps else ""
-    return [*lines, f"DOES NOT FIT: {needed} in the phase `{fullest}`{what}"]
+    return f"DOES NOT FIT: {needed} in the phase `{fullest}`{what}"
 
 
 def how_long(cfg, sizes: Sizes, work: Work, device: Device) -> list[str]:
-    """Work and time of a rollout or of a step at full lengths, and the memory of the host."""
-    # Encoded prompts in main memory: those of a batch, and of the next one, on its way.
+    """Time of a rollout, speed of sampling, or speed of training on pairs, at full lengths."""
+    if hasattr(cfg, "prompts_per_step"):  # grpo.py
+        return rollout_time(cfg, sizes, work, device)
+    if work.sequences:  # build_prefs.py, evaluate.py
+        tokens = work.ranks * work.sequences * work.completion_tokens
+        per_second = tokens / sampling_seconds(sizes, work, device)
+        return [f"sampling: {per_second:,.0f} tokens a second at full length, by bandwidth"]
+
+    prompts, _ = typical_micro_batch(work)  # dpo_sft.py: each pair has a prompt of its own
+    per_second = work.ranks * prompts / pass_seconds(sizes, work, device)
+    return [f"training: {per_second:.2f} pairs a second of the longest kind, {HFU:.0%} of "
+            f"the peak; {cfg.batch_pairs} make a step"]  # fmt: skip
+
+
+def host_memory(cfg, sizes: Sizes, work: Work) -> str:
+    """Host memory of all processes: encoded prompts, and pixels kept to be used again."""
     if work.sequences:
         batch = max(1, work.sequences // work.group_size)
     else:
         batch = math.ceil(cfg.batch_pairs / work.ranks)
-    prompts = 2 * batch
-    if hasattr(cfg, "prompts_per_step"):
-        lines = rollout_time(cfg, sizes, work, device)
-        prompts = max(prompts, cfg.prompts_per_step // work.ranks)
-    elif work.sequences:
-        tokens = work.ranks * work.sequences * work.completion_tokens
-        per_second = tokens / sampling_seconds(sizes, work, device)
-        lines = [f"sampling: {per_second:,.0f} tokens a second at full length, by bandwidth"]
-    else:
-        prompts_of_pass, _ = typical_micro_batch(work)  # each pair has a prompt of its own
-        pairs = work.ranks * prompts_of_pass
-        per_second = pairs / pass_seconds(sizes, work, device)
-        lines = [f"training: {per_second:.2f} pairs a second of the longest kind, {HFU:.0%} of "
-                 f"the peak; {cfg.batch_pairs} make a step"]  # fmt: skip
 
-    kept = 0 if hasattr(cfg, "prompts_per_step") else KEPT_BYTES  # GRPO meets a prompt once
-    host = work.ranks * (host_bytes(sizes, work, prompts) + kept)
-    return [*lines, f"memory of the host: {host / GB:.0f} GB for {work.ranks} process(es)"]
+    prompts, kept = 2 * batch, KEPT_BYTES  # those of a batch, and of the next one, on its way
+    if hasattr(cfg, "prompts_per_step"):  # GRPO holds a rollout's, and meets a prompt once
+        prompts, kept = max(prompts, cfg.prompts_per_step // work.ranks), 0
+    total = work.ranks * (host_bytes(sizes, work, prompts) + kept)
+    return f"memory of the host: {total / GB:.0f} GB for {work.ranks} process(es)"
 
 
 def rollout_time(cfg, sizes: Sizes, work: Work, device: Device) -> list[str]:
@@ -250,11 +263,11 @@ def rollout_time(cfg, sizes: Sizes, work: Work, device: Device) -> list[str]:
     sampling = batches * sampling_seconds(sizes, work, device)
     training = passes * pass_seconds(sizes, work, device)
     updates = cfg.updates_per_rollout
-    # Passes without gradient, 2 operations a weight and token: logp_old in all updates but the
-    # first, and logp_ref in all of them if there is a KL term.
-    forward_passes = (updates - 1) / updates + (1 if cfg.kl_beta > 0 else 0)
-    forward_cost = 2 / work.flops_per_weight_and_token  # of a training pass
-    training *= 1 + forward_passes * forward_cost
+    # For each training pass, the forwards without gradient that come on top: one for logp_old,
+    # except in the first of the updates, and one for logp_ref if there is a KL term.
+    extra_forwards = (updates - 1) / updates + (1 if cfg.kl_beta > 0 else 0)
+    cost_of_one = 2 / work.flops_per_weight_and_token  # 2 operations, as a share of the pass
+    training *= 1 + extra_forwards * cost_of_one
     return [
         f"a rollout: {completions} completions of at most {work.completion_tokens:,} tokens, "
         f"{updates} optimizer steps",

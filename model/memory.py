@@ -9,10 +9,14 @@ are updated. What is needed is the sum in the fullest of five phases. With --sha
 keeps 1/R of what is trained, and beside it, while weights are updated, what is gathered for use
 (`sharding.py`).
 
-A *pass* is the forward and backward of one micro-batch. Lengths are the limits of the flags, so
-this is the worst batch. The arithmetic is compared with the live tensors of a small model's passes
-on a CPU, without images, to 10 %
-(test_update_is_as_planned, test_sampling_is_as_planned, test_a_sharded_update_is_as_planned).
+A *pass* is the forward and backward of one micro-batch. Lengths are the limits of the flags: the
+longest prompt, and as many of the longest completions as fit beside it. Shorter completions can
+fill the limit better, and each repeats its prompt's keys: with seven short ones in place of a long
+one (7B, LoRA) a layer keeps 25 % more.
+
+The arithmetic is compared with the live tensors of a small model's passes on a CPU, without images,
+to 10 % (test_update_is_as_planned, test_sampling_is_as_planned,
+test_a_sharded_update_is_as_planned).
 """
 
 import math
@@ -143,7 +147,8 @@ class Work:
     def completions_per_pass(self) -> int:
         """How many longest completions fit beside one longest prompt, at least `never_split`.
 
-        One prompt for all is the worst case: a further one would take the place of completions.
+        It may be more than a group has. The others then have prompts of their own, which are
+        counted as if they took no room. For what is typical see `plan.typical_micro_batch`.
         """
         free = self.pass_tokens - self.prompt_tokens
         return max(self.never_split, free // self.completion_tokens)
@@ -174,7 +179,7 @@ BACKWARD = (HEAD, LAYER)  # activations are there; by ROOT they are gone
 PHASES = (PREFILL, LAST_TOKEN, HEAD, LAYER, ROOT)
 ALWAYS = PHASES
 
-# A smaller micro-batch. `--plan` names those that the stage has.
+# Flags that make a micro-batch smaller. `--plan` names those that the stage has.
 PASS_FLAGS = ("--max_tokens_per_micro_batch", "--max_response_tokens", "--max_new_tokens")
 
 
@@ -215,8 +220,8 @@ def weight_parts(sizes: Sizes, work: Work) -> list[Part]:
     frozen = sizes.vision if work.freeze_vision else 0  # whole on each rank
     trained = sizes.weights - frozen
     shards = work.ranks if work.shard else 1
-    # Alone or sharded, a process frees its gradients after each step; DDP keeps the buckets that
-    # hold them.
+    # From the second micro-batch of a step on, all gradients are there from the start. Alone or
+    # sharded, a process frees them after the step; DDP keeps the buckets that hold them.
     gradients, smaller_by = BACKWARD, ("--lora_rank",)
     if work.shard:
         gradients = (*BACKWARD, ROOT)
@@ -265,9 +270,8 @@ def gathered_parts(sizes: Sizes, work: Work) -> list[Part]:
     """What a sharded model holds whole while it is used, and for the averaging of gradients.
 
     While a layer is in use, the weights of the next one are on their way: two whole layers. The
-    whole gradient of a layer is counted beside its activations, though most of them are freed by
-    the time it is complete. On a GPU the buffers that NCCL
-    fills meanwhile come on top: they were not measured.
+    whole gradient of a layer is counted beside its activations: too much, as most of them are freed
+    by the time it is complete. Too little: NCCL's own buffers on a GPU, which were not measured.
     """
     layer = FP32 * sizes.layer_weights
     root = sizes.weights - sizes.vision - sizes.layers * sizes.layer_weights
@@ -326,9 +330,10 @@ def update_parts(sizes: Sizes, work: Work) -> list[Part]:
     bytes_each = work.bytes_each
     gradients = tokens * (2 * bytes_each * sizes.intermediate + 2 * FP32 * sizes.hidden)
 
+    checkpointing = () if work.checkpointing else ("--gradient_checkpointing",)
     return [
         Part("activations of a micro-batch", activations + mask_bytes(work), BACKWARD,
-             () if work.checkpointing else ("--gradient_checkpointing",)),
+             (*checkpointing, *PASS_FLAGS)),
         Part("one layer, computed again", recomputed, (LAYER,), PASS_FLAGS),
         Part("gradients inside a layer", gradients, (LAYER,), PASS_FLAGS),
         # The logits, their softmax, and the gradients of both.
@@ -362,7 +367,7 @@ def layer_bytes(sizes: Sizes, work: Work) -> float:
 
         norms              4 x (tokens, D), with LoRA 2                  fp32
         linears, inputs    6 x (tokens, D) in bf16, 3 in fp32
-        MLP                4 x (tokens, intermediate)
+        MLP                4 x (tokens, intermediate): gate, up, silu(gate), the product
         queries, outputs   2 x (tokens, query_width)
         keys, values       2 x (keys_seen, query_width), repeated to all query heads, and
                            2 x (prompt_tokens, key_width), those of the prompt itself
@@ -381,13 +386,12 @@ def layer_bytes(sizes: Sizes, work: Work) -> float:
     # Inputs of linears. Autocast casts anew for q, k, v, o, gate and up; in fp32 q, k and v share
     # one input, and gate and up another.
     linears = (6 * BF16 if work.bf16 else 3 * FP32) * tokens * sizes.hidden
-    # gate, up, silu(gate), and the product of the last two
     mlp = 4 * bytes_each * tokens * sizes.intermediate
 
     queries_and_outputs = 2 * bytes_each * tokens * query_width
-    # Keys and values that completions see, repeated to all query heads; those of the prompt itself.
-    seen, of_prompt = keys_seen * query_width, work.prompt_tokens * key_width
-    keys_and_values = 2 * bytes_each * (seen + of_prompt)
+    keys_of_completions = keys_seen * query_width
+    keys_of_prompt = work.prompt_tokens * key_width
+    keys_and_values = 2 * bytes_each * (keys_of_completions + keys_of_prompt)
 
     # With LoRA the weights are frozen, and in bf16 already.
     casts = BF16 * sizes.layer_weights if work.bf16 and not work.lora_rank else 0

@@ -13,8 +13,8 @@ For numbers and expressions, the first of these sources that finds a value gives
 
     1. boxed                  so \boxed{12}
     2. answer is              So the answer is 12.
-    3. the option it picks    "B. 9", if it is the last line: alone, or again below a list of
-                              options, "A. 10", "B. 9"
+    3. the option it picks    a last line "B. 9", if it is the only such line, or repeats a line of
+                              the list above it: "A. 10", "B. 9", "B. 9"
     4. its last value         Therefore, AB = 2 * 4 = 8 cm. It is a long side.
     5. a count                There are three shapes. (where the question asks how many)
 
@@ -37,7 +37,7 @@ concluding nothing. Both are wrong (test_values_that_are_no_conclusion).
 import re
 from dataclasses import dataclass
 
-from rewards.boxes import boxes
+from rewards.boxes import boxes as boxed_values
 from rewards.digits import WORD, words_to_digits
 from rewards.expression import is_value
 from rewards.extract import Found, extract_answer, find_answer
@@ -76,7 +76,7 @@ def check_consistency(example: dict, response: str, judge: Judge | None = None) 
         verdict = judge.yes(consistency_question(example["question"], reasoning, answer))
         return {True: AGREES, False: DISAGREES, None: SILENT}[verdict]
 
-    if example["answer_type"] == "boxes":
+    if example["answer_type"] == "boxes":  # bounding boxes, not \boxed
         return UNSURE
     if example["answer_type"] == "choice":
         return check_choice(example, reasoning, answer)
@@ -150,7 +150,7 @@ def stated_conclusion(reasoning: str, found: Found, question: str) -> Conclusion
     found    the answer that the extraction rules find in the reasoning
     """
     # 1. "so \boxed{12}"
-    boxed = boxes(reasoning)
+    boxed = boxed_values(reasoning)
     if boxed:
         return Conclusion(boxed[-1])
     # 2. "So the answer is 12."
@@ -197,45 +197,47 @@ def value_at_end(sentences: list[str], question: str) -> Conclusion | None:
 
 
 def stated_count(sentences: list[str]) -> Conclusion | None:
-    """The N of "there are N things": the last one with "therefore" or the like, else the only one.
+    """The N of "there are N things": the last one with "therefore" or the like.
 
-    The only one is not sure: it may count what the question does not ask for.
+    Without such, N if all sentences that count say the same. Then it is not sure: it may count what
+    the question does not ask for.
 
     >>> stated_count(["There are three things: two dots and a line.", "The line is red."])
     Conclusion(value='three', is_sure=False)
-    >>> stated_count(["There is one dot.", "So there are 3 things."])
+    >>> stated_count(["There is one dot, so there are 3 things."])
     Conclusion(value='3', is_sure=True)
     >>> stated_count(["There are 2 dots.", "There are 3 lines."]) is None
     True
     """
     stated, concluded = [], []
     for sentence in sentences:
-        match = STATES_COUNT.search(sentence)
-        if match is None:
-            continue
-        before = sentence[: match.start()]
-        if NEGATING_WORD.search(before):
-            continue
-        stated.append(match[1].lower())
-        if CONCLUDES.search(before):
-            concluded.append(match[1].lower())
+        for match in STATES_COUNT.finditer(sentence):
+            before = sentence[: match.start()]
+            if NEGATING_WORD.search(before):
+                continue
+            count = match[1].lower()
+            stated.append(count)
+            if CONCLUDES.search(before):
+                concluded.append(count)
 
     if concluded:
         return Conclusion(concluded[-1])
-    different = {words_to_digits(n) for n in stated}
-    return Conclusion(stated[0], is_sure=False) if len(different) == 1 else None
+    counts = {words_to_digits(n) for n in stated}
+    return Conclusion(stated[0], is_sure=False) if len(counts) == 1 else None
 
 
 def last_value(sentence: str, question: str) -> str | None:
     """The value that a sentence ends with, behind a link such as "is" or "="; or None.
 
-    The last link is tried first. In "So the line is 2x + 4 = y" no value follows the last link,
-    "=", but a value follows the link before it.
+    Links are tried from the last one back. In "So the line is 2x + 4 = y" the last is "=", and the
+    "y" behind it is no value. The one before is "is", and "2x + 4 = y" is a value.
 
     >>> last_value("Therefore, AB = 2 * 4 = 8 cm.", ""), last_value("Angle 2 is also 35°.", "")
     ('8 cm', '35°')
     >>> last_value("So the line is 2x + 4 = y.", ""), last_value("So it is .5.", "")
     ('2x + 4 = y', '.5')
+    >>> last_value("So AB is equal to 8 cm.", "")
+    '8 cm'
     >>> last_value("With AB = 6, we can find AD.", "") is None
     True
     """
@@ -290,7 +292,8 @@ def check_choice(example: dict, reasoning: str, answer: str) -> str:
 def check_text(example: dict, reasoning: str, answer: str) -> str:
     """Agrees if the reasoning states the answer, or ends with its words, else unsure.
 
-    Never `disagrees`: other words may mean the same.
+    A last sentence with a "not" does not end with them: "It is not a dog." Never `disagrees`: other
+    words may mean the same.
     """
     found = find_answer(reasoning, "text", (), example["question"])
     if found.answer is not None and plain(found.answer) == plain(answer):
@@ -313,7 +316,7 @@ STATES_COUNT = re.compile(  # "there are 3", "I can see exactly three"
 )
 LINK = re.compile(  # a link: the word or sign that a value may follow, "is" of "AB is 8"
     r"""(?<![<>!])=|≈|:|：|等于|是|为
-        |\b(?:is|are|was|were|be|becomes?|equals?|equaling|equal\ to|gives?|get|makes?|leaves?
+        |\b(?:is|are|was|were|be|becomes?|equals?(?:\ to)?|equaling|gives?|get|makes?|leaves?
              |needs?|has|have|contains?|approximately|about|of)\b""",
     re.IGNORECASE | re.VERBOSE,
 )

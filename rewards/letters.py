@@ -26,7 +26,8 @@ What follows the letter decides whether it is meant. These rows are tried in ord
         10b. "B. The cat"                      none    the text of another option
         10c. "B, 5.0 cm"                       B       its own value, where B is "5 cm"
     by_remark
-        10d. "B, not C"                        B       another letter is excluded
+        10d. "B, not C"                        B       another letter is excluded; what follows is
+                                                       not read
         10e. "B is wrong"                      none    the letter is taken back
         10f. "B, though (C) fits"              none    several options
         10g. "B because it barks"              B       a remark
@@ -84,7 +85,8 @@ class Start:
 
     @property
     def words(self) -> str:
-        return re.sub(r"^[\s:,;.()\[\]-]+", "", self.clause)
+        # The sign of "-5" and the point of ".5" belong to the value.
+        return re.sub(r"^(?:[\s:,;()\[\]]|[.-](?!\.?\d))+", "", self.clause)
 
 
 def by_letter(text: str, choices: list[str]) -> Option:
@@ -99,6 +101,8 @@ def by_letter(text: str, choices: list[str]) -> Option:
     ('several options', 'letter and text of different options')
     >>> by_letter("E", animals).how, by_letter("a big dog", animals).how
     ('no such letter', 'no option')
+    >>> by_letter("A) -5 m, as it falls", ["-5 m", "5 m"]).letter
+    'A'
     """
     # 1. "B dog", and "E2" where E is "2".
     letter = text[0]
@@ -138,8 +142,8 @@ def by_rest(start: Start, choices: list[str]) -> Option:
     if not rest:
         return Option(start.letter, BY_LETTER)
 
-    # 8. "B or the dog"
-    if re.match(r"(?:or|and|nor)\b", rest):
+    # 8. "B or the dog"; "B and not C" is left to 10d.
+    if re.match(r"(?:or|and(?!\s+not\b)|nor)\b", rest):
         return SEVERAL
 
     # 9. In "a big dog" the letter is a word, as in "i see it" where there is an option I. In "b
@@ -189,7 +193,7 @@ def by_words(start: Start, choices: list[str]) -> Option:
     option may have several sentences. Values and remarks are read in the first clause only:
     "B. dog. A cat would meow" names B.
     """
-    # Articles count at first, as "a book" and "the book" may be two options, and then no more.
+    # First with articles, since "a book" and "the book" may be two options; then without them.
     for is_text in (is_text_of, is_text_but_for_articles):
         # 10a. "B. The dog. It barks."
         index = LETTERS.index(start.letter)
