@@ -3,12 +3,14 @@
     memory      every part of it on one GPU, from `model/memory.py`, and whether it fits
     host        main memory of all processes: encoded prompts and kept pixels
     sampling    steps x (bytes of text weights + bytes of the cache) / bandwidth
-    updating    (4 to 8) x weights x tokens / (HFU x the device's peak)
+    updating    (4 to 8) x weights x tokens / (HFU x the device's peak);
+                GRPO adds 2 for each forward without gradient: logp_old, logp_ref
 
 So sampling is bound by bandwidth and updating by arithmetic, the two sides of the roofline model.
-Left out: attention's products, which grow with length squared, the vision tower, and the prefill
-of the prompts. Counted too much: an embedding table that is not the head's (7 % of the 7B),
-and the head on prompt tokens.
+Left out: attention's products, which grow with length squared, the vision tower, the prefill of the
+prompts, and DPO's one pass of the reference over all pairs (with checkpointing a quarter of an
+epoch, with LoRA a third). Counted too much: an embedding table that is not the head's (7 % of the
+7B), and the head on prompt tokens.
 
 It needs the model's config.json and no weights. Prompts and completions are as long as the flags
 allow. What no arithmetic shows (fragmentation, CUDA's own gigabyte, the buffers of NCCL) is left to
@@ -19,7 +21,7 @@ import math
 import re
 from dataclasses import dataclass
 
-from model.memory import ALWAYS, FP32, PHASES, Part, Sizes, Work, parts, peak
+from model.memory import ALWAYS, FP32, PHASES, Part, Sizes, Work, parts, peak, total
 from model.qwen import max_logits
 
 GB = 1e9
@@ -52,18 +54,18 @@ DEVICES = {
 
 # --- 2. Host memory, and time ------------------------------------------------------------------
 
-PATCH = 14 * 14  # pixels
-PATCHES_PER_TOKEN = 4
-BYTES_PER_PATCH = FP32 * 3 * 2 * PATCH  # three colours, and each picture twice, as two frames
+PIXELS_PER_PATCH = 14 * 14
+PATCHES_PER_TOKEN = 2 * 2  # the projector merges a square of patches into an image token
+BYTES_PER_PATCH = FP32 * 3 * 2 * PIXELS_PER_PATCH  # three colours; each picture as two frames
 PROCESS_BYTES = 4 * GB  # Python, PyTorch, CUDA; ours: 1 GB measured without CUDA, and room for it
 KEPT_BYTES = 2 * 2**30  # pixels that stages 2a, 2b and evaluate.py keep to use again: `lazily.Room`
 
 
 def host_bytes(sizes: Sizes, work: Work, prompts: int) -> float:
     """Host memory of one process with so many prompts, each with as large an image as fits."""
-    pixels = PATCHES_PER_TOKEN * BYTES_PER_PATCH  # bytes of an image token
-    features = FP32 * sizes.hidden  # what a frozen tower made of it, kept
-    return PROCESS_BYTES + prompts * work.image_tokens * (pixels + features)
+    pixel_bytes = PATCHES_PER_TOKEN * BYTES_PER_PATCH  # of an image token
+    feature_bytes = FP32 * sizes.hidden  # what a frozen tower made of it, kept
+    return PROCESS_BYTES + prompts * work.image_tokens * (pixel_bytes + feature_bytes)
 
 
 def sampling_seconds(sizes: Sizes, work: Work, device: Device) -> float:
@@ -85,12 +87,12 @@ def typical_micro_batch(work: Work) -> tuple[int, int]:
     For time. Memory counts with `Work.completions_per_pass`.
     """
     group_tokens = work.prompt_tokens + work.group_size * work.completion_tokens
-    groups = work.pass_tokens // group_tokens
+    groups = work.max_pass_tokens // group_tokens
     if groups:
         return groups, groups * work.group_size
 
     completions = work.group_size  # halved until it fits, as `common.micro_batches` does
-    while (work.prompt_tokens + completions * work.completion_tokens > work.pass_tokens
+    while (work.prompt_tokens + completions * work.completion_tokens > work.max_pass_tokens
            and completions > work.never_split):
         completions = math.ceil(completions / 2)
     return 1, completions
@@ -125,11 +127,15 @@ def work_of(cfg, device_name: str, ranks: int) -> Work:
 
     sequences = getattr(cfg, "sample_batch", 0)
     if hasattr(cfg, "prompts_per_step"):  # grpo.py: no more than this rank's share of a rollout
+        if cfg.prompts_per_step % (ranks * cfg.updates_per_rollout):  # as `grpo.check_shares`
+            raise ValueError(
+                f"--plan: --prompts_per_step {cfg.prompts_per_step} must be a multiple of "
+                f"{ranks} devices x --updates_per_rollout ({cfg.updates_per_rollout})")
         sequences = min(sequences, cfg.prompts_per_step * cfg.group_size // ranks)
 
     image_tokens = cfg.max_prompt_tokens
     if cfg.max_pixels:
-        image_tokens = min(image_tokens, cfg.max_pixels // (PATCHES_PER_TOKEN * PATCH))
+        image_tokens = min(image_tokens, cfg.max_pixels // (PATCHES_PER_TOKEN * PIXELS_PER_PATCH))
     return Work(
         trains=hasattr(cfg, "lr"),
         bf16=bf16,
@@ -139,7 +145,7 @@ def work_of(cfg, device_name: str, ranks: int) -> Work:
         image_tokens=image_tokens,
         sequences=sequences,
         group_size=group_size,
-        pass_tokens=getattr(cfg, "max_tokens_per_micro_batch", 0),
+        max_pass_tokens=getattr(cfg, "max_tokens_per_micro_batch", 0),
         never_split=group_size if is_pairs else 1,
         freeze_vision=getattr(cfg, "freeze_vision", True),
         checkpointing=getattr(cfg, "gradient_checkpointing", False),
@@ -170,6 +176,8 @@ def plan(cfg) -> str:
     all_parts = parts(sizes, work)
     lines = [f"{model}: {sizes.weights / 1e9:.2f} billion weights, on {ranks} x {device_name}", ""]
     lines += memory_table(all_parts, device, cfg)
+    if work.trains and not work.freeze_vision:
+        lines.append("not counted: activations of the vision tower, which is trained")
     lines += ["", *how_long(cfg, sizes, work, device), host_memory(cfg, sizes, work)]
     return "\n".join(lines)
 
@@ -198,8 +206,7 @@ def memory_table(all_parts: list[Part], device: Device, cfg) -> list[str]:
     for part in all_parts:
         values = [part.bytes if phase in part.phases else None for phase in phases]
         lines.append(line(part.name, values))
-    totals = [sum(part.bytes for part in all_parts if phase in part.phases) for phase in phases]
-    lines.append(line("together", totals))
+    lines.append(line("together", [total(all_parts, phase) for phase in phases]))
     return [*lines, verdict(all_parts, device, cfg, unit, unit_name)]
 
 
@@ -210,14 +217,12 @@ def verdict(all_parts: list[Part], device: Device, cfg, unit: float, unit_name: 
     if peak(all_parts) <= usable:
         return f"fits: {needed} ({MARGIN:.0%} of the device is left free)"
 
-    def total(phase: str) -> float:
-        return sum(part.bytes for part in all_parts if phase in part.phases)
-
-    fullest = max(PHASES, key=total)
+    fullest = max(PHASES, key=lambda phase: total(all_parts, phase))
     there = [part for part in all_parts if fullest in part.phases]
     helps = []  # flags of this stage, first the one that makes the largest part smaller
     for part in sorted(there, key=lambda part: -part.bytes):
         for flag in part.smaller_by:
+            # "--kl_beta 0" -> kl_beta, "--no_lora_merge" -> lora_merge
             name = flag.split()[0].removeprefix("--").removeprefix("no_")
             if hasattr(cfg, name) and flag not in helps:
                 helps.append(flag)

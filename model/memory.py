@@ -6,13 +6,17 @@
 
 Weights are there always, the cache only while tokens are sampled, activations only while weights
 are updated. What is needed is the sum in the fullest of five phases. With --shard each of R ranks
-keeps 1/R of what is trained, and beside it, while weights are updated, what is gathered for use
-(`sharding.py`).
+keeps 1/R of what is trained and of the reference, and beside it, while weights are updated, what is
+gathered for use (`sharding.py`).
 
 A *pass* is the forward and backward of one micro-batch. Lengths are the limits of the flags: the
 longest prompt, and as many of the longest completions as fit beside it. Shorter completions can
-fill the limit better, and each repeats its prompt's keys: with seven short ones in place of a long
-one (7B, LoRA) a layer keeps 25 % more.
+fill the limit better, and each repeats its prompt's keys. With seven of 1,792 tokens in place of
+one of 10,240, beside a prompt of 3,000 (configs/grpo_7b_lora.args), a layer keeps 25 % more.
+
+Left out: what the vision tower computes. Frozen, it keeps nothing for the backward pass. Trained
+(--no_freeze_vision), it keeps its activations, with checkpointing too: by the same arithmetic some
+6 GB for each image of 640 tokens. Its weights, gradients and moments are counted.
 
 The arithmetic is compared with the live tensors of a small model's passes on a CPU, without images,
 to 10 % (test_update_is_as_planned, test_sampling_is_as_planned,
@@ -122,7 +126,7 @@ class Work:
     image_tokens: int = 0  # the most image tokens in a prompt
     sequences: int = 0  # decoded at the same time; 0: this stage does not sample
     group_size: int = 1  # completions that share a prompt: G, or the 2 of a pair
-    pass_tokens: int = 0  # limit of a micro-batch, --max_tokens_per_micro_batch
+    max_pass_tokens: int = 0  # limit of a micro-batch, --max_tokens_per_micro_batch
     never_split: int = 1  # completions that must be in one micro-batch: 2 for a pair
     freeze_vision: bool = True
     checkpointing: bool = False
@@ -150,12 +154,15 @@ class Work:
         It may be more than a group has. The others then have prompts of their own, which are
         counted as if they took no room. For what is typical see `plan.typical_micro_batch`.
         """
-        free = self.pass_tokens - self.prompt_tokens
+        free = self.max_pass_tokens - self.prompt_tokens
         return max(self.never_split, free // self.completion_tokens)
 
     @property
     def tokens_per_pass(self) -> int:
-        """Tokens of that micro-batch. From a completion's last token nothing is predicted."""
+        """Tokens of a pass: one longest prompt, and `completions_per_pass` longest completions.
+
+        The last token of a completion is no input: nothing is predicted from it.
+        """
         return self.prompt_tokens + self.completions_per_pass * (self.completion_tokens - 1)
 
     @property
@@ -205,9 +212,14 @@ def parts(sizes: Sizes, work: Work) -> list[Part]:
     return [part for part in all_parts if part.bytes]
 
 
+def total(all_parts: list[Part], phase: str) -> float:
+    """Bytes in one phase."""
+    return sum(part.bytes for part in all_parts if phase in part.phases)
+
+
 def peak(all_parts: list[Part]) -> float:
     """The most bytes in any phase."""
-    return max(sum(p.bytes for p in all_parts if phase in p.phases) for phase in PHASES)
+    return max(total(all_parts, phase) for phase in PHASES)
 
 
 def weight_parts(sizes: Sizes, work: Work) -> list[Part]:
@@ -222,16 +234,16 @@ def weight_parts(sizes: Sizes, work: Work) -> list[Part]:
     shards = work.ranks if work.shard else 1
     # From the second micro-batch of a step on, all gradients are there from the start. Alone or
     # sharded, a process frees them after the step; DDP keeps the buckets that hold them.
-    gradients, smaller_by = BACKWARD, ("--lora_rank",)
+    gradient_phases, smaller_by = BACKWARD, ("--lora_rank",)
     if work.shard:
-        gradients = (*BACKWARD, ROOT)
-    elif work.ranks > 1:
-        gradients, smaller_by = ALWAYS, ("--shard", "--lora_rank")
+        gradient_phases = (*BACKWARD, ROOT)
+    elif work.ranks > 1:  # DDP
+        gradient_phases, smaller_by = ALWAYS, ("--shard", "--lora_rank")
 
     kept = [
         Part("weights, fp32", FP32 * (trained / shards + frozen), ALWAYS, smaller_by),
         Part("AdamW's two moments", 2 * FP32 * trained / shards, ALWAYS, smaller_by),
-        Part("gradients", FP32 * trained / shards, gradients, smaller_by),
+        Part("gradients", FP32 * trained / shards, gradient_phases, smaller_by),
     ]
     if work.has_sampling_copy:
         # The copy has no tower: it asks the policy's. Only a sharded tower, which is one that is
@@ -251,13 +263,13 @@ def lora_parts(sizes: Sizes, work: Work) -> list[Part]:
     bytes_each = work.bytes_each
     shapes = [sizes.linears[name] for name in target_names(work.lora_targets, sizes.linears)]
     adapters = sizes.layers * sum(work.lora_rank * (out + inner) for out, inner in shapes)
-    gradients = ALWAYS if work.ranks > 1 else BACKWARD
+    gradient_phases = ALWAYS if work.ranks > 1 else BACKWARD
 
     kept = [
         Part("weights, frozen", bytes_each * sizes.weights, ALWAYS),
         Part("adapters, fp32", FP32 * adapters, ALWAYS),
         Part("AdamW's two moments", 2 * FP32 * adapters, ALWAYS),
-        Part("gradients", FP32 * adapters, gradients),
+        Part("gradients", FP32 * adapters, gradient_phases),
     ]
     if work.sequences and work.lora_merge:  # the rest of its weights is the base's own
         merged = sizes.layers * sum(out * inner for out, inner in shapes)

@@ -96,7 +96,7 @@ def test_update_is_as_planned(
         ranks=1,
         prompt_tokens=S,
         completion_tokens=T,
-        pass_tokens=S + completions * T,
+        max_pass_tokens=S + completions * T,
         checkpointing=checkpointing,
         max_logits=chunk * V,
         lora_rank=rank,
@@ -150,7 +150,7 @@ def test_optimizer_is_as_planned(tmp_path):
     optimizer.step()
     state = [x for s in optimizer.state.values() for x in s.values() if x.ndim]
 
-    found = parts(Sizes.of(str(tmp_path)), Work(True, False, 1, 10, 10, pass_tokens=20))
+    found = parts(Sizes.of(str(tmp_path)), Work(True, False, 1, 10, 10, max_pass_tokens=20))
     planned = {part.name: part.bytes for part in found}
     assert planned["AdamW's two moments"] == sum(x.nbytes for x in state)
     assert planned["gradients"] == sum(w.nbytes for w in trained)
@@ -169,7 +169,7 @@ def test_lora_weights_are_as_planned(tmp_path, bf16):
     adapters = [p for p in policy.parameters() if p.requires_grad]
 
     more = dict(sequences=4, reference=True, lora_rank=16, lora_targets=TARGETS)
-    work = Work(True, bf16, 1, 10, 10, pass_tokens=20, **more)
+    work = Work(True, bf16, 1, 10, 10, max_pass_tokens=20, **more)
     planned = {part.name: part.bytes for part in parts(Sizes.of(str(tmp_path)), work)}
     assert planned["weights, frozen"] == sum(w.nbytes for w in base.values())
     assert planned["adapters, fp32"] == planned["gradients"] == sum(w.nbytes for w in adapters)
@@ -259,11 +259,11 @@ def test_a_pass_holds_whole_groups():
     A group that does not fit as a whole is cut. And no more sequences are sampled at a time than a
     rollout has.
     """
-    pairs = Work(True, True, 1, 3000, 1024, group_size=2, pass_tokens=16384, never_split=2)
+    pairs = Work(True, True, 1, 3000, 1024, group_size=2, max_pass_tokens=16384, never_split=2)
     assert typical_micro_batch(pairs) == (3, 6)
     assert pairs.completions_per_pass == 13, "beside one prompt: the bound for memory"
 
-    group = Work(True, True, 1, 3000, 1024, group_size=8, pass_tokens=8192)
+    group = Work(True, True, 1, 3000, 1024, group_size=8, max_pass_tokens=8192)
     assert typical_micro_batch(group) == (1, 4), "halved, as micro_batches does; five would fit"
     assert work_of(grpo.Config(sample_batch=512), "cpu", ranks=2).sequences == 16 * 8 // 2
 
@@ -309,6 +309,13 @@ def test_a_plan_names_flags_of_its_stage(stage, flags):
         helps = re.search(r"what helps: (.*)", text)[1].split(", ")
         assert helps and all(hasattr(stage.Config, flag.split()[0][2:]) for flag in helps)
         assert "--lora_rank" in helps or "3b" in flags
+
+
+def test_a_plan_refuses_what_the_run_would_refuse():
+    """A rollout that cannot be shared out; with 256 devices the plan divided by zero."""
+    for devices in ("h100x64", "h100x256"):
+        with pytest.raises(ValueError, match="must be a multiple of .* devices"):
+            plan(grpo.parse_cli(grpo.Config, "", ["--plan", devices]))
 
 
 def test_a_plan_names_what_helps(tmp_path):

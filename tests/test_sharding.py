@@ -328,7 +328,7 @@ def check_memory(folder, accelerator):
                 token_logps(policy, [group]).sum().backward()
 
         work = Work(
-            True, bf16, 2, S, T, pass_tokens=S + completions * T, checkpointing=checkpointing,
+            True, bf16, 2, S, T, max_pass_tokens=S + completions * T, checkpointing=checkpointing,
             max_logits=2**24, shard=True,
         )  # fmt: skip
         found = [p for p in parts(Sizes.of(str(folder / "wide")), work) if p.name != "gradients"]
