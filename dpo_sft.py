@@ -326,7 +326,9 @@ def set_up(cfg: Config) -> tuple:
         del base, policy  # there is room for one model at a time
         policy, _ = load_policy(cfg, run.latest_model(), accelerator)
     policies = build_policies(policy, cfg, accelerator)
-    run.load_state(policies.optimizer)
+    state = run.load_state(policies.optimizer)
+    if state is not None and state.get("pairs", pairs.digest) != pairs.digest:
+        raise ValueError(f"--resume {run.folder}: --pairs are not those that the run began with")
     return run, policies, encoder, pairs, logp_ref
 
 
@@ -364,7 +366,7 @@ def main(cfg: Config) -> None:
             ratio = cfg.sft_weight * metrics["sft"] / metrics["dpo"]
             run.say(f"        lambda * SFT : DPO is {ratio:.2f} : 1 at the start")
         if run.is_time_to_save(step, steps):  # also after Ctrl-C
-            run.save_checkpoint(step, policies, encoder, extra={})
+            run.save_checkpoint(step, policies, encoder, extra={"pairs": pairs.digest})
         run.stop_if_asked()
 
     run.finish_training(policies, encoder, PANELS, f"{cfg.loss} from {cfg.model}")

@@ -371,7 +371,7 @@ def set_up(cfg: Config) -> tuple:
     run.say(f"{cfg.prompts_per_step} prompts x {cfg.group_size} samples = "
             f"{cfg.prompts_per_step * cfg.group_size} completions a rollout -> "
             f"{cfg.updates_per_rollout} optimizer steps, {accelerator.num_processes} process(es), "
-            f"{run.folder}")
+            f"{run.folder}; reward = {group_rewards.formula()}")
     return run, policies, encoder, stream, held_out, group_rewards, generator
 
 

@@ -47,5 +47,7 @@ def free_lock(folder: Path) -> None:
 
 
 def is_used(folder: Path) -> bool:
-    """True if there is anything in the folder but a lock."""
-    return folder.is_dir() and any(entry.name != NAME for entry in folder.iterdir())
+    """True if there is anything in the folder but a lock, or the settings of a refused start."""
+    return folder.is_dir() and any(
+        entry.name not in (NAME, "config.json") for entry in folder.iterdir()
+    )

@@ -9,8 +9,10 @@ fast, not what is computed.
 """
 
 import dataclasses
+import hashlib
 import json
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -90,10 +92,17 @@ def record_settings(config, stage: str, file: Path, history: list[dict], ranks: 
     It is written under another name first: a run that is killed here keeps its old one.
     """
     settings = {**dataclasses.asdict(config), "stage": stage, "processes": ranks}
+    settings["code"] = code_of_stage()
     settings["history"] = history
     partial = file.with_name(file.name + ".partial")
     partial.write_text(json.dumps(settings, indent=2) + "\n")
     os.replace(partial, file)
+
+
+def code_of_stage() -> str:
+    """A hash of the file that was started: it tells a variant from its stage."""
+    file = Path(getattr(sys.modules["__main__"], "__file__", None) or "")
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16] if file.is_file() else ""
 
 
 def change_of(changes: dict[str, list], step: int) -> dict:

@@ -33,7 +33,7 @@ from harness.lock import NAME as LOCK_NAME
 from harness.lock import free_lock, is_used, take_lock
 from harness.plots import plot_curves
 from harness.ranks import gather_objects
-from harness.resume import change_of, check_changes, read_config, record_settings
+from harness.resume import change_of, check_changes, code_of_stage, read_config, record_settings
 from harness.trackers import log_sample, start_trackers
 from model.images import load_image
 from model.loading import check_folder, save_model
@@ -114,11 +114,18 @@ class Run:
         """The changes of settings so far, and those that this --resume makes; these are said."""
         stored = read_config(self.folder)
         changes = check_changes(self.config, self.stage, stored, self.ranks)
+        for name, (before, now) in changes.items():
+            self.say(f"--resume with --{name} {now}, it was {before}")
+
+        code = [stored.get("code", code_of_stage()), code_of_stage()]
+        if code[0] != code[1]:  # a variant, or a stage that was edited
+            changes["code"] = code
+            self.say(f"--resume with other code: {sys.argv[0]} is not the file that began this run "
+                     "(a variant?), or it was edited since")
+
         history = stored.get("history", [])
         if changes:
             history = [*history, change_of(changes, self.saved_step())]
-        for name, (before, now) in changes.items():
-            self.say(f"--resume with --{name} {now}, it was {before}")
         return history
 
     def lock_folder(self) -> None:

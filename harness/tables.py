@@ -179,5 +179,7 @@ def cell(rate: dict | None) -> str:
     """A rate in percent with its interval, for example `37.5 [33,42]`."""
     if rate is None:
         return "-"
+    if rate.get("count") == 0:  # all of them unscored: no rate, and not one of 0
+        return "unscored"
     mean, low, high = 100 * rate["mean"], 100 * rate["low"], 100 * rate["high"]
     return f"{mean:.1f} [{low:.0f},{high:.0f}]"

@@ -4,6 +4,7 @@
 """
 
 import math
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -56,6 +57,10 @@ class GroupRewards:
         self.eos_ids = eos_ids
         self.judge = judge
 
+    def formula(self) -> str:
+        """The weights in force: "0.5 format + 1 accuracy"."""
+        return " + ".join(f"{self.weights.get(name, 1.0):g} {name}" for name in self.functions)
+
     def at(self, progress: float) -> Callable[[list[SampledGroup]], list[RewardedGroup]]:
         """`reward_groups` at this point of the training, 0 to 1; see `Completion`."""
         return partial(self.reward_groups, progress=progress)
@@ -81,10 +86,35 @@ class GroupRewards:
         rewards, totals = [], []
         for ids, text, is_cut in zip(group.completions, responses, truncated):
             completion = Completion(text, len(ids), is_cut, progress)
-            by_name = {name: f(example, completion) for name, f in self.functions.items()}
+            by_name = {
+                name: checked_reward(name, function, example, completion)
+                for name, function in self.functions.items()
+            }
             rewards.append(by_name)
             totals.append(weighted_sum(by_name, self.weights))
         return RewardedGroup(group, responses, truncated, rewards, totals)
+
+
+def checked_reward(
+    name: str, function: Reward, example: dict, completion: Completion
+) -> float | None:
+    """What a reward says of a completion: a finite number, or None if it could not be scored.
+
+    Raises ValueError naming the reward, the example, and the line that failed. Trap: a nan is not
+    None. Taken for "could not be scored", it would leave out every completion, and the run would
+    train on nothing without a word (test_a_reward_that_is_no_number_is_an_error).
+    """
+    of = f"reward `{name}` of example {example['id']}"
+    try:
+        value = function(example, completion)
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        raise ValueError(
+            f"{of}: {type(error).__name__}: {error} ({where.filename}, line {where.lineno})"
+        ) from error
+    if value is None or (isinstance(value, (int, float)) and math.isfinite(value)):
+        return value
+    raise ValueError(f"{of} is {value!r}: wanted a finite number, or None if it cannot be scored")
 
 
 def weighted_sum(by_name: dict[str, float | None], weights: dict[str, float]) -> float:

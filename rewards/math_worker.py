@@ -43,7 +43,12 @@ class MathWorker:
         self.ready = False
         # -P keeps this folder off its import path, so that no package imports our number.py.
         command = [sys.executable, "-P", self.script]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        # A session of its own. Trap: Ctrl-C goes to all processes of a terminal. A worker that died
+        # of it would leave answers unscored in the very step that the run finishes and saves
+        # (test_ctrl_c_does_not_reach_a_worker).
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+        )
 
     def ask(self, gold: str, answer: str, timeout_s: float, ready_s: float) -> bool | None:
         """True or False, or None if there is no verdict in time.

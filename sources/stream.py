@@ -70,9 +70,7 @@ class PromptStream:
             try:
                 prompt = self.lazily.get([index])[0]
             except ExampleError as error:
-                if index not in self.reported:
-                    self.warn(f"skipped, in every epoch: {error}")
-                    self.reported.add(index)
+                self.report(index, error)
                 self.skipped += 1
                 skipped_in_a_row += 1
                 # A single good one may be the first of an epoch and the last of the next.
@@ -105,20 +103,40 @@ class PromptStream:
     def preview(self, count: int) -> list[Prompt]:
         """Up to `count` prompts from all over the examples; the stream stays where it is.
 
-        Those that cannot be used are left out, and warned about when their turn comes.
+        Those that cannot be used are left out and warned about, by the first rank alone.
         """
         apart = max(1, len(self.examples) // count)
-        indices = range(0, len(self.examples), apart)[:count]
-        return read_usable(self.encode, indices, warn=lambda text: None)
+        prompts = []
+        for index in range(0, len(self.examples), apart)[:count]:
+            try:
+                prompts.append(self.encode(index))
+            except ExampleError as error:
+                if self.places.start == 0:
+                    self.report(index, error)
+        return prompts
+
+    def report(self, index: int, error: ExampleError) -> None:
+        """Warn about an example that cannot be used: once, not every epoch."""
+        if index not in self.reported:
+            self.warn(f"skipped, in every epoch: {error}")
+            self.reported.add(index)
 
     def encode(self, index: int) -> Prompt:
         return self.encoder.encode(self.examples[index], self.max_prompt_tokens)
 
     def state(self) -> dict[str, int]:
         """What `restore` needs to go on exactly here."""
-        return {"position": self.position, "skipped": self.skipped}
+        examples = len(self.examples)
+        return {"position": self.position, "skipped": self.skipped, "examples": examples}
 
     def restore(self, state: dict[str, int]) -> None:
+        """Go on where `state` was saved. Raises ValueError if the data are not as many any more."""
+        saved = state.get("examples", len(self.examples))
+        if saved != len(self.examples):
+            raise ValueError(
+                f"--resume: --data has {len(self.examples)} examples now, and had {saved} when the "
+                "run was saved: their order would be another one. Restore the data, or start anew"
+            )
         self.position = state["position"]
         self.skipped = state["skipped"]
 

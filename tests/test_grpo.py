@@ -52,6 +52,33 @@ def test_total_is_half_for_the_format_and_one_for_the_answer():
     assert rewarded.truncated == [False] * 4
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "1", [1.0]])
+def test_a_reward_that_is_no_number_is_an_error(value):
+    """Taken for "could not be scored", it trained on nothing, and the run ended well."""
+    example = {**make_example(0), "id": "q7"}
+    prompt = Prompt(example, torch.tensor([1]), torch.zeros(3, 1), None, None)
+    group = Group(prompt, [torch.tensor([1, 99])] * 2)
+    rewards = GroupRewards(CFG, encoder=None, eos_ids=[99], judge=None)
+
+    rewards.functions = {"mine": lambda example, completion: value}
+    with pytest.raises(ValueError, match=r"reward `mine` of example q7 is .*: wanted a finite"):
+        rewards.reward_group(group, ["a", "b"], progress=0.0)
+
+    rewards.functions = {"mine": lambda example, completion: completion.text.index(",")}
+    with pytest.raises(ValueError, match=r"`mine` of example q7: ValueError: .*test_grpo.py, line"):
+        rewards.reward_group(group, ["a", "b"], progress=0.0)
+
+    rewards.functions = {"mine": lambda example, completion: None}  # could not be scored
+    assert rewards.reward_group(group, ["a", "b"], 0.0).known("mine") == []
+
+
+def test_weights_in_force_are_said():
+    """A weight that is not named is 1, also that of the format: it is printed at the start."""
+    cfg = replace(CFG, reward_weights="accuracy=0.5")
+    formula = GroupRewards(cfg, encoder=None, eos_ids=[99], judge=None).formula()
+    assert "1 format" in formula and "0.5 accuracy" in formula
+
+
 def test_overlong_penalty():
     """DAPO eq. 13: nothing, then a line, then -1."""
     assert [overlong_penalty(n, 100, 20) for n in (10, 80, 90, 100)] == [0.0, 0.0, -0.5, -1.0]

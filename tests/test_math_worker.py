@@ -1,5 +1,6 @@
 """math-verify behind a pipe: bounded, from any thread, and never out of step."""
 
+import os
 import threading
 import time
 
@@ -120,3 +121,13 @@ def test_gold_goes_first(verify):
     assert verify("5", "x=5") is True
     assert verify(r"-2 \le x \le 7", r"x \in [-2,7]") is True
     assert verify(r"x \in [-2,7]", r"-2 \le x \le 7") is False
+
+
+def test_ctrl_c_does_not_reach_a_worker(verify):
+    """A terminal sends SIGINT to the whole process group; the run finishes its step with workers.
+
+    In the group of the run they died, and answers of the step that was saved stayed unscored.
+    """
+    assert verify("x+1", "1+x") is True
+    worker = verify.workers[0].process
+    assert os.getpgid(worker.pid) != os.getpgid(0)

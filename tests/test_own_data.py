@@ -288,6 +288,17 @@ def test_a_bad_row_is_said_once(tiny):
     assert stream.skipped > 2
 
 
+def test_a_bad_row_is_said_before_the_first_step(tiny):
+    """By the first look, and not again when its turn comes."""
+    _, encoder = tiny
+    examples = [make_example(0, id="good"), {**make_example(0, id="bad"), "images": ["none.png"]}]
+    said = []
+    stream = PromptStream(examples, encoder, seed=0, warn=said.append)
+    assert len(stream.preview(64)) == 1
+    stream.take(3)
+    assert len(said) == 1 and "example bad" in said[0]
+
+
 def test_a_preview_leaves_the_stream_where_it_is(tiny):
     """Prompts from all over the examples; what the stream then gives does not depend on it."""
     _, encoder = tiny
@@ -320,3 +331,23 @@ def test_revision_is_passed_on_and_recorded(start, tmp_path, monkeypatch):
     grpo.main(config)
     assert asked["revision"] == "abc123"
     assert json.loads((tmp_path / "run/config.json").read_text())["revision"] == "abc123"
+
+
+def test_data_that_lost_rows_are_refused_at_resume(tiny):
+    """The order of an epoch depends on their number: the run would go on elsewhere in silence."""
+    _, encoder = tiny
+    examples = [make_example(0, id=f"r{i}") for i in range(6)]
+    state = PromptStream(examples, encoder, seed=0).state()
+    PromptStream(examples, encoder, seed=0).restore(state)
+    with pytest.raises(ValueError, match="--data has 5 examples now, and had 6"):
+        PromptStream(examples[:5], encoder, seed=0).restore(state)
+
+
+def test_an_answer_outside_of_the_choices_is_refused(tmp_path):
+    """Wrong before: every completion unscored, and a run without a gradient that ended well."""
+    record = {"question": "which ?", "choices": ["red", "blue"]}
+    for good in ("A", "(b)", "blue"):
+        assert to_example({**record, "answer": good}, 0, "", "x.jsonl")["answer"] == good
+    for bad in ("green", "E"):
+        with pytest.raises(ExampleError, match="neither letter nor text of one of its choices"):
+            to_example({**record, "answer": bad}, 0, "", "x.jsonl")

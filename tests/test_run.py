@@ -14,6 +14,7 @@ import dpo_sft
 import grpo
 from common import plain_token_logps
 from conftest import small_grpo
+from harness.lock import is_used
 from harness.ranks import make_accelerator
 from harness.run import Run, append_jsonl, checkpoints, read_jsonl
 from model.loading import load_model
@@ -316,3 +317,23 @@ def test_a_run_that_trains_nothing_has_no_checkpoints(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"models": "base=toy/base"}))
     with pytest.raises(ValueError, match="--gf_runs .*: that stage trains no model"):
         checkpoints(tmp_path, "--gf_runs")
+
+
+def test_a_refused_start_does_not_block_its_folder(start, tmp_path):
+    """The same command again, mended, needs no --overwrite: there is nothing but settings."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    assert not is_used(folder)
+    (folder / "metrics.jsonl").write_text("")
+    assert is_used(folder)
+
+
+def test_other_code_is_said_at_resume(start, tmp_path, monkeypatch, capsys):
+    """A variant that is resumed by its stage would go on with another loss without a word."""
+    folder = tmp_path / "run"
+    grpo.main(grpo_config(start, folder, steps=1))
+    capsys.readouterr()
+    monkeypatch.setattr("harness.run.code_of_stage", lambda: "another file")
+    grpo.main(grpo_config(start, folder, steps=1, resume=True))
+    assert "--resume with other code" in capsys.readouterr().out
