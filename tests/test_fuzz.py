@@ -124,11 +124,25 @@ def quick_math():
     rewards.expression.MATH_VERIFY = usual
 
 
+def within(seconds: float, function, *args):
+    """What a function returns, which may take so many CPU seconds.
+
+    If it took longer it is called again, twice at most: what is slow for its text is slow each
+    time. A first call may also pay for patterns that are compiled, and for the memory of a machine
+    on which another test holds ten gigabytes.
+    """
+    for _ in range(3):
+        began = time.thread_time()
+        result = function(*args)
+        took = time.thread_time() - began
+        if took < seconds:
+            return result
+    raise AssertionError(f"{function.__name__} took {took:.1f} CPU seconds, three times")
+
+
 def check(example: dict, response: str) -> float | None:
     """Everything that reads a response, on this one: no error, within the bound. Its score."""
-    began = time.process_time()
-    score = grade(example, response).score
-    assert time.process_time() - began < GRADE_S
+    score = within(GRADE_S, grade, example, response).score
     assert score in (1.0, 0.0, None)
 
     if score == 1.0:
@@ -136,19 +150,20 @@ def check(example: dict, response: str) -> float | None:
     elif example["answer_type"] == "text":
         assert grade(example, response, Never()).score == 0.0
 
-    began = time.process_time()
-    assert check_consistency(example, response) in OUTCOMES[:3]
-    assert time.process_time() - began < 2 * GRADE_S  # it compares twice
+    outcome = within(2 * GRADE_S, check_consistency, example, response)  # it compares twice
+    assert outcome in OUTCOMES[:3]
 
-    began = time.process_time()
-    in_format = is_in_format(response)
+    within(2 * GRADE_S, check_format, response)
+    return score
+
+
+def check_format(response: str) -> None:
+    """What is supplied is in the format, and what is corrupted is not."""
     supplied = supplement(response)
     assert supplied is None or is_in_format(supplied)
-    for corruption in CORRUPTIONS.values():
-        if in_format:
+    if is_in_format(response):
+        for corruption in CORRUPTIONS.values():
             assert not is_in_format(corruption(response))
-    assert time.process_time() - began < 2 * GRADE_S
-    return score
 
 
 def fuzz(share: float):
@@ -260,6 +275,4 @@ def test_infinity_is_no_finite_value(answer, gold):
 def test_a_megabyte_of_intentions_takes_linear_time():
     """From each "must" the search for what must be done went on to the end: 3 seconds, now 0.1."""
     block = "<think>" + " must be " * 111_000 + "</think><answer>YES</answer>"
-    began = time.process_time()
-    assert check_consistency(EXAMPLES[0], block) == "unsure"
-    assert time.process_time() - began < 1.0
+    assert within(1.0, check_consistency, EXAMPLES[0], block) == "unsure"
