@@ -132,8 +132,9 @@ def supplement(response: str) -> str | None:
     """
     if "</think>" not in response and "<answer>" in response:
         thought, rest = response.split("<answer>", 1)
-        blanks = thought[len(thought.rstrip()):]  # they stay in front of <answer>
-        response = thought.rstrip() + " </think>" + blanks + "<answer>" + rest
+        words = thought.rstrip()
+        blanks = thought[len(words):]  # they stay in front of <answer>
+        response = words + " </think>" + blanks + "<answer>" + rest
     if "</answer>" not in response and "<answer>" in response:
         response = response.rstrip() + " </answer>"
     return response.strip() if is_in_format(response) else None

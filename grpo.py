@@ -59,7 +59,7 @@ from harness import settings
 from harness.cli import flag, parse_cli, run_stage
 from harness.metrics import Stopwatch, sampler_gap
 from harness.randomness import torch_generator
-from harness.ranks import make_accelerator, sum_over_ranks
+from harness.ranks import check_shares, make_accelerator, sum_over_ranks
 from harness.run import Run
 from model.lora import adapters_off
 from model.policies import Policies, build_policies, load_policy
@@ -335,13 +335,6 @@ def update(batch: UpdateBatch, policies: Policies, accelerator, cfg: Config) -> 
 
 
 # --- The loop ----------------------------------------------------------------------------------
-
-
-def check_shares(cfg: Config, ranks: int) -> None:
-    """Raise ValueError if a rollout cannot be shared out evenly over ranks and updates."""
-    if cfg.prompts_per_step % (ranks * cfg.updates_per_rollout):
-        raise ValueError(f"--prompts_per_step {cfg.prompts_per_step} must be a multiple of "
-                         f"processes ({ranks}) x --updates_per_rollout ({cfg.updates_per_rollout})")
 
 
 def set_up(cfg: Config) -> tuple:

@@ -18,13 +18,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+from experiments.verdict import mean_interval  # noqa: E402
 from harness.run import read_jsonl  # noqa: E402
 from rewards import is_in_format  # noqa: E402
 from rewards.consistency import DISAGREES, check_consistency  # noqa: E402
 
 STAGE3 = ["--steps", "100", "--lr", "3e-4", "--schedule", "cosine"]
 SETS = {"dev": 1007, "report": 7}  # seed of evaluate.py
-T_975 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36}  # Student's t, by seeds
 
 
 def run(folder: Path, stage: str, *flags: str) -> None:
@@ -100,11 +100,9 @@ def main() -> None:
     for figure in results["dev"][0]:
         cells = []
         for name in SETS:
-            values = [by_seed[figure] for by_seed in results[name]]
-            half = 0.0
-            if len(values) > 1:
-                half = T_975[len(values)] * statistics.stdev(values) / len(values) ** 0.5
-            cells.append(f"{name} {statistics.mean(values):7.2f} +- {half:5.2f}")
+            found = mean_interval([by_seed[figure] for by_seed in results[name]])
+            half = found.high - found.mean if found.count > 1 else 0.0
+            cells.append(f"{name} {found.mean:7.2f} +- {half:5.2f}")
         print(f"{figure:<32}" + "   ".join(cells))
 
 

@@ -11,7 +11,6 @@ rewards. What is done already is kept. Writes late_steps.json and late_steps.png
 
 import argparse
 import json
-import math
 import os
 import statistics
 import subprocess
@@ -19,9 +18,9 @@ import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-from headroom import T_975
 from workloads import ROOT
 
+from experiments.verdict import mean_interval
 from harness.run import read_jsonl
 
 LEARNS = "    learns = ((advantages != 0) & in_loss).any(-1) | (cfg.kl_beta > 0)  # (n,)\n"
@@ -29,6 +28,11 @@ EVERY_GROUP = "    learns = torch.ones(len(part), dtype=torch.bool)  # (n,)\n"
 VARIANTS = ("skipped", "every group")
 METRICS = ("accuracy", "format", "zero_std%")
 BLOCK = 10  # steps whose mean is one point of a curve
+
+
+def folder_of(out: Path, variant: str, seed: int) -> Path:
+    """The run of a variant with a seed."""
+    return out / f"{variant.replace(' ', '_')}_{seed}"
 
 
 def stages(out: Path) -> dict[str, Path]:
@@ -45,7 +49,7 @@ def run_seed(out: Path, seed: int, steps: int) -> None:
     """Both variants of one seed, side by side."""
     running = []
     for variant, stage in stages(out).items():
-        folder = out / f"{variant.replace(' ', '_')}_{seed}"
+        folder = folder_of(out, variant, seed)
         if (folder / "ended").exists():
             continue
         flags = ["--lr", "3e-4", "--schedule", "cosine", "--steps", f"{steps}", "--seed", f"{seed}"]
@@ -62,8 +66,8 @@ def run_seed(out: Path, seed: int, steps: int) -> None:
 
 def mean_and_half(values: list[float]) -> tuple[float, float]:
     """The mean over seeds, and half of its 95 % interval."""
-    half = T_975[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
-    return statistics.mean(values), half
+    interval = mean_interval(values)
+    return interval.mean, interval.high - interval.mean
 
 
 def curves(runs: list[list[dict]], metric: str) -> list[tuple[float, float]]:
@@ -89,7 +93,7 @@ def collect(out: Path, seeds: int) -> dict:
     """Curves of both variants, how often each mean lies in the other's interval, and ratios."""
     runs = {}
     for variant in VARIANTS:
-        folders = [out / f"{variant.replace(' ', '_')}_{seed}" for seed in range(seeds)]
+        folders = [folder_of(out, variant, seed) for seed in range(seeds)]
         runs[variant] = [list(read_jsonl(folder / "metrics.jsonl")) for folder in folders]
 
     result = {"seeds": seeds, "curves": {}, "inside": {}, "every group / skipped": {}}

@@ -21,6 +21,7 @@ import math
 import re
 from dataclasses import dataclass
 
+from harness.ranks import check_shares
 from model.memory import ALWAYS, FP32, PHASES, Part, Sizes, Work, parts, peak, total
 from model.qwen import max_logits
 
@@ -127,10 +128,7 @@ def work_of(cfg, device_name: str, ranks: int) -> Work:
 
     sequences = getattr(cfg, "sample_batch", 0)
     if hasattr(cfg, "prompts_per_step"):  # grpo.py: no more than this rank's share of a rollout
-        if cfg.prompts_per_step % (ranks * cfg.updates_per_rollout):  # as `grpo.check_shares`
-            raise ValueError(
-                f"--plan: --prompts_per_step {cfg.prompts_per_step} must be a multiple of "
-                f"{ranks} devices x --updates_per_rollout ({cfg.updates_per_rollout})")
+        check_shares(cfg, ranks, "the devices")
         sequences = min(sequences, cfg.prompts_per_step * cfg.group_size // ranks)
 
     image_tokens = cfg.max_prompt_tokens

@@ -105,6 +105,19 @@ LOST = re.compile(
 )
 
 
+def check_shares(cfg, ranks: int, what: str = "processes") -> None:
+    """Raise ValueError if a rollout cannot be shared out evenly over ranks and updates.
+
+    cfg     the settings of grpo.py
+    what    the ranks are, for the message
+    """
+    if cfg.prompts_per_step % (ranks * cfg.updates_per_rollout):
+        raise ValueError(
+            f"--prompts_per_step {cfg.prompts_per_step} must be a multiple of "
+            f"{what} ({ranks}) x --updates_per_rollout ({cfg.updates_per_rollout})"
+        )
+
+
 def is_lost_rank(error: Exception) -> bool:
     """True if the error says that another rank of this run has ended."""
     connected = torch.distributed.is_available() and torch.distributed.is_initialized()

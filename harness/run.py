@@ -117,9 +117,9 @@ class Run:
         for name, (before, now) in changes.items():
             self.say(f"--resume with --{name} {now}, it was {before}")
 
-        code = [stored.get("code", code_of_stage()), code_of_stage()]
-        if code[0] != code[1]:  # a variant, or a stage that was edited
-            changes["code"] = code
+        code = code_of_stage()
+        if stored.get("code", code) != code:  # a variant, or a stage that was edited
+            changes["code"] = [stored["code"], code]
             self.say(f"--resume with other code: {sys.argv[0]} is not the file that began this run "
                      "(a variant?), or it was edited since")
 

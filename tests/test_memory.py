@@ -276,13 +276,18 @@ def test_sft_alone_passes_one_response_a_pair():
     assert alone.completions_per_pass <= both.completions_per_pass
 
 
+def number_in_plan(stage, flags: list[str], pattern: str) -> float:
+    """The number that a pattern finds in the plan of a stage for an H100."""
+    text = plan(stage.parse_cli(stage.Config, "", [*flags, "--plan", "h100"]))
+    return float(re.search(pattern, text)[1])
+
+
 def test_the_host_keeps_the_pairs_of_two_steps():
     """Wrong before: counted as sampled sequences, which this stage has none of: one pair."""
     host = []
     for pairs in ("64", "128"):
-        flags = ["@configs/dpo_sft_3b.args", "--plan", "h100", "--batch_pairs", pairs]
-        text = plan(dpo_sft.parse_cli(dpo_sft.Config, "", flags))
-        host.append(int(re.search(r"memory of the host: (\d+) GB", text)[1]))
+        flags = ["@configs/dpo_sft_3b.args", "--batch_pairs", pairs]
+        host.append(number_in_plan(dpo_sft, flags, r"memory of the host: (\d+) GB"))
     assert host[1] > host[0] > 6, "Python and CUDA, and the pixels that are kept"
 
 
@@ -290,9 +295,8 @@ def test_a_reference_takes_time():
     """A KL term is one more forward pass: 2 operations beside the 8 of a recomputed update."""
     minutes = []
     for beta in ("0", "0.1"):
-        flags = ["@configs/grpo_3b.args", "--plan", "h100", "--kl_beta", beta]
-        text = plan(grpo.parse_cli(grpo.Config, "", flags))
-        minutes.append(float(re.search(r"training: ([\d.]+) minutes", text)[1]))
+        flags = ["@configs/grpo_3b.args", "--kl_beta", beta]
+        minutes.append(number_in_plan(grpo, flags, r"training: ([\d.]+) minutes"))
     without = 1 + 7 / 8 / 4  # logp_old, of seven updates in eight
     assert minutes[1] / minutes[0] == pytest.approx((without + 1 / 4) / without, rel=0.01)
 
