@@ -108,6 +108,8 @@ class Config(settings.Data, settings.Sampling, settings.Training, settings.Judge
         super().__post_init__()
         parse_weights(self.reward_weights)
         check_shares(self, ranks=1)
+        if self.steps < 1:
+            raise ValueError(f"--steps {self.steps}: at least 1")
         if self.group_size < 2:
             raise ValueError("--group_size must be at least 2, to have something to compare with")
         if self.temperature <= 0:

@@ -16,6 +16,7 @@ import os
 import shlex
 import sys
 import typing
+from pathlib import Path
 
 from harness.plan import plan
 from harness.ranks import is_lost_rank, leave_without
@@ -100,7 +101,10 @@ def split_names(text: str, flag_name: str) -> dict[str, str]:
         if not part:
             continue
         if "=" not in part:
-            raise ValueError(f"{flag_name} {text}: wanted NAME=FOLDER,NAME=FOLDER")
+            name = Path(part).parent.name or "model"
+            raise ValueError(
+                f"{flag_name} {part}: wanted NAME=FOLDER, as in {flag_name} {name}={part}"
+            )
         name, folder = part.split("=", 1)
         folders[name] = folder
     return folders

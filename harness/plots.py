@@ -58,7 +58,7 @@ def draw_curves(axis, records: list[dict], title: str, metrics: list[str], chanc
         # One step is a dot: a line needs two.
         axis.plot(steps, values, label=metric, marker="o" if len(steps) == 1 else "")
     if chance and any("accuracy" in metric for metric in metrics):
-        axis.axhline(chance, color="grey", ls=":", label="best blind guess")
+        axis.axhline(chance, color="grey", ls=":", label="best blind guess at the training data")
 
     axis.set(title=title, xlabel="step")
     axis.xaxis.get_major_locator().set_params(integer=True)

@@ -7,6 +7,7 @@ import datetime
 import os
 import re
 import sys
+import warnings
 from typing import NoReturn
 
 import torch
@@ -36,6 +37,8 @@ def make_accelerator(config) -> Accelerator:
     # without gradient, so that broadcast could hang; our buffers never change
     # (test_buffers_are_not_broadcast). And by default it keeps a second copy of all gradients.
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    # PyTorch has a new name for it, which accelerate does not pass on yet.
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),
         mixed_precision=precision,

@@ -331,6 +331,12 @@ class Run:
         file = self.folder / "state.pt"
         state = torch.load(file, weights_only=True, map_location="cpu")
         self.start_step = state["step"]
+        steps = getattr(self.config, "steps", self.start_step)
+        if steps < self.start_step:
+            raise ValueError(
+                f"--resume --steps {steps}: {self.folder} has done {self.start_step} already; "
+                f"{self.start_step} writes its last model again, more goes on"
+            )
         load_optimizer(optimizer, state["optimizer"], self.optimizer_folder(self.start_step))
         self.forget_after(self.start_step)
         self.say(f"resuming {self.folder} after step {self.start_step}")

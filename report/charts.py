@@ -107,12 +107,14 @@ def curve_drawer(arms: dict[str, list[LoadedRun]], metric: str, title: str,
             name = arm if len(runs) == 1 else f"{arm}, {len(runs)} seeds"
             band(axis, steps, [[c[step] for step in steps] for c in curves], name, f"C{i % 10}")
         if chance is not None:
-            axis.axhline(chance, color="grey", ls="--", lw=1, label="best blind guess")
+            label = "best blind guess at the evaluation"
+            axis.axhline(chance, color="grey", ls="--", lw=1, label=label)
         if metric in SHARES:
             axis.set_ylim(0, 1.02)
         elif metric.endswith("%"):
             axis.set_ylim(0, None)
         axis.set(title=title, xlabel="step")
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7)
 
@@ -143,6 +145,7 @@ def gf_drawer(curves: dict[str, list[dict]], key: str, title: str) -> Callable:
             rates = [100 * entry[key] for entry in curve]
             axis.plot(steps, rates, marker="o", ms=3, label=name)
         axis.set(title=title, xlabel="step", ylabel="%", ylim=(0, 102))
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7)
 

@@ -31,6 +31,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 
 from model.prompts import PromptEncoder
+from sources.columns import refuse_columns_of_none
 from sources.held_out import HeldOut, split_held_out
 from sources.mixture import Mixture, parse_sources
 from sources.mm_eureka import mm_eureka_examples
@@ -69,7 +70,8 @@ def load_examples(
     count: how many examples, the first ones of a table; None for all (`toy`: 2048).
     seed: of the questions that `toy` draws. A table ignores it.
     instruction: the format instruction of each example; None for the one of the source.
-    columns: which columns are what, if they have other names (`columns.py`).
+    columns: which columns are what, if they have other names (`columns.py`). In a mixture a name
+        holds for every table that has this column.
     revision: of a hub data set.
 
     Raises ValueError naming --data if there is no example. Examples of a table are read, and their
@@ -81,7 +83,9 @@ def load_examples(
     if len(sources) == 1:
         examples = examples_of(sources[0].name, count, **table)
     else:
+        table["of_a_mixture"] = True
         parts = [examples_of(part.name, None, **table) for part in sources]
+        refuse_columns_of_none(columns, parts, source)
         examples = Mixture(sources, parts, count)
     if not len(examples):
         raise ValueError(f"--data {source}: split {split!r} has no examples")
@@ -97,6 +101,7 @@ def examples_of(
     instruction: str | None,
     columns: str,
     revision: str,
+    of_a_mixture: bool = False,
 ) -> Sequence[dict]:
     """The examples of one source; the arguments are those of `load_examples`."""
     name, _, folder = source.partition(":")
@@ -104,7 +109,7 @@ def examples_of(
         return toy_examples(count, seed, held_out=split != "train", instruction=instruction)
     if name in PUBLIC:
         return PUBLIC[name](folder, count, instruction)
-    return table_examples(source, split, count, instruction, columns, revision)
+    return table_examples(source, split, count, instruction, columns, revision, of_a_mixture)
 
 
 def load_evaluation_sets(

@@ -32,6 +32,8 @@ def ask_models(cfg, folders: dict[str, str]) -> dict[str, str]:
         policy, encoder = load_model(folder, flag="--models", max_pixels=cfg.max_pixels)
         prompt = encode_question(cfg, encoder)
         if not answers:
+            if not cfg.image:
+                print("without --image: the models see the question alone")
             print(f"{prompt_in_words(prompt, encoder)}\n")
         groups = sample_groups(
             policy, [prompt], 1, max_new_tokens=cfg.max_new_tokens, temperature=0.0,

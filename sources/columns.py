@@ -59,17 +59,20 @@ class Columns:
         return f"columns used: {', '.join(used)}; ignored: {', '.join(ignored) or 'none'}"
 
 
-def find_columns(table: datasets.Dataset, named: str, where: str) -> Columns:
+def find_columns(
+    table: datasets.Dataset, named: str, where: str, of_a_mixture: bool = False
+) -> Columns:
     """The columns of a table.
 
-    named   --columns, OURS=THEIRS,OURS=THEIRS; "image=" says that there are no images
-    where   the flag and the source, for messages
+    named          --columns, OURS=THEIRS,OURS=THEIRS; "image=" says that there are no images
+    where          the flag and the source, for messages
+    of_a_mixture   a column that is named and not there is one of another table
 
     Raises ValueError if a column is missing, named wrongly or named by two, or if the images seem
     to be in a column that is not used: a run without images would train blind.
     """
     there = table.column_names
-    used = parse_columns(named, there, where)
+    used = parse_columns(named, there, where, of_a_mixture)
     blind_on_purpose = used.get("images") == ""
 
     images = [name for name in IMAGE_NAMES if name in there]
@@ -94,23 +97,55 @@ def find_columns(table: datasets.Dataset, named: str, where: str) -> Columns:
     return Columns(used, ignored)
 
 
-def parse_columns(named: str, there: list[str], where: str) -> dict[str, str]:
-    """The text of --columns as part -> column. Raises ValueError naming --columns."""
+def parse_columns(
+    named: str, there: list[str], where: str, of_a_mixture: bool = False
+) -> dict[str, str]:
+    """The text of --columns as part -> column. Raises ValueError naming --columns.
+
+    In a mixture a part may be named several times, once for each table that calls it otherwise:
+    --columns answer=solution,answer=gold.
+    """
     used = {}
+    for part, column in split_pairs(named):
+        if column and column not in there:
+            if of_a_mixture:
+                continue
+            close = difflib.get_close_matches(column, there, n=1)
+            hint = f", did you mean {close[0]}?" if close else ""
+            raise ValueError(
+                f"--columns {part}={column}: {where} has no column {column}{hint}; it has "
+                f"{', '.join(there)}"
+            )
+        used["images" if part in IMAGE_NAMES else part] = column
+    return used
+
+
+def split_pairs(named: str) -> list[tuple[str, str]]:
+    """The text of --columns as (part, column). Raises ValueError for a part that does not exist."""
+    pairs = []
     for pair in filter(None, named.split(",")):
         part, equals, column = (text.strip() for text in pair.partition("="))
         if not equals or part not in NAMES:
             raise ValueError(
                 f"--columns {pair}: wanted OURS=THEIRS, where OURS is one of {', '.join(NAMES)}"
             )
+        pairs.append((part, column))
+    return pairs
+
+
+def refuse_columns_of_none(named: str, parts: list, source: str) -> None:
+    """Raise ValueError if --columns names a column that no table of a mixture has.
+
+    parts   the examples of each source; only tables have columns
+    """
+    tables = [part for part in parts if hasattr(part, "columns")]
+    there = {name for part in tables for name in part.table.column_names}
+    for part, column in split_pairs(named):
         if column and column not in there:
-            close = difflib.get_close_matches(column, there, n=1)
-            hint = f", did you mean {close[0]}?" if close else ""
             raise ValueError(
-                f"--columns {pair}: {where} has no column {column}{hint}; it has {', '.join(there)}"
+                f"--columns {part}={column}: no part of --data {source} has a column {column}; "
+                f"there are {', '.join(sorted(there))}"
             )
-        used["images" if part in IMAGE_NAMES else part] = column
-    return used
 
 
 def similar_part(name: str) -> str | None:

@@ -74,6 +74,15 @@ def count_question(chosen: list[Candidate], rejected: list[Candidate], limit: in
     return counts
 
 
+def in_order(name: str) -> tuple:
+    """Where a count stands in the printed funnel: in the order in which responses are handled."""
+    topic, _, rest = name.partition(": ")
+    topics = ("questions", "chosen", "rejected", "pairs")
+    happenings = ("", "sampled", "from", "reasoning", "dropped", "kept", "without", "beyond")
+    happening = rest.split(",")[0].split(" ")[0]
+    return (topics.index(topic), happenings.index(happening), name)
+
+
 def write_funnel(funnel: Counter, pair: dict, run: Run) -> None:
     """Write funnel.json; print the funnel and one pair."""
     (run.folder / "funnel.json").write_text(json.dumps(funnel, indent=2) + "\n")
@@ -81,6 +90,6 @@ def write_funnel(funnel: Counter, pair: dict, run: Run) -> None:
     print(f"\none pair ({pair['corruption']}), question: {pair['question']}")
     print(f"  chosen    {pair['chosen'][0]['content']}")
     print(f"  rejected  {pair['rejected'][0]['content']}\n")
-    for name in sorted(funnel):
+    for name in sorted(funnel, key=in_order):
         print(f"  {funnel[name]:>6}  {name}")
     print(f"wrote {funnel['pairs']} pairs to {run.folder}/data")

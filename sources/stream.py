@@ -12,6 +12,8 @@ from model.prompts import PromptEncoder
 from model.records import ExampleError, Prompt
 from sources.lazily import Lazily, Prompts, Room, without_refused
 
+MOST_REPORTED = 20  # examples that are named, of those that cannot be used
+
 Value = TypeVar("Value")
 
 
@@ -116,10 +118,14 @@ class PromptStream:
         return prompts
 
     def report(self, index: int, error: ExampleError) -> None:
-        """Warn about an example that cannot be used: once, not every epoch."""
-        if index not in self.reported:
+        """Warn about an example that cannot be used: once, not every epoch, and not about all."""
+        if index in self.reported:
+            return
+        self.reported.add(index)
+        if len(self.reported) <= MOST_REPORTED:
             self.warn(f"skipped, in every epoch: {error}")
-            self.reported.add(index)
+        if len(self.reported) == MOST_REPORTED:
+            self.warn("others that cannot be used are counted only, as skipped_examples")
 
     def encode(self, index: int) -> Prompt:
         return self.encoder.encode(self.examples[index], self.max_prompt_tokens)

@@ -17,7 +17,7 @@ import datasets
 import pyarrow
 
 from model.prompts import THINK_INSTRUCTION
-from sources.columns import Columns, find_columns, to_example
+from sources.columns import IMAGE_FILE, Columns, find_columns, to_example
 
 datasets.disable_progress_bars()  # a file is read in a moment, and a log is no terminal
 
@@ -54,7 +54,6 @@ class TableExamples(Sequence):
                 lines.append(f"  {repeated} examples have the id of another one")
         return lines
 
-
     def labels(self, count: int) -> list[tuple[str, str]]:
         """(kind, answer) of the first `count` examples, without reading any image."""
         answers = [str(answer) for answer in self.column("answer", count)]
@@ -72,10 +71,11 @@ def table_examples(
     instruction: str | None,
     columns: str = "",
     revision: str = "",
+    of_a_mixture: bool = False,
 ) -> TableExamples:
     """The first `count` examples of a table (None: all). See `sources.load_examples`."""
     table = open_table(source, split, revision=revision)
-    used = find_columns(table, columns, f"--data {source}")
+    used = find_columns(table, columns, f"--data {source}", of_a_mixture)
     if count is not None:
         table = table.select(range(min(count, len(table))))
     if instruction is None:
@@ -101,11 +101,10 @@ def open_table(
     try:
         if path.is_file():
             table = open_file(path)
+        elif path.is_dir():
+            table = open_folder(path, split)
         else:
-            cache = cache_for(path) if path.is_dir() else None
-            table = datasets.load_dataset(
-                source, split=split, cache_dir=cache, revision=revision or None
-            )
+            table = datasets.load_dataset(source, split=split, revision=revision or None)
     except StopIteration as error:  # `datasets` raises this for a jsonl file without a line
         raise ValueError(f"{flag} {source}: holds no examples") from error
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
@@ -136,6 +135,30 @@ def open_file(path: Path) -> datasets.Dataset:
         wanted = ", ".join(FILE_TYPES)
         raise ValueError(f"unknown file type {path.suffix!r}, wanted one of {wanted}")
     return datasets.load_dataset(FILE_TYPES[path.suffix], data_files=str(path), split="train")
+
+
+def open_folder(folder: Path, split: str) -> datasets.Dataset:
+    """Open a split of a folder, in one of the layouts of `datasets`.
+
+    Raises ValueError for a file of examples that would be overlooked: `datasets` takes a folder
+    with pictures in it for one of pictures alone.
+    """
+    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+        saved = datasets.load_from_disk(folder)  # what `Dataset.save_to_disk` writes
+        if isinstance(saved, datasets.Dataset):
+            return saved
+        if split not in saved:
+            raise ValueError(f"it has no split {split!r}, only {', '.join(map(repr, saved))}")
+        return saved[split]
+
+    files = [file for file in folder.iterdir() if file.is_file()]
+    examples = sorted(f for f in files if f.suffix in FILE_TYPES and f.stem != "metadata")
+    if examples and any(IMAGE_FILE.search(file.name) for file in files):
+        raise ValueError(
+            f"it holds pictures beside {', '.join(file.name for file in examples)}: name the file, "
+            f"{examples[0]}"
+        )
+    return datasets.load_dataset(str(folder), split=split, cache_dir=cache_for(folder))
 
 
 def cache_for(folder: Path) -> str:

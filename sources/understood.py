@@ -58,7 +58,7 @@ def say_what_was_understood(
     if 0 < len(examples) < per_step:
         lines.append(f"  {len(examples)} examples, {per_step} prompts a rollout: some come twice")
     if unknown.words:
-        lines.append(f"  words that the model does not know: {', '.join(unknown.words)}")
+        lines.append(f"  words that the model does not know: {' '.join(unknown.words)}")
     lines += ["one prompt, as the model sees it:", *indented(prompt_in_words(prompts[0], encoder))]
     run.say("\n".join(lines))
 
@@ -74,6 +74,8 @@ def about_prompts(prompts: list[Prompt]) -> list[str]:
 
     by_type = ", ".join(f"{count} {name}" for name, count in types.most_common())
     by_images = ", ".join(f"{count} with {number}" for number, count in sorted(images.items()))
+    if images[0] and len(images) > 1:
+        by_images += f"; {images[0]} of {len(prompts)} have none, and are questions about a text"
     lines = [f"looked at {len(prompts)} examples"]
     if types:
         lines.append(f"  type of answer: {by_type}")
@@ -139,7 +141,7 @@ class Unknown:
 
     def message(self, encoder: PromptEncoder, flag: str = "--data") -> str:
         """What to do about them. A model with few words has them listed."""
-        shown = ", ".join(self.words[:12]) + (", ..." if len(self.words) > 12 else "")
+        shown = " ".join(self.words[:12]) + (" ..." if len(self.words) > 12 else "")
         text = (
             f"{flag}: {100 * self.share:.0f} % of the prompts' tokens are words that the model "
             f"does not know, and all of these look the same to it: {shown}. "

@@ -63,6 +63,8 @@ def test_resume_takes_the_runs_own_settings(run, capsys):
 
     grpo.main(resume(run, "--steps", "4"))
     assert [entry["after_step"] for entry in settings(run)["history"]] == [2, 3]
+    with pytest.raises(ValueError, match="--steps 1: .* has done 4 already"):
+        grpo.main(resume(run, "--steps", "1"))
 
 
 def test_resume_refuses_what_changes_the_maths(run, start):

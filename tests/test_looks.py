@@ -60,7 +60,7 @@ def test_curves_have_a_panel_for_each_idea(tmp_path, figures):
         assert len(axes[title].lines) == 1 and axes[title].get_legend() is None, title
 
     legend = [text.get_text() for text in axes["reward"].get_legend().get_texts()]
-    assert legend == ["reward", "format", "accuracy", "best blind guess"]
+    assert legend == ["reward", "format", "accuracy", "best blind guess at the training data"]
     assert axes["reward"].lines[-1].get_ydata()[0] == 0.15
 
 
@@ -190,6 +190,8 @@ def test_ask_refuses_what_it_cannot_read(more, words):
         evaluate.main(evaluate.Config(**settings))
     with pytest.raises(ValueError, match="--image goes with --ask"):
         evaluate.Config(image="x.png")
+    with pytest.raises(ValueError, match="as in --models zero=runs/zero/model"):
+        evaluate.Config(models="runs/zero/model")
 
 
 def test_more_models_than_fit_stand_below_each_other(monkeypatch):

@@ -71,6 +71,32 @@ def test_texts_that_are_no_paths_are_refused(image, words):
         to_example({**ROW, "image": image}, 0, "", "rows.jsonl")
 
 
+def test_a_folder_as_save_to_disk_writes_it(tmp_path):
+    """A data set, or several splits of it, with their images."""
+    table = datasets.Dataset.from_list([{**ROW, "image": blank((56, 28))}])
+    table.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict({"train": table, "val": table}).save_to_disk(tmp_path / "splits")
+
+    for source, split in (("one", "train"), ("splits", "val")):
+        examples = load_examples(str(tmp_path / source), split=split)
+        assert load_image(examples[0]["images"][0], "x").size == (56, 28)
+    with pytest.raises(ValueError, match="no split 'test', only 'train', 'val'"):
+        load_examples(str(tmp_path / "splits"), split="test")
+
+
+def test_a_folder_of_pictures_and_questions_names_the_file(tmp_path):
+    """`datasets` would see the pictures alone, and the questions would seem to have no column."""
+    blank((56, 28)).save(tmp_path / "a.png")
+    source = write(tmp_path / "questions.jsonl", [{**ROW, "image": "a.png"}])
+    with pytest.raises(ValueError, match=f"name the file, {source}"):
+        load_examples(str(tmp_path))
+
+    (tmp_path / "questions.jsonl").rename(tmp_path / "metadata.jsonl")
+    text = json.dumps({**ROW, "file_name": "a.png"}) + "\n"  # the layout that `datasets` reads
+    (tmp_path / "metadata.jsonl").write_text(text)
+    assert load_examples(str(tmp_path))[0]["images"]
+
+
 @pytest.mark.parametrize("name", ["imgs", "Image", "img_path", "scan"])
 def test_a_misspelt_image_column_does_not_train_blind(tmp_path, name):
     """By its name, or by what is in it: the run ends, and says how to go on with or without it."""
@@ -207,6 +233,20 @@ def test_shares_that_make_no_sense(text):
         parse_sources(text)
 
 
+def test_columns_of_a_mixture(tmp_path):
+    """Each name holds where there is such a column; a name that no table has is refused."""
+    ours = write(tmp_path / "ours.jsonl", [ROW])
+    theirs = write(tmp_path / "theirs.jsonl", [{"problem": QUESTION, "gold": "3"}])
+    both = f"{ours},{theirs}"
+
+    examples = load_examples(both, columns="question=problem,answer=gold")
+    assert [(e["question"], e["answer"]) for e in examples] == [(QUESTION, "2"), (QUESTION, "3")]
+    with pytest.raises(ValueError, match="answer=golt: no part of --data .* has a column golt"):
+        load_examples(both, columns="question=problem,answer=gold,answer=golt")
+    with pytest.raises(ValueError, match="theirs.jsonl has no column answer"):
+        load_examples(both, columns="question=problem")
+
+
 def test_names_with_a_colon_are_names():
     assert [source.name for source in parse_sources("hf:x/y,b:c")] == ["hf:x/y", "b:c"]
 
@@ -286,6 +326,19 @@ def test_a_bad_row_is_said_once(tiny):
     stream.take(5)
     assert len(said) == 1 and "skipped, in every epoch: example bad" in said[0]
     assert stream.skipped > 2
+
+
+def test_of_many_bad_rows_the_first_are_named(tiny):
+    """A thousand lines about a thousand missing images would hide everything else."""
+    _, encoder = tiny
+    good = make_example(0, id="good")
+    examples = [good] + [{**good, "id": f"bad {i}", "images": ["none.png"]} for i in range(99)]
+    said = []
+    stream = PromptStream(examples, encoder, seed=0, warn=said.append)
+    for _ in range(3):
+        stream.take(1)
+    assert len(said) == 21 and "counted only" in said[-1]
+    assert stream.skipped >= 99
 
 
 def test_a_bad_row_is_said_before_the_first_step(tiny):
