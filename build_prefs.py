@@ -3,10 +3,18 @@
 Two models answer the same questions. The *zero* model (stage 1, good at the format) writes the
 chosen response, the *base* model the rejected one:
 
-    chosen      sampled by zero  -> right answer?  -> a missing closing tag supplied
+    chosen      sampled by zero  -> complete, right answer?
+                                 -> a missing closing tag supplied
                                  -> reasoning agrees with the answer?
-    rejected    sampled by base  -> right answer?  -> one of five corruptions, or unchanged if it
-                                                      was already out of format
+    rejected    sampled by base  -> complete, right answer?
+                                 -> one of five corruptions, or unchanged if already out of format
+    pairs       of each question: repeats dropped, then the i-th chosen with the i-th rejected
+
+As a program:
+
+    1. sample responses for both sides                              sample_responses
+    2. keep, repair or corrupt each of them, and pair what is left  make_pairs: choose, reject
+    3. write the pairs, and what became of every response           save_pairs
 
 Both answers are right, so correctness does not separate them; the format does (and the style of two
 models). The paper calls such pairs "decoupled". With --coupled the rejected answer is wrong, and
@@ -14,9 +22,10 @@ its format corrupted as well: correctness and format are mixed, which the paper 
 
 Where the paper is silent:
   1. "Format supplement" is not defined: here a missing closing tag is put where it belongs.
-  2. The consistency check is a rule: the conclusion that the reasoning states is the answer
-     (`rewards/consistency.py`). Where it is unsure, --unsure decides. --judge_url asks a judge, as
-     the paper asks Gemini (no verdict: not chosen); --no_verify leaves the check out.
+  2. Consistency is checked by a rule: the conclusion that the reasoning states is the answer
+     (`rewards/consistency.py`). Where the rule is unsure, --unsure decides. With --judge_url a
+     judge decides in its place, as Gemini does in the paper (no verdict: not chosen). --no_verify
+     leaves the check out.
   3. One of the five corruptions is drawn uniformly.
 
     accelerate launch build_prefs.py --zero runs/zero/model       ~30 seconds on one core
@@ -54,7 +63,15 @@ from rewards.consistency import AGREES, UNSURE, check_consistency
 from rewards.judge import QUESTIONS_AT_A_TIME, take_counts
 from sources import load_examples
 from sources.elsewhere import is_elsewhere, responses_from
-from sources.funnel import Candidate, Response, count_question, drop_repeats, kept, write_funnel
+from sources.funnel import (
+    Candidate,
+    Response,
+    count_question,
+    drop_repeats,
+    dropped,
+    kept,
+    write_funnel,
+)
 from sources.lazily import Prompts
 from sources.pairs import TABLE_PATH, pair_record, write_readme, write_table
 from sources.stream import encode_all
@@ -87,8 +104,7 @@ class Config(settings.Data, settings.Sampling, settings.Judge, settings.RunFolde
 
     def __post_init__(self):
         super().__post_init__()
-        if self.samples < 1 or self.pairs_per_question < 1:
-            raise ValueError("--samples and --pairs_per_question must be at least 1")
+        self.check_at_least(1, "samples", "pairs_per_question")
         if self.unsure not in ("drop", "keep"):
             raise ValueError(f"--unsure {self.unsure}: wanted drop or keep")
 
@@ -100,8 +116,11 @@ AS_SAMPLED = "as sampled"  # the note of a candidate whose text was left as it w
 
 
 def why_unusable(response: Response, example: dict, judge: Judge | None,
-                 wanted: float) -> str | None:
-    """Why a response cannot be used where the score `wanted` is asked for; None if it can."""
+                 want_right: bool) -> str | None:
+    """Why a response has to be dropped, for the funnel; None if it can be used.
+
+    It can be used if it is complete, gradable, and right; or wrong, with want_right=False.
+    """
     if response.text is None:
         return "no reply"
     if response.truncated:
@@ -112,8 +131,9 @@ def why_unusable(response: Response, example: dict, judge: Judge | None,
         return "could not be graded"
     if 0.0 < score < 1.0:  # bounding boxes are graded by their overlap
         return "answer partly right"
-    if score != wanted:
-        return "wrong answer" if wanted == 1.0 else "right answer"
+    is_right = score == 1.0
+    if is_right != want_right:
+        return "right answer" if is_right else "wrong answer"
     return None
 
 
@@ -142,20 +162,20 @@ def supplement(response: str) -> str | None:
 
 def choose(response: Response, example: dict, judge: Judge | None, cfg: Config) -> Candidate:
     """A response as the chosen side of a pair, or why it cannot be that side."""
-    reason = why_unusable(response, example, judge, wanted=1.0)
+    reason = why_unusable(response, example, judge, want_right=True)
     if reason is not None:
-        return Candidate(None, reason)
+        return dropped(reason)
 
     text = supplement(response.text)
     if text is None:
-        return Candidate(None, "format beyond supplement")
+        return dropped("format beyond supplement")
 
     consistency = ""
     if cfg.verify:
         consistency = check_consistency(example, text, judge)
         is_accepted = consistency == AGREES or (consistency == UNSURE and cfg.unsure == "keep")
         if not is_accepted:
-            return Candidate(None, f"reasoning: {consistency}", consistency)
+            return dropped(f"reasoning: {consistency}", consistency)
     note = AS_SAMPLED if text == response.text.strip() else "format supplied"
     return Candidate(text, note, consistency)
 
@@ -178,9 +198,19 @@ def remove_tags(text: str, *tags: str) -> str:
     # Tags in a row, with the blanks before, between and behind. `(?<![ \t])`: a match begins at the
     # first of several blanks only. To try each would be quadratic in their number.
     row = rf"(?<![ \t])(?:[ \t]*(?:{'|'.join(tags)}))+[ \t]*"
+    # 1. A line of nothing but tags goes with its line break.
     text = re.sub(rf"^{row}(?:\n|\Z)", "", text.strip(), flags=re.MULTILINE)
+    # 2. At the start or the end of a line nothing is left in their place.
     text = re.sub(rf"^{row}|{row}$", "", text, flags=re.MULTILINE)
+    # 3. Between two words one blank is left.
     return re.sub(row, " ", text).strip("\n")
+
+
+def answer_in_words(text: str) -> str:
+    """The word "Answer:" in place of the answer's tags, a blank where they touched a word."""
+    text = re.sub(r"(?<=\S)<answer>", " <answer>", text)
+    text = re.sub(r"<answer>(?=\S)", "<answer> ", text)
+    return remove_tags(text.replace("<answer>", "Answer:"), "</answer>")
 
 
 CORRUPTIONS = {
@@ -188,8 +218,7 @@ CORRUPTIONS = {
     "no answer tags": lambda r: remove_tags(r, "<answer>", "</answer>"),
     "no think tags": lambda r: remove_tags(r, "<think>", "</think>"),
     "think around all": lambda r: remove_tags(r, "<answer>", "</answer>", "</think>") + " </think>",
-    # The word "Answer:" in place of the tags.
-    "answer in words": lambda r: remove_tags(r.replace("<answer>", "Answer:"), "</answer>"),
+    "answer in words": answer_in_words,
 }
 
 
@@ -215,9 +244,9 @@ def corrupt(response: str, rng: random.Random) -> tuple[str, str]:
 def reject(response: Response, example: dict, judge: Judge | None, rng: random.Random,
            cfg: Config) -> Candidate:
     """A response as the rejected side of a pair, or why it cannot be that side."""
-    reason = why_unusable(response, example, judge, wanted=0.0 if cfg.coupled else 1.0)
+    reason = why_unusable(response, example, judge, want_right=not cfg.coupled)
     if reason is not None:
-        return Candidate(None, reason)
+        return dropped(reason)
     text, kind = corrupt(response.text, rng)
     return Candidate(text, note=kind)
 
@@ -227,12 +256,9 @@ def reject(response: Response, example: dict, judge: Judge | None, rng: random.R
 
 def sample_responses(policy: Policy, encoder: PromptEncoder, prompts: Prompts, cfg: Config,
                      accelerator: Accelerator, parts: Parts, side: str) -> list[list[Response]]:
-    """--samples responses of a model to each prompt, for one side of the pairs.
-
-    What an earlier process of this run has sampled is read from `parts`.
-    """
-    # By `side`: with the same numbers, similar models would write the same responses, and with
-    # --source base both sides would be equal.
+    """--samples responses of a model to each prompt; `parts` keeps them for --resume."""
+    # The seed depends on `side`. With one for both, similar models would write the same responses,
+    # and with --source base both sides would be equal.
     generator = torch_generator(cfg.seed, side, accelerator.process_index, accelerator.device)
 
     def sample_chunk(chunk: list[Prompt]) -> list[dict]:
@@ -257,12 +283,12 @@ def ask_ahead(examples: list[dict], chosen_side: list[list[Response]],
               rejected_side: list[list[Response]], cfg: Config, judge: Judge) -> None:
     """Ask the judge all that `make_pairs` will ask, in two rounds: one by one, it would take hours.
 
-        1. is the answer right?
-        2. of the right ones: does the reasoning lead to the answer?
+        round 1    answers that only a judge can grade, and the reasoning behind those that a rule
+                   has found right
+        round 2    the reasoning behind answers that the judge found right in round 1
 
-    A round is a dry run of `choose` and `reject`; only their questions are kept. In the first, an
-    answer that needs the judge counts as "could not be graded", so its reasoning is asked about in
-    the second. Which corruption is drawn does not matter here.
+    A round is a dry run of `choose` and `reject`, with a judge that only notes the questions. Which
+    corruption is drawn does not matter here.
     """
     later = AskLater(judge)  # it notes a question and does not answer it yet
     for _ in range(2):
@@ -286,14 +312,14 @@ def make_pairs(examples: list[dict], chosen_side: list[list[Response]],
 
     pairs, funnel = [], Counter()
     for example, for_chosen, for_rejected in zip(examples, chosen_side, rejected_side):
-        chosen = drop_repeats([choose(r, example, judge, cfg) for r in for_chosen])
-        rejected = drop_repeats([reject(r, example, judge, rng, cfg) for r in for_rejected])
+        # Each response becomes a candidate: a text, or the reason why it is dropped.
+        choices = drop_repeats([choose(r, example, judge, cfg) for r in for_chosen])
+        rejections = drop_repeats([reject(r, example, judge, rng, cfg) for r in for_rejected])
 
-        matched = list(zip(kept(chosen), kept(rejected)))
-        for one_chosen, one_rejected in matched[: cfg.pairs_per_question]:
-            pairs.append(pair_record(example, one_chosen.text, one_rejected.text,
-                                     corruption=one_rejected.note))
-        funnel += count_question(chosen, rejected, cfg.pairs_per_question)
+        matched = list(zip(kept(choices), kept(rejections)))
+        for chosen, rejected in matched[: cfg.pairs_per_question]:
+            pairs.append(pair_record(example, chosen.text, rejected.text, corruption=rejected.note))
+        funnel += count_question(choices, rejections, cfg.pairs_per_question)
     return pairs, funnel
 
 
@@ -323,8 +349,13 @@ def open_responder(side: str, base_model: Policy, encoder: PromptEncoder, cfg: C
     else:
         if source == "zero":
             flag_name, source = "--zero", cfg.zero
-        policy, _ = load_model(source, flag=flag_name, freeze_vision=True,
-                               dtype=sampling_dtype(run.accelerator))
+        policy, its_encoder = load_model(source, flag=flag_name, freeze_vision=True,
+                                         dtype=sampling_dtype(run.accelerator))
+        # Trap: all prompts are encoded, and all responses decoded, by the base's tokenizer. With
+        # another one a model would write garbage (test_a_source_with_another_tokenizer_is_refused).
+        if its_encoder.tokenizer.get_vocab() != encoder.tokenizer.get_vocab():
+            raise ValueError(f"{flag_name} {source}: its tokenizer is not that of --base "
+                             f"{cfg.base}; sample it elsewhere, and give FILE.jsonl")
     return partial(sample_responses, policy, encoder, cfg=cfg, accelerator=run.accelerator,
                    parts=parts, side=side)
 
@@ -367,10 +398,15 @@ def main(cfg: Config) -> None:
     say_what_was_understood(run, encoder, prompts[:LOOKED_AT], examples=examples, judge=judge,
                             judge_is_asked=cfg.verify)
 
-    chosen_side, rejected_side = respond_chosen(prompts), respond_rejected(prompts)
+    # 1. Sample responses for both sides, one model after the other.
+    chosen_side = respond_chosen(prompts)
+    rejected_side = respond_rejected(prompts)
 
+    # 2. Keep, repair or corrupt each of them, and pair what is left.
     rng = random_of(cfg.seed, "corruptions", rank)
     pairs, funnel = make_pairs(prompts.examples, chosen_side, rejected_side, cfg, judge, rng)
+
+    # 3. Write the pairs, and what became of every response.
     funnel += Counter(take_counts(judge))
     funnel[f"chosen: from {cfg.source}"] = sum(map(len, chosen_side))
     funnel[f"rejected: from {cfg.rejected_source}"] = sum(map(len, rejected_side))

@@ -1,4 +1,4 @@
-"""What GRPO and DPO share: one way to score completions, and one training step.
+"""What GRPO and DPO share: one way to score completions, and one optimizer step.
 
 Both losses are functions of log-probabilities, and both get them from `token_logps` below. It
 encodes a prompt and its images once per *group*, however many completions the group has:
@@ -8,16 +8,19 @@ encodes a prompt and its images once per *group*, however many completions the g
     head       the hidden states that predict a completion's tokens -> log-probabilities, in chunks
     unpack     one number per token -> (B, T)
 
-Both losses are then minimised by `training_step`: micro-batch by micro-batch, one optimizer step. A
-*step* in this file is an optimizer step, which grpo.py calls an update. Only the learning rate
-counts the steps of the stage's loop, which are rollouts in GRPO.
+Both losses are then minimised by `optimizer_step`: all micro-batches of all ranks, then one step of
+AdamW. (GRPO takes several of them in a step of its loop, which is a rollout.)
 
-One alignment holds for every per-token tensor of the project: shape (B, T), entry (b, t) is about
-token t of completion b. The mask is 1 where such a token exists; a sampled EOS is one.
+With several processes (*ranks*) all run equally many passes: DDP and FSDP exchange gradients or
+weights in a pass, and a rank that stopped earlier would leave the others waiting. One with fewer
+micro-batches than the others fills up with *filler passes*: one completion, its result thrown away.
+
+One alignment holds for every per-token tensor of the project: shape (B, T), entry [i, j] is about
+token j of completion i. The mask is 1 where such a token exists; a sampled EOS is one.
 
 Dimension key: N prompts, B completions in group order, T longest completion, V vocabulary, D hidden
 width (`model/records.py`); `tokens` is the length of the packed sequence, K the number of tokens in
-it that are scored. Small letters: the same of one micro-batch (b, t), of one completion (t,).
+it that are scored. (b, t) is a (B, T) of one micro-batch, (t,) a completion of its own length.
 """
 
 import math
@@ -63,15 +66,15 @@ def token_logps(policy: nn.Module, groups: list[Group], temperature: float = 1.0
     """Score every token of every completion: `plain_token_logps`, made fast.
 
     policy    a Policy, or one that accelerate has wrapped
-    returns   logp (B, T), nats, 0 where there is no token: log pi(token t | prompt, tokens < t) of
-              completion b, under the distribution that the sampler draws from (logits /
+    returns   logp (B, T), nats, 0 where there is no token: log pi(token j | prompt, tokens before
+              j) of completion i, under the distribution that the sampler draws from (logits /
               temperature, suppressed ids left out)
 
-    For a group of the three completions "a b EOS", "c EOS", "EOS":
+    For the three completions "a b EOS", "c EOS", "EOS" of a prompt q:
 
-        logp = [[a, b, EOS],      mask = [[1, 1, 1],
-                [c, EOS, 0],              [1, 1, 0],
-                [EOS, 0, 0]]              [1, 0, 0]]
+        logp = [[log p(a|q),   log p(b|q a),   log p(EOS|q a b)],    mask = [[1, 1, 1],
+                [log p(c|q),   log p(EOS|q c), 0               ],            [1, 1, 0],
+                [log p(EOS|q), 0,              0               ]]            [1, 0, 0]]
 
     Equal to the plain version (test_token_logps_equal_the_plain_version), and 17 to 20 times faster
     on a rollout of the embedded world (16 prompts x 8, forward and backward, one CPU thread).
@@ -82,45 +85,6 @@ def token_logps(policy: nn.Module, groups: list[Group], temperature: float = 1.0
     # `Policy.forward(f, *args)` runs f(policy, *args): DDP and autocast wrap `forward` alone, so
     # that what needs a gradient has to run inside of it.
     return policy(score_groups, groups, temperature)
-
-
-@torch.no_grad()
-def fixed_logps(
-    policy: nn.Module,
-    groups: list[Group],
-    accelerator,
-    cfg,
-    temperature: float = 1.0,
-    filler: Group | None = None,
-) -> Tensor:
-    """`token_logps` without a gradient, micro-batch by micro-batch, on the CPU: (B, T).
-
-    logp_old of GRPO and the reference of DPO: constants that a loss compares with.
-
-    filler   any group: a rank that has run out of micro-batches scores it, while others go on
-
-    Trap: a sharded policy gathers its weights from all ranks in every pass, also without gradient.
-    A rank that stops earlier is missed, and the others wait for ever (test_scoring_does_not_hang).
-    """
-    batches = micro_batches(groups, cfg.max_tokens_per_micro_batch)
-    num_passes = len(batches)
-    if is_sharded(policy):
-        num_passes = max(gather_objects(num_passes, accelerator))
-
-    logps = []
-    for i in range(num_passes):
-        with accelerator.autocast():
-            if i < len(batches):
-                logp = token_logps(policy, batches[i].groups, temperature)  # (b, t)
-                logps += list(logp.cpu())
-            else:
-                token_logps(policy, filler_pass(filler or groups[0]))
-    return padded(logps)  # (B, T)
-
-
-def filler_pass(filler: Group) -> list[Group]:
-    """The groups of a filler pass: one completion, so that it is no larger than other passes."""
-    return [Group(filler.prompt, filler.completions[:1])]
 
 
 def score_groups(policy: Policy, groups: list[Group], temperature: float) -> Tensor:
@@ -134,16 +98,17 @@ def score_groups(policy: Policy, groups: list[Group], temperature: float) -> Ten
     layout = Layout.of(
         [len(p.ids) for p in prompts], [len(i) for i in inputs], prompt_of, policy.device
     )
-    embeds = torch.cat([policy.embed_prompts(prompts), policy.embed(torch.cat(inputs))])
+    prompt_embeds, input_embeds = policy.embed_prompts(prompts), policy.embed(torch.cat(inputs))
+    embeds = torch.cat([prompt_embeds, input_embeds])  # (tokens, D)
     positions = packed_positions(prompts, inputs, prompt_of)  # (3, tokens)
 
     # 2. The layers. HF wants a batch dimension: the packed sequence is a batch of one.
     hidden = policy.run_layers(embeds[None], positions[:, None], layout)[0]  # (tokens, D)
 
     # 3. The head, on the hidden states that predict a completion's tokens.
-    predictor = predictor_positions(layout, completions, prompt_of).to(policy.device)
-    targets = torch.cat(completions).to(policy.device)  # as many as predictors
-    logp = chunked_logps(policy, hidden.index_select(0, predictor), targets, temperature)
+    predictor = predictor_indices(layout, completions, prompt_of).to(policy.device)  # (K,)
+    targets = torch.cat(completions).to(policy.device)  # (K,)
+    logp = chunked_logps(policy, hidden.index_select(0, predictor), targets, temperature)  # (K,)
 
     # 4. Unpack: one row for each completion, 0 behind its end.
     return padded(logp.split([len(c) for c in completions]))  # (B, T)
@@ -151,26 +116,26 @@ def score_groups(policy: Policy, groups: list[Group], temperature: float) -> Ten
 
 def packed_positions(prompts: list[Prompt], inputs: list[Tensor], prompt_of: list[int]) -> Tensor:
     """(3, tokens) M-RoPE positions: those of every prompt, then those of the inputs."""
-    longest = max(len(tokens) for tokens in inputs)
+    longest = max(len(ids) for ids in inputs)
     following = next_positions(prompts, longest)  # (N, longest)
 
-    after_prompts = [following[n, : len(tokens)] for n, tokens in zip(prompt_of, inputs)]
+    after_prompts = [following[n, : len(ids)] for n, ids in zip(prompt_of, inputs)]
     text = torch.cat(after_prompts).expand(3, -1)  # all three axes agree after the prompt
     return torch.cat([*[p.positions for p in prompts], text], dim=1)
 
 
-def predictor_positions(layout: Layout, completions: list[Tensor], prompt_of: list[int]) -> Tensor:
-    """For each token of all completions, the index of the hidden state that predicts it.
+def predictor_indices(layout: Layout, completions: list[Tensor], prompt_of: list[int]) -> Tensor:
+    """(K,) for each token of all completions, where in the packed sequence it is predicted.
 
-    Trap: token 0 of a completion is predicted by the last token of its *prompt*, token t by token
-    t - 1. With an error of one, each token would be scored at its own position, where it is the
+    Trap: token 0 of a completion is predicted by the last token of its *prompt*, token j by token
+    j - 1. With an error of one, each token would be scored at its own position, where it is the
     input (test_perfect_predictor_has_logp_zero).
     """
     num_prompts = len(layout.last_of_prompt)
     predictors = []
-    for b, completion in enumerate(completions):
-        first_input = layout.offsets[num_prompts + b]
-        last_of_prompt = layout.last_of_prompt[prompt_of[b]]
+    for i, completion in enumerate(completions):
+        first_input = layout.offsets[num_prompts + i]
+        last_of_prompt = layout.last_of_prompt[prompt_of[i]]
         predictors.append(last_of_prompt[None])
         predictors.append(first_input + torch.arange(len(completion) - 1))
     return torch.cat(predictors)
@@ -187,7 +152,8 @@ def chunked_logps(
 
     def head(h: Tensor, target: Tensor) -> Tensor:
         logits = policy.logits(h, temperature)  # (chunk, V)
-        return logits.gather(-1, target[:, None])[:, 0] - logits.logsumexp(-1)  # (chunk,)
+        target_logit = logits.gather(-1, target[:, None])[:, 0]  # (chunk,)
+        return target_logit - logits.logsumexp(-1)  # log_softmax at the target, without its (V,)
 
     vocabulary = len(policy.suppressed)  # V
     chunk_size = max(1, max_logits(hidden.device.type) // vocabulary)
@@ -224,8 +190,8 @@ def micro_batches(groups: list[Group], max_tokens: int, split: bool = True) -> l
     """Cut the groups of a step into micro-batches of at most `max_tokens` tokens, where possible.
 
     A prompt counts once per group. Groups keep their order, and every completion is in exactly one
-    micro-batch. With `split`, a group over the limit is halved until it fits, down to a completion
-    each. Every part carries the prompt, which is encoded once per part.
+    micro-batch. With `split`, a group over the limit is halved, again and again if need be; a
+    completion is never cut. Each half has the prompt, which is then encoded once per half.
     """
     batches: list[list[Group]] = []
     waiting = list(groups)
@@ -234,12 +200,12 @@ def micro_batches(groups: list[Group], max_tokens: int, split: bool = True) -> l
         group = waiting.pop(0)
         size = len(group.completions)
 
-        if split and num_tokens([group]) > max_tokens and size > 1:
+        if split and num_tokens([group]) > max_tokens and size > 1:  # too large: halve it
             halves = group.completions[: size // 2], group.completions[size // 2 :]
             waiting = [Group(group.prompt, half) for half in halves] + waiting
-        elif batches and num_tokens([*batches[-1], group]) <= max_tokens:
+        elif batches and num_tokens([*batches[-1], group]) <= max_tokens:  # fits into the last
             batches[-1].append(group)
-        else:
+        else:  # begin another
             batches.append([group])
     return with_spans(batches)
 
@@ -260,10 +226,10 @@ def with_spans(batches: list[list[Group]]) -> list[MicroBatch]:
     return result
 
 
-# --- 3. One training step ----------------------------------------------------------------------
+# --- 3. One optimizer step ---------------------------------------------------------------------
 
 
-def training_step(
+def optimizer_step(
     policies: Policies,
     accelerator,
     batches: list[MicroBatch],
@@ -273,7 +239,7 @@ def training_step(
     filler: Group,
     cfg,
 ) -> dict[str, float]:
-    """One optimizer step over all micro-batches of all ranks.
+    """One step of AdamW over all micro-batches of all ranks.
 
     batches           of this rank; ranks may have different numbers of them, also none
     loss_and_metrics  for a micro-batch: its loss, *summed* over tokens (GRPO) or pairs (DPO), and
@@ -295,16 +261,17 @@ def training_step(
     sums: dict[str, Tensor] = {}
 
     for i in range(num_passes):
-        # Only in the last pass does DDP add up the gradients of all ranks. With --shard each pass
+        # DDP averages the gradients of the ranks in the last pass only. With --shard every pass
         # does: to wait, a rank would need room for the whole gradient.
         is_last = i == num_passes - 1
-        with nullcontext() if is_last else accelerator.no_sync(policies.trained):
+        communication = nullcontext() if is_last else accelerator.no_sync(policies.trained)
+        with communication:
             if i < len(batches):
                 loss, metrics = loss_and_metrics(batches[i])
             else:
                 loss, metrics = filler_loss(policies, filler), {}
 
-            # DDP and FSDP average gradients over ranks: times their number, it is the sum.
+            # The average over ranks, times their number, is the sum that we want.
             accelerator.backward(loss / normalizer * accelerator.num_processes)
 
         for name, value in metrics.items():
@@ -324,20 +291,27 @@ def training_step(
 def filler_loss(policies: Policies, filler: Group) -> Tensor:
     """A loss whose gradients are zero, for a pass that a rank only runs because others do.
 
-    All ranks run equally many, or the others would wait for ever (test_uneven_ranks_do_not_hang).
+    Trap: without it the other ranks would wait for ever (test_uneven_ranks_do_not_hang).
     The step's own loss is not computed: if it were infinite, zero times it would be nan.
     """
     logp = token_logps(policies.trained, filler_pass(filler))
     if policies.reference is not None and is_sharded(policies.reference):
-        with torch.no_grad():  # the losses of the others ask their reference, which must be whole
+        # The other ranks score their reference in this pass. Its weights are gathered from all.
+        with torch.no_grad():
             token_logps(policies.reference, filler_pass(filler))
     return 0.0 * logp.sum()
+
+
+def filler_pass(filler: Group) -> list[Group]:
+    """The groups of a filler pass: one completion, so that it is no larger than other passes."""
+    return [Group(filler.prompt, filler.completions[:1])]
 
 
 def step_or_skip(policies: Policies, grad_norm: float, max_skipped: int) -> None:
     """Take the optimizer step if the gradient is finite: a nan would spread to every weight.
 
     Gradients are summed by now, so the norm is the same on all ranks: either all step or none.
+    Raises ValueError after `max_skipped` skipped steps in a row; 0: never.
     """
     if math.isfinite(grad_norm):
         policies.optimizer.step()
@@ -346,12 +320,53 @@ def step_or_skip(policies: Policies, grad_norm: float, max_skipped: int) -> None
         policies.skipped_in_a_row += 1
     policies.optimizer.zero_grad()
 
-    if policies.skipped_in_a_row >= max_skipped:
+    if 0 < max_skipped <= policies.skipped_in_a_row:
         raise ValueError(
             f"{policies.skipped_in_a_row} optimizer steps in a row had a gradient that is not "
             "finite, so the run stops; no weight was changed by them. The last checkpoint in the "
             "run's folder is good: lower --lr, or look at the data, and go on with --resume"
         )
+
+
+# --- 4. Log-probabilities that a loss compares with -------------------------------------------
+
+
+@torch.no_grad()
+def fixed_logps(
+    policy: nn.Module,
+    groups: list[Group],
+    accelerator,
+    cfg,
+    temperature: float = 1.0,
+    filler: Group | None = None,
+) -> Tensor:
+    """`token_logps` without a gradient, micro-batch by micro-batch, on the CPU: (B, T).
+
+    logp_old of GRPO and the reference of DPO: constants that a loss compares with.
+
+    filler   any group, for the filler passes of a sharded policy; only a rank that may have no
+             group of its own needs it
+
+    Trap: a sharded policy gathers its weights from all ranks in every pass, also without gradient.
+    A rank that stops earlier is missed, and the others wait for ever (test_scoring_does_not_hang).
+    """
+    batches = micro_batches(groups, cfg.max_tokens_per_micro_batch)
+    num_passes = len(batches)
+    if is_sharded(policy):
+        num_passes = max(gather_objects(num_passes, accelerator))
+
+    logps = []
+    for i in range(num_passes):
+        with accelerator.autocast():
+            if i < len(batches):
+                logp = token_logps(policy, batches[i].groups, temperature)  # (b, t)
+                logps += list(logp.cpu())
+            else:
+                token_logps(policy, filler_pass(filler or groups[0]))
+    return padded(logps)  # (B, T)
+
+
+# --- 5. The learning rate ----------------------------------------------------------------------
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, step: int, cfg, num_steps: int) -> float:

@@ -31,9 +31,11 @@ Where this departs from the paper, or fills in what it leaves open:
   2. Chosen and rejected share one encoding of prompt and images (`common.token_logps`).
   3. One epoch, constant learning rate after a warm-up; the paper's plot has 140 steps of 64 pairs,
      one epoch of 9k.
+  4. SFT alone keeps the mean per response, so that it differs from DPO+SFT by the DPO term only. A
+     usual SFT trainer takes one mean over the tokens of a batch: long responses weigh more there.
 
-Dimension key: N pairs, B = 2N responses, chosen before rejected in each pair, T longest response;
-n: the pairs of one rank's share, or of a micro-batch.
+Dimension key: N pairs, T longest response. Rows of a (2N, T) alternate: chosen, rejected, chosen,
+... In `update`, n are the pairs of a micro-batch, N those of this rank's share of the step.
 
     accelerate launch dpo_sft.py --pairs runs/prefs          about 20 seconds on one core
     accelerate launch dpo_sft.py --loss sft ...              ablation: sft or dpo alone
@@ -53,9 +55,9 @@ from common import (
     MicroBatch,
     fixed_logps,
     micro_batches,
+    optimizer_step,
     set_learning_rate,
     token_logps,
-    training_step,
 )
 from harness import settings
 from harness.cli import flag, parse_cli, run_stage
@@ -96,6 +98,8 @@ class Config(settings.Inputs, settings.Training):
 
     def __post_init__(self):
         super().__post_init__()
+        self.check_at_least(1, "batch_pairs", "epochs")
+        self.check_at_least(0, "max_steps")
         if self.loss not in ("hybrid", "dpo", "sft"):
             raise ValueError(f"--loss {self.loss}: wanted hybrid, dpo or sft")
 
@@ -113,9 +117,9 @@ PANELS = {"loss": ["loss", "dpo", "sft"],
 # --- The loss ----------------------------------------------------------------------------------
 
 
-def dpo_loss(chosen: Tensor, rejected: Tensor, chosen_ref: Tensor, rejected_ref: Tensor,
-             beta: float) -> tuple[Tensor, Tensor, Tensor]:
-    """-log sigmoid of the margin, and the implicit rewards of chosen and rejected: (N,) each.
+def dpo_loss(chosen_logp: Tensor, rejected_logp: Tensor, chosen_logp_ref: Tensor,
+             rejected_logp_ref: Tensor, beta: float) -> dict[str, Tensor]:
+    """-log sigmoid of the margin, as `dpo`, and what the margin is made of: (N,) each.
 
     All inputs (N,): summed log-probabilities of a response, nats. At the start policy and reference
     are the same, so the margin is 0 and the loss log 2 = 0.6931 (test_dpo_starts_at_log2).
@@ -132,11 +136,12 @@ def dpo_loss(chosen: Tensor, rejected: Tensor, chosen_ref: Tensor, rejected_ref:
     Source: DPO (arXiv 2305.18290) eq. 7. Not log(sigmoid(h)): in fp32 sigmoid(-89) is already 0,
     and its log -inf (test_dpo_gradient_signs_and_far_tails).
     """
-    chosen_reward = beta * (chosen - chosen_ref)
-    rejected_reward = beta * (rejected - rejected_ref)
+    chosen_reward = beta * (chosen_logp - chosen_logp_ref)  # (N,)
+    rejected_reward = beta * (rejected_logp - rejected_logp_ref)  # (N,)
     margin = chosen_reward - rejected_reward  # (N,) h
-    loss = -F.logsigmoid(margin)
-    return loss, chosen_reward, rejected_reward
+    loss = -F.logsigmoid(margin)  # (N,)
+    return {"dpo": loss, "chosen_reward": chosen_reward, "rejected_reward": rejected_reward,
+            "margin": margin}
 
 
 def sft_loss(logp: Tensor, mask: Tensor) -> Tensor:
@@ -156,27 +161,24 @@ def hybrid_loss(logp: Tensor, logp_ref: Tensor | None, mask: Tensor,
     logp_ref    (N, 2) summed, chosen and rejected; None for SFT alone
     returns     `loss`, to be averaged over the pairs of the step, and its parts
     """
-    response_logp = (logp * mask).sum(-1)  # (2N,), for SFT alone (N,)
-    if cfg.loss == "sft":
-        sft = sft_loss(logp, mask)
-        return {"loss": sft, "sft": sft, "chosen_logp": response_logp}
+    if cfg.loss == "sft":  # all rows are chosen
+        sft = sft_loss(logp, mask)  # (N,)
+        return {"loss": sft, "sft": sft, "chosen_logp": (logp * mask).sum(-1)}
 
-    chosen, rejected = response_logp[0::2], response_logp[1::2]  # (N,)
-    dpo, chosen_reward, rejected_reward = dpo_loss(
-        chosen, rejected, logp_ref[:, 0], logp_ref[:, 1], cfg.beta)
-    sft = sft_loss(logp[0::2], mask[0::2])  # (N,)
+    response_logp = (logp * mask).sum(-1)  # (2N,) chosen, rejected, chosen, ...
+    chosen_logp, rejected_logp = response_logp[0::2], response_logp[1::2]  # (N,) each
+    chosen_logp_ref, rejected_logp_ref = logp_ref.unbind(-1)  # (N,) each
+    terms = dpo_loss(chosen_logp, rejected_logp, chosen_logp_ref, rejected_logp_ref, cfg.beta)
+
+    sft = sft_loss(logp[0::2], mask[0::2])  # (N,) of chosen alone
     sft_weight = cfg.sft_weight if cfg.loss == "hybrid" else 0.0  # lambda
-
     return {
-        "loss": dpo + sft_weight * sft,
-        "dpo": dpo,
+        **terms,
+        "loss": terms["dpo"] + sft_weight * sft,
         "sft": sft,
-        "chosen_reward": chosen_reward,
-        "rejected_reward": rejected_reward,
-        "margin": chosen_reward - rejected_reward,
         # Share of pairs with a positive margin. In the first step margins are 0 but for rounding.
-        "reward_accuracy": (chosen_reward > rejected_reward).float(),
-        "chosen_logp": chosen,
+        "reward_accuracy": (terms["margin"] > 0).float(),
+        "chosen_logp": chosen_logp,
     }
 
 
@@ -212,21 +214,23 @@ def reference_logps(policy: Policy, pairs: Pairs, cfg: Config, accelerator, show
 
     Each rank scores its share of the N pairs, and all ranks get all of them.
     """
-    rank, ranks = accelerator.process_index, accelerator.num_processes
-    share = range(rank, len(pairs), ranks)
-    largest_share = math.ceil(len(pairs) / ranks)  # of a rank: all make as many chunks
+    rank, world_size = accelerator.process_index, accelerator.num_processes
+    share = range(rank, len(pairs), world_size)
+    # All ranks make as many chunks as the one with the largest share, the last perhaps empty.
+    largest_share = math.ceil(len(pairs) / world_size)
     chunks = [share[i : i + AT_A_TIME] for i in range(0, largest_share, AT_A_TIME)]
-    filler = next(pairs.batches([[0]]))[0]
+    filler = pairs.first()
 
     sums = []
     for groups in progress(pairs.batches(chunks), "reference log-probs", show, len(chunks)):
+        # A pair may be cut in two here: no loss needs both of its log-probabilities at once.
         logp = fixed_logps(policy, groups, accelerator, cfg, filler=filler)  # (2n, T)
         sums.append(logp.sum(-1).view(-1, 2))  # (n, 2) chosen, rejected
 
-    # Rank r scored the pairs r, r + ranks, r + 2 ranks, ...
+    # Rank r scored the pairs r, r + world_size, r + 2 world_size, ...
     logp_ref = torch.zeros(len(pairs), 2)
     for r, logp_of_rank in enumerate(gather_objects(torch.cat(sums), accelerator)):
-        logp_ref[r::ranks] = logp_of_rank
+        logp_ref[r::world_size] = logp_of_rank
     return logp_ref
 
 
@@ -235,14 +239,17 @@ def reference_key(policy: Policy, pairs: Pairs, accelerator) -> str:
 
     Each rank hashes a part of the weights.
     """
-    rank, ranks = accelerator.process_index, accelerator.num_processes
+    rank, world_size = accelerator.process_index, accelerator.num_processes
     digests = {}
     for i, (name, weight) in enumerate(whole_weights(policy)):
-        if i % ranks == rank:
+        if i % world_size == rank:
             digests[name] = hashlib.sha256(as_bytes(weight)).hexdigest()
-    of_all = [pair for of_rank in gather_objects(digests, accelerator) for pair in of_rank.items()]
+    all_digests = {}
+    for digests_of_rank in gather_objects(digests, accelerator):
+        all_digests |= digests_of_rank
 
-    depends_on = [str(accelerator.mixed_precision), pairs.digest, str(sorted(of_all))]
+    weights = str(sorted(all_digests.items()))
+    depends_on = [str(accelerator.mixed_precision), pairs.digest, weights]
     return hashlib.sha256("/".join(depends_on).encode()).hexdigest()
 
 
@@ -250,15 +257,28 @@ def as_bytes(tensor: Tensor) -> bytes:
     return tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
 
 
-# --- 3. The update -----------------------------------------------------------------------------
+# --- 1. The order of the pairs ------------------------------------------------------------------
+
+
+def step_order(count: int, cfg: Config) -> list[list[int]]:
+    """Which pairs each step takes, all epochs. The last, smaller step of an epoch is kept."""
+    steps = []
+    for epoch in range(cfg.epochs):
+        order = list(range(count))
+        random_of(cfg.seed, f"order of epoch {epoch}").shuffle(order)  # the same on all ranks
+        steps += [order[i : i + cfg.batch_pairs] for i in range(0, count, cfg.batch_pairs)]
+    return steps[: cfg.max_steps or None]
+
+
+# --- 2. Pairs are taken by `sources/read_pairs.py`; 3. The update ------------------------------
 
 
 def update(groups: list[Group], logp_ref: Tensor | None, filler: Group, policies: Policies,
            accelerator, cfg: Config) -> dict[str, float]:
     """One optimizer step over this rank's pairs; returns sums over them.
 
-    logp_ref  (n, 2) of these pairs, None for SFT alone
-    filler    any pair, for the passes of a rank that has fewer micro-batches than the others
+    logp_ref  (N, 2) of these pairs, None for SFT alone
+    filler    any pair, for filler passes (see `common.py`)
     """
     num_pairs = sum_over_ranks({"pairs": len(groups)}, accelerator)["pairs"]  # of the whole step
 
@@ -278,21 +298,11 @@ def update(groups: list[Group], logp_ref: Tensor | None, filler: Group, policies
 
     # A pair is never split: the sigmoid needs both of its log-probabilities at once.
     batches = micro_batches(groups, cfg.max_tokens_per_micro_batch, split=False)
-    return training_step(policies, accelerator, batches, loss_and_metrics, normalizer=num_pairs,
+    return optimizer_step(policies, accelerator, batches, loss_and_metrics, normalizer=num_pairs,
                          filler=filler, cfg=cfg)
 
 
 # --- The loop ----------------------------------------------------------------------------------
-
-
-def step_order(count: int, cfg: Config) -> list[list[int]]:
-    """Which pairs each step takes, all epochs. The last, smaller step of an epoch is kept."""
-    steps = []
-    for epoch in range(cfg.epochs):
-        order = list(range(count))
-        random_of(cfg.seed, f"order of epoch {epoch}").shuffle(order)  # the same on all ranks
-        steps += [order[i : i + cfg.batch_pairs] for i in range(0, count, cfg.batch_pairs)]
-    return steps[: cfg.max_steps or None]
 
 
 def summarize(sums: dict[str, float], pairs_of_rank: int, accelerator) -> dict[str, float]:
@@ -321,9 +331,10 @@ def set_up(cfg: Config) -> tuple:
     with adapters_off(base):
         logp_ref = cached_reference(base, pairs, cfg, accelerator, run)
 
-    policy = base
-    if run.latest_model() is not None:  # resumed: base was needed for the reference only
-        del base, policy  # there is room for one model at a time
+    if run.latest_model() is None:
+        policy = base  # it starts where the reference is
+    else:  # resumed: base was needed for the reference only, and there is room for one model
+        del base
         policy, _ = load_policy(cfg, run.latest_model(), accelerator)
     policies = build_policies(policy, cfg, accelerator)
     state = run.load_state(policies.optimizer)
@@ -335,37 +346,37 @@ def set_up(cfg: Config) -> tuple:
 def main(cfg: Config) -> None:
     run, policies, encoder, pairs, logp_ref = set_up(cfg)
     accelerator = run.accelerator
-    rank, ranks = accelerator.process_index, accelerator.num_processes
+    rank, world_size = accelerator.process_index, accelerator.num_processes
 
     # 1. Shuffle and cut into steps: for each, the indices of its pairs.
-    all_steps = step_order(len(pairs), cfg)
-    steps = len(all_steps)
-    run.say(f"{len(pairs)} pairs in {steps} steps of {cfg.batch_pairs}, "
-            f"loss {cfg.loss}, {ranks} process(es), {run.folder}")
+    pairs_of_step = step_order(len(pairs), cfg)
+    num_steps = len(pairs_of_step)
+    run.say(f"{len(pairs)} pairs in {num_steps} steps of {cfg.batch_pairs}, "
+            f"loss {cfg.loss}, {world_size} process(es), {run.folder}")
 
     # This rank's share of each step. Sorted, so that similar lengths share a micro-batch: attention
     # pads blocks of completions (`model/attention.py`).
-    shares = [sorted(pair_indices[rank::ranks], key=lambda i: pairs.lengths[i])
-              for pair_indices in all_steps]
-    encoded = pairs.batches(shares[run.start_step :])  # the groups of one step after the other
-    filler = next(pairs.batches([[0]]))[0]
+    shares = [sorted(indices[rank::world_size], key=lambda i: pairs.lengths[i])
+              for indices in pairs_of_step]
+    groups_of_step = pairs.batches(shares[run.start_step :])  # encodes those of the next step ahead
+    filler = pairs.first()
 
-    for step in range(run.start_step + 1, steps + 1):
+    for step in range(run.start_step + 1, num_steps + 1):
         began = time.perf_counter()
-        lr = set_learning_rate(policies.optimizer, step - 1, cfg, steps)
+        lr = set_learning_rate(policies.optimizer, step - 1, cfg, num_steps)
         # 2. Take this rank's pairs, encoded, and what the reference gave them.
-        groups = next(encoded)
-        step_ref = None if logp_ref is None else logp_ref[shares[step - 1]]  # (n, 2)
+        groups = next(groups_of_step)
+        step_ref = None if logp_ref is None else logp_ref[shares[step - 1]]  # (N, 2)
         # 3. The hybrid loss over micro-batches, one update.
         sums = update(groups, step_ref, filler, policies, accelerator, cfg)
 
         metrics = {**summarize(sums, len(groups), accelerator), "lr": lr,
                    "step_s": time.perf_counter() - began}
-        run.log(step, steps, metrics)
+        run.log(step, num_steps, metrics)
         if step == 1 and cfg.loss == "hybrid":
             ratio = cfg.sft_weight * metrics["sft"] / metrics["dpo"]
             run.say(f"        lambda * SFT : DPO is {ratio:.2f} : 1 at the start")
-        if run.is_time_to_save(step, steps):  # also after Ctrl-C
+        if run.is_time_to_save(step, num_steps):  # also after Ctrl-C
             run.save_checkpoint(step, policies, encoder, extra={"pairs": pairs.digest})
         run.stop_if_asked()
 

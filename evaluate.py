@@ -1,21 +1,19 @@
 """Measure any of the models: accuracy, format, generalisation, pass@k, branching.
 
-    examples, by set       held out from training
+    examples, by set       held out from training, as far as --split says so
       -> records           each model answers every set        model_records
                            completions.jsonl, a line each: response, extracted answer, gold, score
       -> report            rates with intervals, a table       summarize
 
-The table comes from the file of records only; the GF curves are measured beside it. `--rescore
-FILE` prints the table again, the responses graded anew: by repaired rules, or against a gold answer
-that was edited in the file.
-`--benchmark NAME` asks a public benchmark and grades by its authors' rule, never by the training
-reward (see scoring/); `--score FILE --benchmark NAME` does so with responses made elsewhere.
+The set `id` (in distribution) has questions like those of training, `shuffled` the same ones with
+their images exchanged; all other sets are OOD (out of distribution). What is measured:
 
     format      share of responses in exactly the format that was asked for
     accuracy    share of right answers (mean score of bounding boxes, between 0 and 1); sampled (at
                 --temperature, 1 as in training), and greedy
-    shuffled    accuracy when each question is shown with another question's image: what a model
-                earns without looking
+    shuffled    accuracy when each question is shown with another question's image. One who does not
+                look keeps the accuracy; one who looks may fall below the best blind guess
+    guessing    the best blind guess: to each kind of question its most common answer
     OOD         format and accuracy on formats, wordings, looks and tasks that stages 1 to 3 never
                 had
     pass@k      chance that at least one of k samples is right (score 1), unbiased:
@@ -31,7 +29,12 @@ Where this departs from the paper, or fills in what it leaves open:
   1. GF is 0 where a gain is not positive: an F-measure has no meaning there. Each OOD format is
      shown beside their mean: a good mean can hide one lost format, for example one that resembles
      the rejected responses.
-  2. Intervals are Wilson's, 95 %, over questions; those of pass@k are bootstrapped over questions.
+  2. Intervals are 95 %, over questions: Wilson's for rates, bootstrapped for pass@k. For scores
+     between 0 and 1 (bounding boxes) Wilson's is too wide: p (1 - p) is the most they can vary.
+
+`--rescore FILE` grades a completions.jsonl again, by repaired rules, or against a gold answer that
+was edited in it. `--benchmark NAME` asks a public benchmark and grades by its authors' rule, never
+by the training reward; `--benchmark NAME --score FILE` does so with responses made elsewhere.
 
     accelerate launch evaluate.py --models base=toy/base,zero=runs/zero/model
     accelerate launch evaluate.py --gf_runs hybrid=runs/warmup,sft=runs/sft
@@ -56,24 +59,17 @@ from harness.tables import format_table
 from model.loading import load_model, smallest_max_pixels
 from model.prompts import PromptEncoder
 from model.qwen import Policy
-from model.records import Prompt, SampledGroup, is_truncated
+from model.records import Prompt
 from model.sampling import sample_groups, sampling_dtype
 from rewards import Judge, make_judge
 from rewards.judge import take_counts
-from scoring import (
-    ask_judge,
-    category_rates,
-    find_benchmark,
-    grade_example,
-    load_gf_sets,
-    load_sets,
-)
+from scoring import category_rates, find_benchmark, load_gf_sets, load_sets
 from scoring.rates import accuracy, bootstrap, guessing_rate, rate_with_interval
 from scoring.responses import (
     append_records,
+    grade_groups,
     read_records,
     regrade,
-    response_record,
     save_images,
     write_report,
 )
@@ -113,8 +109,7 @@ class Config(settings.Columns, settings.Benchmark, settings.Generalization, sett
             find_benchmark(self.benchmark)  # raises if there is none of that name
         if self.image and not self.ask:
             raise ValueError("--image goes with --ask; a data set names its own images")
-        own_words = self.benchmark or self.ask
-        if self.instruction is not None and self.data == "toy" and not own_words:
+        if self.instruction is not None and self.data == "toy" and not (self.benchmark or self.ask):
             raise ValueError("--instruction: each set of --data toy comes with its own")
         split_names(self.models, "--models")
 
@@ -158,7 +153,7 @@ class Measurement:
     """One way to question a model: which set, how to sample, how often."""
 
     set_name: str
-    mode: str  # "sampled", "greedy", or "pass" for the samples of pass@k
+    mode: str  # "sampled" (once), "greedy", or "pass" (several times, for pass@k)
     temperature: float
     samples: int = 1  # per question
     max_prompts: int | None = None  # on this rank, None: the whole set
@@ -189,12 +184,47 @@ def list_measurements(cfg: Config, sets: list[str], rank: int, world_size: int
 
 @dataclass(frozen=True)
 class Evaluator:
-    """What all measurements share: settings, run, judge, and what an earlier process finished."""
+    """Asks models questions and grades their responses, each rank its share of every set."""
 
     cfg: Config
     run: Run
     judge: Judge | None
     parts: Parts  # finished pieces of sampling, which --resume reads back
+
+    def model_records(self, name: str, folder: str, encoded: EncodedSets) -> list[dict]:
+        """The records of one model: all measurements of all sets."""
+        policy, encoder = self.open_model(folder, "--models")
+        prompts_of_set = encoded.for_encoder(encoder)
+        looked_at = prompts_of_set["id"][:LOOKED_AT]
+        say_what_was_understood(self.run, encoder, looked_at, judge=self.judge)
+
+        accelerator = self.run.accelerator
+        rank, world_size = accelerator.process_index, accelerator.num_processes
+        records = []
+        for measurement in list_measurements(self.cfg, list(prompts_of_set), rank, world_size):
+            prompts = prompts_of_set[measurement.set_name]
+            records += self.sample_and_grade(policy, encoder, prompts, measurement, name)
+        return records
+
+    def checkpoint_rates(self, name: str, folder: Path, encoded: EncodedSets) -> dict[str, float]:
+        """The rate of each set for the model of one checkpoint, over the shares of all ranks.
+
+        Trap: where nothing could be scored there is no rate. Taken for 0, it would make GF a number
+        about nothing (test_gf_of_what_cannot_be_scored_is_an_error).
+        """
+        key = "score" if self.cfg.gf_id else "in_format"
+        policy, encoder = self.open_model(str(folder), "--gf_runs")
+
+        rates = {}
+        for set_name, prompts in encoded.for_encoder(encoder).items():
+            measurement = Measurement(set_name, "sampled", self.cfg.temperature)
+            records = self.sample_and_grade(policy, encoder, prompts, measurement, name)
+            values = [{key: record[key]} for record in records]  # what travels between ranks
+            rate = rate_with_interval(sum(gather_objects(values, self.run.accelerator), []), key)
+            if rate["count"] == 0:
+                raise ValueError(f"--gf_runs {name}: no response to {set_name} could be scored")
+            rates[set_name] = rate["mean"]
+        return rates
 
     def open_model(self, folder: str, flag_name: str) -> tuple[Policy, PromptEncoder]:
         """A model in the dtype that samples. An error names the flag that named the folder."""
@@ -207,9 +237,9 @@ class Evaluator:
                          measurement: Measurement, model_name: str) -> list[dict]:
         """One record per response to this rank's prompts.
 
-        The generator starts anew for each set, mode and rank, and does not depend on the model's
-        name: a model gives the same records under any name. It is no pairing of models: they draw
-        different numbers once their completions differ in length.
+        The seed is made of set, mode and rank, not of the model's name: a model gives the same
+        records under any name. This does not pair two models: once their completions differ in
+        length, they draw different random numbers.
         """
         cfg, accelerator = self.cfg, self.run.accelerator
         purpose = f"{measurement.set_name} {measurement.mode}"
@@ -230,41 +260,6 @@ class Evaluator:
         prompts_at_a_time = max(1, cfg.sample_batch // measurement.samples)
         return self.parts.each(f"{model_name}: {purpose}", prompts.first(measurement.max_prompts),
                                prompts_at_a_time, sample_chunk, generator)
-
-
-def grade_groups(groups: list[SampledGroup], encoder: PromptEncoder, eos_ids: list[int],
-                 judge: Judge | None) -> list[dict]:
-    """A graded record for each completion; a judge is asked about all of them at once."""
-    responses = [[encoder.decode(ids) for ids in group.completions] for group in groups]
-    ask_judge([(group.prompt.example, text) for group, texts in zip(groups, responses)
-               for text in texts], judge)
-
-    records = []
-    for group, texts in zip(groups, responses):
-        example = group.prompt.example
-        for ids, text, nucleus_sizes in zip(group.completions, texts, group.stats):  # (t,) each
-            records.append({
-                **response_record(example, text, grade_example(example, text, judge)),
-                "tokens": len(ids),
-                "truncated": is_truncated(ids, eos_ids),
-                "nucleus_sum": float(nucleus_sizes.sum()),  # 0 where it was not measured
-            })
-    return records
-
-
-def model_records(name: str, folder: str, encoded: EncodedSets, evaluator: Evaluator) -> list[dict]:
-    """The records of one model, over this rank's prompts of each set."""
-    run, cfg = evaluator.run, evaluator.cfg
-    policy, encoder = evaluator.open_model(folder, "--models")
-    prompts = encoded.for_encoder(encoder)
-    say_what_was_understood(run, encoder, prompts["id"][:LOOKED_AT], judge=evaluator.judge)
-
-    rank, world_size = run.accelerator.process_index, run.accelerator.num_processes
-    records = []
-    for measurement in list_measurements(cfg, list(prompts), rank, world_size):
-        of_set = prompts[measurement.set_name]
-        records += evaluator.sample_and_grade(policy, encoder, of_set, measurement, name)
-    return records
 
 
 # --- 3. Records to a report -----------------------------------------------------------------------
@@ -306,18 +301,18 @@ def mean_pass_at_k(records: list[dict]) -> dict[str, dict]:
 
     Where scores are missing, a larger k is a mean over fewer questions, so the curve may fall.
     """
-    right_of = defaultdict(list)  # id of a question -> is it right?, for each scored sample
+    outcomes_of = defaultdict(list)  # id of a question -> whether each scored sample is right
     for record in records:
         if record["score"] is not None:
-            right_of[record["id"]].append(record["score"] == 1.0)
+            outcomes_of[record["id"]].append(record["score"] == 1.0)
 
     rates = {}
     for k in (1, 2, 4, 8, 16, 32, 64):
-        enough = [is_right for is_right in right_of.values() if len(is_right) >= k]
-        if enough:
-            chances = [pass_at_k(n=len(is_right), c=sum(is_right), k=k) for is_right in enough]
+        questions = [outcomes for outcomes in outcomes_of.values() if len(outcomes) >= k]
+        if questions:
+            chances = [pass_at_k(n=len(outcomes), c=sum(outcomes), k=k) for outcomes in questions]
             low, high = bootstrap(chances)
-            rates[str(k)] = {"mean": sum(chances) / len(enough), "low": low, "high": high}
+            rates[str(k)] = {"mean": sum(chances) / len(chances), "low": low, "high": high}
     return rates
 
 
@@ -340,7 +335,7 @@ def rescore(cfg: Config) -> None:
 def gf_curve(rates: dict[int, dict[str, float]], beta: float = 2.0) -> list[dict]:
     """GF at each checkpoint of a run.
 
-    rates     step -> rate of each set at that checkpoint, the start model first; one set is `id`
+    rates     step -> rate of each set at that checkpoint, `id` among them; the start model first
     returns   an entry per checkpoint: step, the rates, `ood` (mean of the other sets), `gf`
 
     >>> curve = gf_curve({0: {"id": 0.4, "tags": 0.2}, 16: {"id": 0.9, "tags": 0.4}})
@@ -359,22 +354,6 @@ def gf_curve(rates: dict[int, dict[str, float]], beta: float = 2.0) -> list[dict
     return curve
 
 
-def checkpoint_rates(name: str, folder: Path, encoded: EncodedSets, evaluator: Evaluator
-                     ) -> dict[str, float]:
-    """The rate of each set for the model of one checkpoint, over the shares of all ranks."""
-    key = "score" if evaluator.cfg.gf_id else "in_format"
-    policy, encoder = evaluator.open_model(str(folder), "--gf_runs")
-
-    rates = {}
-    for set_name, prompts in encoded.for_encoder(encoder).items():
-        measurement = Measurement(set_name, "sampled", evaluator.cfg.temperature)
-        records = evaluator.sample_and_grade(policy, encoder, prompts, measurement, name)
-        values = [{key: record[key]} for record in records]  # what travels between ranks
-        of_all_ranks = sum(gather_objects(values, evaluator.run.accelerator), [])
-        rates[set_name] = rate_with_interval(of_all_ranks, key)["mean"]
-    return rates
-
-
 def measure_gf(evaluator: Evaluator) -> dict[str, list[dict]]:
     """The curve of each run in --gf_runs."""
     cfg, run = evaluator.cfg, evaluator.run
@@ -387,7 +366,7 @@ def measure_gf(evaluator: Evaluator) -> dict[str, list[dict]]:
         rates = {}
         for step, folder in checkpoints(Path(run_folder), "--gf_runs"):
             name = f"{run_folder} step {step}"
-            rates[step] = checkpoint_rates(name, folder, encoded, evaluator)
+            rates[step] = evaluator.checkpoint_rates(name, folder, encoded)
         curves[run_name] = gf_curve(rates, cfg.gf_beta)
     return curves
 
@@ -424,9 +403,9 @@ def evaluate(cfg: Config) -> None:
 
     file = run.folder / "completions.jsonl"
     if run.writes:
-        file.write_text("")  # made anew from what is in `parts`
+        file.write_text("")  # written anew; what --resume has kept is not sampled again
     for name, folder in split_names(cfg.models, "--models").items():
-        append_records(file, model_records(name, folder, encoded, evaluator), run)
+        append_records(file, evaluator.model_records(name, folder, encoded), run)
     if judge is not None:
         run.warn(f"the judge: {take_counts(judge)}")
     curves = measure_gf(evaluator)

@@ -4,7 +4,8 @@ For each prompt q, sample G completions o_1..o_G from the current policy, reward
 it with its own group. A token's log-probability is then raised if its completion did better than
 the group's mean, and lowered if it did worse, until its ratio to the old policy leaves a band:
 
-    A_i     = (R_i - mean(R)) / (std(R) + 1e-6)                    one advantage per completion
+    R_i     = 0.5 format_i + 1 accuracy_i                          one reward per completion
+    A_i     = (R_i - mean(R)) / (std(R) + 1e-6)                    mean and std over its group
     r_it    = exp(logp_it - logp_old_it)                           one ratio per token
     J       = 1/M sum_i sum_t min(r_it A_i, clip(r_it, 1 - low, 1 + high) A_i)      M = all tokens
     loss    = -J  (+ beta * KL to the reference, off by default)
@@ -14,8 +15,8 @@ As a loop:
     repeat                              a *step* is one rollout, an *update* one optimizer step
         0. give the sampler the policy's weights                               refresh
         1. sample a group for each prompt, and reward it                       collect_rollout
-        2. turn rewards into advantages, fix logp_old                          prepare_updates
-        3. for each update: the clipped loss over its micro-batches            update
+        2. cut it into mini-batches: advantages, logp_old                      prepare_mini_batches
+        3. for each of them one update by the clipped loss                     update
 
 Four log-probabilities of the same tokens, never to be confused:
 
@@ -32,8 +33,8 @@ Where this departs from the paper, or fills in what it leaves open:
      the clip never acts; the paper's 128 prompts x 8 in batches of 128 completions make 8.
   4. Built, off: dynamic sampling, overlong shaping, masked truncations, Dr. GRPO, TIS.
 
-Dimension key: N prompts, G completions per prompt, B = N*G completions, T longest completion. Small
-letters (n, b, t): the same counts in one update or in a micro-batch.
+Dimension key: N prompts, G completions per prompt, B completions, T longest completion: of this
+rank's share of a mini-batch (one update). (b, t) is a (B, T) of one micro-batch (one pass).
 
     accelerate launch grpo.py                                   the embedded world, 16 steps, 20 s
     accelerate launch grpo.py --model runs/warmup/model         stage 3
@@ -51,9 +52,9 @@ from common import (
     MicroBatch,
     fixed_logps,
     micro_batches,
+    optimizer_step,
     set_learning_rate,
     token_logps,
-    training_step,
 )
 from harness import settings
 from harness.cli import flag, parse_cli, run_stage
@@ -67,7 +68,7 @@ from model.qwen import Policy
 from model.records import Group, completion_mask, padded
 from model.sampling import refresh, sample_groups, token_entropy
 from rewards import make_judge
-from rewards.groups import GroupRewards, RewardedGroup, parse_weights, sample_record
+from rewards.groups import RewardedGroup, Rewarder, parse_weights, sample_record
 from rewards.judge import take_counts
 from rewards.metrics import COLUMNS, PANELS, summarize
 from sources import build_stream
@@ -107,11 +108,10 @@ class Config(settings.Data, settings.Sampling, settings.Training, settings.Judge
     def __post_init__(self):
         super().__post_init__()
         parse_weights(self.reward_weights)
+        self.check_at_least(1, "steps", "prompts_per_step", "updates_per_rollout", "max_draws",
+                            "sample_every")
+        self.check_at_least(2, "group_size")  # or there is nothing to compare with
         check_shares(self, ranks=1)
-        if self.steps < 1:
-            raise ValueError(f"--steps {self.steps}: at least 1")
-        if self.group_size < 2:
-            raise ValueError("--group_size must be at least 2, to have something to compare with")
         if self.temperature <= 0:
             raise ValueError("--temperature must be positive, or all samples are the same")
 
@@ -120,11 +120,11 @@ class Config(settings.Data, settings.Sampling, settings.Training, settings.Judge
 
 
 def collect_rollout(sampler: Policy, stream: PromptStream, reward_groups, generator,
-                    sampling: Stopwatch, accelerator, cfg: Config) -> list[RewardedGroup]:
+                    sampling_time: Stopwatch, accelerator, cfg: Config) -> list[RewardedGroup]:
     """Sample a group for each of this rank's prompts, and reward it.
 
     reward_groups  a function: sampled groups -> rewarded groups
-    sampling       counts the seconds in which tokens are drawn
+    sampling_time  counts the seconds in which tokens are drawn
 
     With dynamic sampling, draw on until there are enough informative groups; a surplus is thrown
     away. Reward and accuracy are then logged for the kept groups only.
@@ -134,7 +134,7 @@ def collect_rollout(sampler: Policy, stream: PromptStream, reward_groups, genera
 
     for _ in range(cfg.max_draws if cfg.dynamic_sampling else 1):
         prompts = stream.take(count)
-        with sampling, accelerator.autocast():
+        with sampling_time, accelerator.autocast():
             groups = sample_groups(
                 sampler, prompts, cfg.group_size, max_new_tokens=cfg.max_new_tokens,
                 temperature=cfg.temperature, generator=generator, sample_batch=cfg.sample_batch,
@@ -183,60 +183,63 @@ def group_advantages(rewards: Tensor, divide_by_std: bool = True, eps: float = 1
 
 
 @dataclass(frozen=True)
-class UpdateBatch:
-    """What one update learns from, this rank's share: b completions, all of groups that learn."""
+class MiniBatch:
+    """This rank's share of one update: the B completions of groups that have a gradient."""
 
     groups: list[Group]
-    advantages: Tensor  # (b,)
-    mask: Tensor  # (b, t) 1 where a token counts in the loss; t: their longest, or more
-    logp_sampler: Tensor  # (b, t) what the sampler gave its tokens
-    logp_old: Tensor | None  # (b, t); None in the first update, where it equals logp
+    advantages: Tensor  # (B,)
+    mask: Tensor  # (B, T) 1 where a token is in the loss
+    logp_sampler: Tensor  # (B, T) what the sampler gave its tokens
+    logp_old: Tensor | None  # (B, T); None in the first update, where it equals logp
     loss_tokens: float  # this rank's part of M; groups without a gradient count too
-    filler: Group  # any group, for the passes of a rank that has fewer than the others
+    filler: Group  # any group, for filler passes (see `common.py`)
 
 
-def prepare_updates(rollout: list[RewardedGroup], policies: Policies, accelerator,
-                    cfg: Config) -> list[UpdateBatch]:
-    """Cut a rollout into updates; compute what depends on the policy that sampled it."""
-    size = len(rollout) // cfg.updates_per_rollout
+def prepare_mini_batches(rollout: list[RewardedGroup], policies: Policies, accelerator,
+                         cfg: Config) -> list[MiniBatch]:
+    """Cut a rollout into mini-batches; compute what depends on the policy that sampled it."""
+    size = len(rollout) // cfg.updates_per_rollout  # without remainder, `check_shares` says
     parts = [rollout[u * size : (u + 1) * size] for u in range(cfg.updates_per_rollout)]
-    return [prepare_update(p, u == 0, policies, accelerator, cfg) for u, p in enumerate(parts)]
+    return [prepare_mini_batch(p, u == 0, policies, accelerator, cfg) for u, p in enumerate(parts)]
 
 
-def prepare_update(part: list[RewardedGroup], is_first: bool, policies: Policies, accelerator,
-                   cfg: Config) -> UpdateBatch:
+def prepare_mini_batch(part: list[RewardedGroup], is_first: bool, policies: Policies, accelerator,
+                       cfg: Config) -> MiniBatch:
     """The part of a rollout that one update learns from."""
-    totals = torch.tensor([rewarded.totals for rewarded in part])  # (n, G) R_i
-    advantages = group_advantages(totals, divide_by_std=not cfg.dr_grpo)  # (n, G)
+    totals = torch.tensor([rewarded.totals for rewarded in part])  # (N, G) R_i
+    advantages = group_advantages(totals, divide_by_std=not cfg.dr_grpo)  # (N, G)
 
-    in_loss = ~totals.isnan()  # (n, G) whether a completion is in the loss
-    if cfg.mask_truncated:
+    in_loss = ~totals.isnan()  # (N, G) whether a completion is in the loss
+    if cfg.mask_truncated:  # their rewards stay in the mean and std of the group
         in_loss &= ~torch.tensor([rewarded.truncated for rewarded in part])
-    mask = completion_mask([rewarded.group for rewarded in part])  # (n * G, T)
-    mask = mask.unflatten(0, in_loss.shape) * in_loss[..., None]  # (n, G, T)
+    mask = completion_mask([rewarded.group for rewarded in part])  # (N * G, T)
+    mask = mask.unflatten(0, in_loss.shape) * in_loss[..., None]  # (N, G, T)
 
-    # M counts every token in the loss, also of groups whose advantages are all 0. The more there
-    # are, the smaller is this update's gradient beside those of others; dynamic sampling avoids it.
-    loss_tokens = in_loss.numel() * cfg.max_new_tokens if cfg.dr_grpo else float(mask.sum())
+    # M counts the tokens of groups of equal rewards too, though these add nothing to the gradient:
+    # an update with many such groups takes a smaller step. --dynamic_sampling leaves them out.
+    loss_tokens = float(mask.sum())
+    if cfg.dr_grpo:  # a constant instead, as if every completion had the largest length
+        loss_tokens = float(in_loss.numel() * cfg.max_new_tokens)
 
     # The gradient of a group of equal rewards is exactly 0, unless the KL term pulls on it: such a
     # group needs no pass (test_groups_without_gradient_change_nothing). The others are sorted, so
     # that similar lengths share a micro-batch.
-    learns = ((advantages != 0) & in_loss).any(-1) | (cfg.kl_beta > 0)  # (n,)
-    kept = [i for i in range(len(part)) if learns[i]]
+    has_gradient = ((advantages != 0) & in_loss).any(-1) | (cfg.kl_beta > 0)  # (N,)
+    kept = [i for i in range(len(part)) if has_gradient[i]]
     kept.sort(key=lambda i: max(len(c) for c in part[i].group.completions))
     groups = [part[i].group for i in kept]
 
-    # In the first update logp_old is logp itself. For the later ones it is computed now, before any
-    # update, and by the function that computes logp: the sampler's own log-probabilities come from
-    # other kernels, or bf16 weights, and the first ratio would not be exactly 1
+    # In the first update the policy has not moved yet: logp_old is logp. Before the later ones it
+    # will have moved, so that logp_old is computed now.
+    # Trap: the sampler's log-probabilities cannot stand in. They come from other kernels, or bf16
+    # weights, and the ratio of a policy that has not moved would not be exactly 1
     # (test_first_update_ratio_is_one). The metric `gap` is that difference.
     logp_old = None
     if not is_first:
         logp_old = fixed_logps(policies.trained, groups, accelerator, cfg, cfg.temperature,
                                filler=part[0].group)
 
-    return UpdateBatch(
+    return MiniBatch(
         groups,
         advantages[kept].flatten(),
         mask[kept].flatten(0, 1),
@@ -292,7 +295,8 @@ def kl_k3(logp: Tensor, logp_ref: Tensor) -> Tensor:
     """(B, T) estimate of KL(policy || reference), never below 0: e^d - d - 1, d = logp_ref - logp.
 
     Trap: only its value estimates that KL. As a term of the loss its gradient, (1 - e^d) grad logp,
-    is on average that of KL(reference || policy) (test_k3_pulls_like_the_other_kl).
+    is on average that of KL(reference || policy) (test_k3_pulls_like_the_other_kl). Both averages
+    are over the policy's own tokens; later updates see the old policy's, as in GRPO's paper.
 
     `expm1` keeps it accurate near 0. In fp32 the plain form gives 0 at d = 1e-4, and is negative at
     1e-6 (test_k3_nonnegative_for_small_d). Source: Schulman, "Approximating KL divergence" (k3).
@@ -301,8 +305,8 @@ def kl_k3(logp: Tensor, logp_ref: Tensor) -> Tensor:
     return torch.expm1(d) - d
 
 
-def update(batch: UpdateBatch, policies: Policies, accelerator, cfg: Config) -> dict[str, float]:
-    """One optimizer step. Returns what `training_step` does, and this rank's part of M."""
+def update(batch: MiniBatch, policies: Policies, accelerator, cfg: Config) -> dict[str, float]:
+    """One optimizer step. Returns what `optimizer_step` does, and this rank's part of M."""
     normalizer = max(1.0, sum_over_ranks({"M": batch.loss_tokens}, accelerator)["M"])
 
     def loss_and_metrics(micro: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -320,20 +324,20 @@ def update(batch: UpdateBatch, policies: Policies, accelerator, cfg: Config) -> 
             weight = (logp_old - logp_sampler).exp().clamp(max=cfg.tis)  # (b, t)
             terms["loss"] = terms["loss"] * weight
         if policies.reference is not None:
-            # It is not wrapped for autocast. With LoRA it is the policy's own base.
+            # Nothing wraps it, so autocast is said here. With LoRA it is the policy's own base.
             with torch.no_grad(), accelerator.autocast(), adapters_off(policies.reference):
                 logp_ref = token_logps(policies.reference, micro.groups, cfg.temperature)
             terms["kl_ref"] = kl_k3(logp, logp_ref)
             terms["loss"] = terms["loss"] + cfg.kl_beta * terms["kl_ref"]
 
         terms |= sampler_gap(logp_old, logp_sampler, cfg.clip_low, cfg.clip_high)
-        sums = {name: (values * mask).sum() for name, values in terms.items()}
-        return sums["loss"], {**sums, "tokens": mask.sum()}
+        micro_sums = {name: (values * mask).sum() for name, values in terms.items()}
+        return micro_sums["loss"], {**micro_sums, "tokens": mask.sum()}
 
-    sums = training_step(
+    update_sums = optimizer_step(
         policies, accelerator, micro_batches(batch.groups, cfg.max_tokens_per_micro_batch),
         loss_and_metrics, normalizer=normalizer, filler=batch.filler, cfg=cfg)
-    return {**sums, "loss_tokens": batch.loss_tokens}
+    return {**update_sums, "loss_tokens": batch.loss_tokens}
 
 
 # --- The loop ----------------------------------------------------------------------------------
@@ -351,8 +355,8 @@ def set_up(cfg: Config) -> tuple:
 
     stream, held_out = build_stream(cfg, encoder, accelerator, run.warn)
     judge = make_judge(cfg, run.warn)
-    group_rewards = GroupRewards(cfg, encoder, policy.eos_ids, judge)
-    run.columns = ["reward", *group_rewards.functions, *COLUMNS]
+    rewarder = Rewarder(cfg, encoder, policy.eos_ids, judge)
+    run.columns = ["reward", *rewarder.functions, *COLUMNS]
     say_what_was_understood(run, encoder, stream.preview(LOOKED_AT), examples=stream.examples,
                             judge=judge, per_step=cfg.prompts_per_step)
 
@@ -363,52 +367,53 @@ def set_up(cfg: Config) -> tuple:
         stream.restore(state["stream"])
         generator.set_state(state["generator"])
 
-    run.say(f"{cfg.prompts_per_step} prompts x {cfg.group_size} samples = "
-            f"{cfg.prompts_per_step * cfg.group_size} completions a rollout -> "
-            f"{cfg.updates_per_rollout} optimizer steps, {accelerator.num_processes} process(es), "
-            f"{run.folder}; reward = {group_rewards.formula()}")
-    return run, policies, encoder, stream, held_out, group_rewards, generator
+    run.say(f"a rollout: {cfg.prompts_per_step} prompts x {cfg.group_size} samples -> "
+            f"{cfg.updates_per_rollout} optimizer steps; {accelerator.num_processes} process(es); "
+            f"{run.folder}; reward = {rewarder.formula()}")
+    return run, policies, encoder, stream, held_out, rewarder, generator
 
 
 def main(cfg: Config) -> None:
-    run, policies, encoder, stream, held_out, group_rewards, generator = set_up(cfg)
+    run, policies, encoder, stream, held_out, rewarder, generator = set_up(cfg)
     accelerator = run.accelerator
 
     for step in range(run.start_step + 1, cfg.steps + 1):
         lr = set_learning_rate(policies.optimizer, step - 1, cfg, cfg.steps)
         refresh(policies.sampler, policies.bare)  # 0. Give the sampler the policy's weights.
-        reward_groups = group_rewards.at(step / cfg.steps)  # that of boxes gets stricter
+        # The reward of bounding boxes gets stricter as the run goes on; the others stay.
+        reward_groups = rewarder.at(progress=step / cfg.steps)
+        # Now and then (--eval_every): greedy accuracy on held-out questions, before the update.
         evaluation = held_out.accuracy(step, policies.sampler, reward_groups, accelerator, cfg)
 
-        working, sampling = Stopwatch(), Stopwatch()
-        with working:
+        step_time, sampling_time = Stopwatch(), Stopwatch()
+        with step_time:
             # 1. Sample a group for each prompt, and reward it.
-            rollout = collect_rollout(policies.sampler, stream, reward_groups, generator, sampling,
-                                      accelerator, cfg)
-            # 2. Turn rewards into advantages, fix logp_old.
-            batches = prepare_updates(rollout, policies, accelerator, cfg)
-            # 3. For each update: the clipped loss over its micro-batches, one optimizer step.
+            rollout = collect_rollout(policies.sampler, stream, reward_groups, generator,
+                                      sampling_time, accelerator, cfg)
+            # 2. Cut it into mini-batches: advantages, logp_old.
+            batches = prepare_mini_batches(rollout, policies, accelerator, cfg)
+            # 3. For each of them one update by the clipped loss.
             sums = defaultdict(float)
             for batch in batches:
                 for name, value in update(batch, policies, accelerator, cfg).items():
                     sums[name] += value
 
-        counts = {"skipped_examples": stream.skipped, **take_counts(group_rewards.judge)}
+        counts = {"skipped_examples": stream.skipped, **take_counts(rewarder.judge)}
         run.log(step, cfg.steps, {
             **summarize(rollout, sums, counts, accelerator, cfg), **evaluation, "lr": lr,
-            "gen%": 100 * sampling.seconds / working.seconds, "step_s": working.seconds})
+            "gen%": 100 * sampling_time.seconds / step_time.seconds, "step_s": step_time.seconds})
         # All ranks score a group, though one writes it: --shard needs all of them for a pass.
         if step == 1 or step % cfg.sample_every == 0:
             logp = fixed_logps(policies.trained, [rollout[0].group], accelerator, cfg,
                                cfg.temperature)
-            run.sample(step, partial(sample_record, rollout[0], logp, encoder, group_rewards.judge))
+            run.sample(step, partial(sample_record, rollout[0], logp, encoder, rewarder.judge))
         if run.is_time_to_save(step, cfg.steps):  # also after Ctrl-C
             extra = {"stream": stream.state(), "generator": generator.get_state()}
             run.save_checkpoint(step, policies, encoder, extra)
         run.stop_if_asked()
 
     run.finish_training(
-        policies, encoder, {"reward": ["reward", *group_rewards.functions], **PANELS},
+        policies, encoder, {"reward": ["reward", *rewarder.functions], **PANELS},
         f"GRPO from {cfg.model}", chance=best_blind_guess(stream.examples))
 
 

@@ -47,7 +47,7 @@ from model.policies import Policies
 from model.qwen import mrope_positions
 from model.records import Group, Prompt, completion_mask
 from rewards import grade, is_in_format
-from rewards.groups import GroupRewards
+from rewards.groups import Rewarder
 from sources.stream import PromptStream
 
 BASE = str(ROOT / "toy" / "base")
@@ -198,7 +198,7 @@ def ours_grpo(examples: list[dict], steps: int) -> dict:
     accelerator = Accelerator(cpu=True)
     stream = PromptStream(examples, encoder, seed=0)
     generator = torch.Generator().manual_seed(0)
-    reward = GroupRewards(SETTINGS, encoder, policy.eos_ids, judge=None).at(0.0)
+    reward = Rewarder(SETTINGS, encoder, policy.eos_ids, judge=None).at(0.0)
 
     clock, ticks, rewards, lengths = Clock(), [now()], [], []
     for _ in range(steps):
@@ -209,7 +209,7 @@ def ours_grpo(examples: list[dict], steps: int) -> dict:
         clock.add("rollout", began)
 
         began = now()
-        for batch in grpo.prepare_updates(rollout, policies, accelerator, SETTINGS):
+        for batch in grpo.prepare_mini_batches(rollout, policies, accelerator, SETTINGS):
             grpo.update(batch, policies, accelerator, SETTINGS)
         clock.add("update", began)
 

@@ -44,7 +44,7 @@ STEPS = {
     "dpo_7b_lora": (80, "dpo --pairs_in_step 2 @configs/dpo_sft_7b_lora.args"),
 }
 TEST_FILES = {  # two parts, so that each stays within its minutes
-    "tests_model": "attention common qwen sampling training_step lora memory loading prompts",
+    "tests_model": "attention common qwen sampling optimizer_step lora memory loading prompts",
     "tests_stages": "grpo dpo_sft prefs evaluate run zoo variants",
 }
 

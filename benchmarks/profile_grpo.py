@@ -19,7 +19,7 @@ import grpo
 from harness.metrics import Stopwatch
 from model.loading import load_model
 from model.policies import Policies
-from rewards.groups import GroupRewards
+from rewards.groups import Rewarder
 from sources import load_examples
 from sources.stream import PromptStream
 
@@ -60,7 +60,7 @@ class Step:
 
         self.stream = PromptStream(load_examples("toy", count=256), encoder, seed=0)
         self.generator = torch.Generator().manual_seed(0)
-        self.reward = GroupRewards(cfg, encoder, policy.eos_ids, judge=None).at(0.0)
+        self.reward = Rewarder(cfg, encoder, policy.eos_ids, judge=None).at(0.0)
 
     def rollout(self) -> list:
         return grpo.collect_rollout(
@@ -74,7 +74,7 @@ class Step:
         )
 
     def update(self, rollout: list) -> None:
-        for batch in grpo.prepare_updates(rollout, self.policies, self.accelerator, self.cfg):
+        for batch in grpo.prepare_mini_batches(rollout, self.policies, self.accelerator, self.cfg):
             grpo.update(batch, self.policies, self.accelerator, self.cfg)
 
 

@@ -137,7 +137,7 @@ def grpo_step(cfg, policies, accelerator, timer: Timer, picture: str) -> dict:
     groups = timer("sampling", sample)[:1]
     mask = completion_mask(groups)
     advantages = torch.linspace(-1, 1, group_size)
-    batch = grpo.UpdateBatch(
+    batch = grpo.MiniBatch(
         groups, advantages, mask, torch.zeros_like(mask), None, float(mask.sum()), groups[0]
     )
     timer("update", lambda: grpo.update(batch, policies, accelerator, cfg))

@@ -29,6 +29,12 @@ class Settings:
     def __post_init__(self):
         pass
 
+    def check_at_least(self, least: int, *names: str) -> None:
+        """Raise ValueError naming the flag if one of these settings is smaller."""
+        for name in names:
+            if getattr(self, name) < least:
+                raise ValueError(f"--{name} {getattr(self, name)}: must be at least {least}")
+
 
 @dataclass(frozen=True)
 class Inputs(Settings):
@@ -85,6 +91,10 @@ class Sampling(Settings):
         False, "static cache and a compiled decoding step: for a GPU and many tokens; ours",
         changeable=True,
     )  # fmt: skip
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.check_at_least(1, "max_new_tokens", "sample_batch")
 
 
 @dataclass(frozen=True)
@@ -152,7 +162,7 @@ class Optimizer(Settings):
     adam_beta2: float = flag(0.95, "AdamW beta2 (decay of the mean squared gradient); MM-EUREKA")
     grad_clip: float = flag(1.0, "largest gradient norm; MM-EUREKA, LLaMA-Factory")
     max_skipped: int = flag(
-        5, "stop after this many steps in a row with a gradient that is not finite; ours",
+        5, "stop after this many steps in a row with a gradient that is not finite, 0: never; ours",
         changeable=True,
     )  # fmt: skip
     max_tokens_per_micro_batch: int = flag(
@@ -182,6 +192,8 @@ class Optimizer(Settings):
 
     def __post_init__(self):
         super().__post_init__()
+        self.check_at_least(1, "save_every")
+        self.check_at_least(0, "keep_last", "max_skipped", "warmup_steps")
         if self.schedule not in ("constant", "cosine"):
             raise ValueError(f"--schedule {self.schedule}: wanted constant or cosine")
         if self.shard and getattr(self, "lora_rank", 0):

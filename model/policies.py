@@ -31,7 +31,7 @@ class Policies:
     sampler: Policy  # draws the tokens: `bare`, or a copy (bf16, whole, or with merged adapters)
     optimizer: torch.optim.Optimizer
     reference: Policy | None = None  # of the KL term: the frozen start model; see `build_policies`
-    skipped_in_a_row: int = 0  # steps without a finite gradient, see `training_step`
+    skipped_in_a_row: int = 0  # steps without a finite gradient, see `optimizer_step`
 
 
 def load_policy(cfg, checkpoint: str | None, accelerator) -> tuple[Policy, PromptEncoder]:

@@ -43,7 +43,7 @@ class RewardedGroup:
         return [total for total in self.totals if not math.isnan(total)]
 
 
-class GroupRewards:
+class Rewarder:
     """What rewards the sampled groups of a run.
 
     cfg      the settings of grpo.py

@@ -10,10 +10,15 @@ kept = pairs + without a partner + beyond --pairs_per_question.
 """
 
 import json
+import re
 from collections import Counter
 from dataclasses import dataclass, replace
 
 from harness.run import Run
+
+# A count is named "TOPIC: HAPPENING ...", and printed in this order.
+TOPICS = ("questions", "chosen", "rejected", "pairs")
+HAPPENINGS = ("", "skipped", "sampled", "from", "reasoning", "dropped", "kept", "without")
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,11 @@ class Candidate:
     text: str | None  # None: dropped
     note: str  # what was done to the text, or why it was dropped
     consistency: str = ""  # how the reasoning agrees with the answer; "" if that was not checked
+
+
+def dropped(reason: str, consistency: str = "") -> Candidate:
+    """A response that cannot be a side of a pair."""
+    return Candidate(None, reason, consistency)
 
 
 def drop_repeats(candidates: list[Candidate]) -> list[Candidate]:
@@ -77,10 +87,13 @@ def count_question(chosen: list[Candidate], rejected: list[Candidate], limit: in
 def in_order(name: str) -> tuple:
     """Where a count stands in the printed funnel: in the order in which responses are handled."""
     topic, _, rest = name.partition(": ")
-    topics = ("questions", "chosen", "rejected", "pairs")
-    happenings = ("", "sampled", "from", "reasoning", "dropped", "kept", "without", "beyond")
-    happening = rest.split(",")[0].split(" ")[0]
-    return (topics.index(topic), happenings.index(happening), name)
+    happening = re.match(r"\w*", rest)[0]
+    return (place_in(TOPICS, topic), place_in(HAPPENINGS, happening), name)
+
+
+def place_in(words: tuple[str, ...], word: str) -> int:
+    """The index of a word, behind all others if it is none of them."""
+    return words.index(word) if word in words else len(words)
 
 
 def write_funnel(funnel: Counter, pair: dict, run: Run) -> None:

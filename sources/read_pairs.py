@@ -67,6 +67,10 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.lengths)
 
+    def first(self) -> Group:
+        """The first pair, for filler passes."""
+        return next(self.batches([[0]]))[0]
+
     def batches(self, batches: Sequence[Sequence[int]]) -> Iterator[list[Group]]:
         """The groups of each batch of pairs: [chosen, rejected], or [chosen] for --loss sft.
 
@@ -105,12 +109,12 @@ def load_pairs(
     lazily = Lazily(reader.read)
     checked = check_pairs(lazily, len(table), warn, accelerator)
 
-    ranks = accelerator.num_processes
+    world_size = accelerator.num_processes
     if not checked:
         raise ValueError(f"--pairs {cfg.pairs}: none of its {len(table)} pairs can be used")
-    if len(checked) < ranks:
+    if len(checked) < world_size:
         raise ValueError(
-            f"--pairs {cfg.pairs}: {len(checked)} pairs for {ranks} processes, each needs one"
+            f"--pairs {cfg.pairs}: {len(checked)} pairs for {world_size} processes, each needs one"
         )
     return Pairs(
         rows=[pair.row for pair in checked],

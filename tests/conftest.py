@@ -160,17 +160,17 @@ def sampled(prompt, completions: list) -> SampledGroup:
     return SampledGroup(prompt, completions, logps=zeros, stats=zeros)
 
 
-def update_batch(groups, advantages, mask) -> grpo.UpdateBatch:
+def mini_batch(groups, advantages, mask) -> grpo.MiniBatch:
     """What the first step of a rollout learns from, if all of its groups have a gradient."""
     logps = padded([logp for group in groups for logp in group.logps])
     loss_tokens = float(mask.sum())
-    return grpo.UpdateBatch(groups, advantages, mask, logps, None, loss_tokens, filler=groups[0])
+    return grpo.MiniBatch(groups, advantages, mask, logps, None, loss_tokens, filler=groups[0])
 
 
 def train_on(rollout, policies, accelerator, cfg) -> Counter:
     """Steps 2 and 3 of the loop of `grpo.main`; the sums over all updates."""
     sums = Counter()
-    for batch in grpo.prepare_updates(rollout, policies, accelerator, cfg):
+    for batch in grpo.prepare_mini_batches(rollout, policies, accelerator, cfg):
         sums.update(grpo.update(batch, policies, accelerator, cfg))
     return sums
 

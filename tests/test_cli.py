@@ -71,6 +71,23 @@ def test_wrong_flags_are_named(argv, words, capsys):
 
 
 @pytest.mark.parametrize(
+    "stage, name",
+    [
+        ("grpo", "steps"),
+        ("grpo", "updates_per_rollout"),
+        ("grpo", "sample_every"),
+        ("grpo", "save_every"),
+        ("dpo_sft", "batch_pairs"),
+        ("build_prefs", "samples"),
+    ],
+)
+def test_a_count_of_nothing_is_named(stage, name):
+    """Some of them had divided by zero, after the first step."""
+    with pytest.raises(ValueError, match=f"--{name} 0: must be at least 1"):
+        importlib.import_module(stage).Config(**{name: 0})
+
+
+@pytest.mark.parametrize(
     "stage, name, wanted",
     [
         ("grpo.py", "learning_rate", "lr"),  # as the help calls it

@@ -34,32 +34,31 @@ def test_dpo_equals_the_closed_form():
     g = torch.Generator().manual_seed(0)
     logps = -10 * torch.rand(4, 20, generator=g, dtype=torch.float64)
     chosen, rejected, chosen_ref, rejected_ref = logps
-    loss, chosen_reward, rejected_reward = dpo_loss(
-        chosen, rejected, chosen_ref, rejected_ref, 0.1
-    )
+    terms = dpo_loss(chosen, rejected, chosen_ref, rejected_ref, 0.1)
 
     for i in range(20):
         margin = 0.1 * ((chosen[i] - chosen_ref[i]) - (rejected[i] - rejected_ref[i])).item()
         closed_form = -math.log(1 / (1 + math.exp(-margin)))
-        assert loss[i].item() == pytest.approx(closed_form, abs=1e-12)
+        assert terms["dpo"][i].item() == pytest.approx(closed_form, abs=1e-12)
+        assert terms["margin"][i].item() == pytest.approx(margin, abs=1e-12)
 
-    assert torch.allclose(chosen_reward, 0.1 * (chosen - chosen_ref))
-    assert torch.allclose(rejected_reward, 0.1 * (rejected - rejected_ref))
+    assert torch.allclose(terms["chosen_reward"], 0.1 * (chosen - chosen_ref))
+    assert torch.allclose(terms["rejected_reward"], 0.1 * (rejected - rejected_ref))
 
-    swapped, *_ = dpo_loss(rejected, chosen, rejected_ref, chosen_ref, 0.1)
-    assert not torch.allclose(loss, swapped), "which side is which matters"
+    swapped = dpo_loss(rejected, chosen, rejected_ref, chosen_ref, 0.1)
+    assert not torch.allclose(terms["dpo"], swapped["dpo"]), "which side is which matters"
 
 
 def test_dpo_gradient_signs_and_far_tails():
     """Chosen up, rejected down, by beta * sigmoid(-h); finite where log(sigmoid) would be -inf."""
     logps = torch.tensor([-5.0, -7.0], requires_grad=True)
     ref = logps.detach()
-    loss, *_ = dpo_loss(logps[:1], logps[1:], ref[:1], ref[1:], 0.1)
+    loss = dpo_loss(logps[:1], logps[1:], ref[:1], ref[1:], 0.1)["dpo"]
     loss.sum().backward()
     assert torch.allclose(logps.grad, torch.tensor([-0.05, 0.05]))
 
     zero = torch.zeros(1)
-    far, *_ = dpo_loss(torch.tensor([-2000.0]), zero, zero, zero, 0.1)
+    far = dpo_loss(torch.tensor([-2000.0]), zero, zero, zero, 0.1)["dpo"]
     assert far.item() == pytest.approx(200.0)
     assert torch.sigmoid(torch.tensor(-89.0)).log().isinf()
 

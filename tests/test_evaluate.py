@@ -476,6 +476,15 @@ def test_gf_on_any_sets(start, tmp_path):
         Config(gf_id="toy")
 
 
+def test_gf_of_what_cannot_be_scored_is_an_error(start, tmp_path, monkeypatch):
+    """A rate of 0 at the start would show a gain that is none."""
+    monkeypatch.setattr(evaluate, "rate_with_interval", lambda records, key: {
+        "mean": 0.0, "count": 0
+    })  # fmt: skip
+    with pytest.raises(ValueError, match="step 0: no response to id could be scored"):
+        main(gf_config(start, tmp_path))
+
+
 def gf_on_one_of_two_ranks(rank, start, folder):
     main(gf_config(start, folder, overwrite=True))
 

@@ -15,16 +15,16 @@ from conftest import (
     KeepGradients,
     make_example,
     make_groups,
+    mini_batch,
     policies_of,
     sampled,
     train_on,
-    update_batch,
 )
-from grpo import Config, UpdateBatch, group_advantages, kl_k3, policy_loss
+from grpo import Config, MiniBatch, group_advantages, kl_k3, policy_loss
 from harness.metrics import sampler_gap
 from model.records import Group, Prompt, completion_mask
 from rewards import overlong_penalty
-from rewards.groups import GroupRewards, RewardedGroup
+from rewards.groups import RewardedGroup, Rewarder
 from test_run import grpo_config
 
 CFG = Config(clip_low=0.2, clip_high=0.28, grad_clip=1e9)
@@ -45,7 +45,7 @@ def test_total_is_half_for_the_format_and_one_for_the_answer():
     completions = [torch.tensor([i, 99]) for i in range(len(responses))]
     prompt = Prompt(make_example(0), torch.tensor([1]), torch.zeros(3, 1), None, None)
 
-    rewards = GroupRewards(CFG, encoder=None, eos_ids=[99], judge=None)
+    rewards = Rewarder(CFG, encoder=None, eos_ids=[99], judge=None)
     rewarded = rewards.reward_group(Group(prompt, completions), responses, progress=0.0)
     assert rewarded.responses == responses
     assert rewarded.totals == [total for _, total in TOTALS]
@@ -58,7 +58,7 @@ def test_a_reward_that_is_no_number_is_an_error(value):
     example = {**make_example(0), "id": "q7"}
     prompt = Prompt(example, torch.tensor([1]), torch.zeros(3, 1), None, None)
     group = Group(prompt, [torch.tensor([1, 99])] * 2)
-    rewards = GroupRewards(CFG, encoder=None, eos_ids=[99], judge=None)
+    rewards = Rewarder(CFG, encoder=None, eos_ids=[99], judge=None)
 
     rewards.functions = {"mine": lambda example, completion: value}
     with pytest.raises(ValueError, match=r"reward `mine` of example q7 is .*: wanted a finite"):
@@ -75,7 +75,7 @@ def test_a_reward_that_is_no_number_is_an_error(value):
 def test_weights_in_force_are_said():
     """A weight that is not named is 1, also that of the format: it is printed at the start."""
     cfg = replace(CFG, reward_weights="accuracy=0.5")
-    formula = GroupRewards(cfg, encoder=None, eos_ids=[99], judge=None).formula()
+    formula = Rewarder(cfg, encoder=None, eos_ids=[99], judge=None).formula()
     assert "1 format" in formula and "0.5 accuracy" in formula
 
 
@@ -296,11 +296,11 @@ def test_inputs_are_left_alone():
 # --- One step ------------------------------------------------------------------------------------
 
 
-def step_batch(encoder, dtype=torch.float64) -> UpdateBatch:
+def step_batch(encoder, dtype=torch.float64) -> MiniBatch:
     """Three groups of 3, 2 and 3 completions, with 1, 0 and 2 images."""
     groups = make_groups(encoder, sizes=(3, 2, 3), images=(1, 0, 2))
     advantages = torch.tensor([1.0, -0.5, -0.5, 0.7, -0.7, 0.0, 1.1, -1.1], dtype=dtype)
-    return update_batch(groups, advantages, completion_mask(groups).to(dtype))
+    return mini_batch(groups, advantages, completion_mask(groups).to(dtype))
 
 
 def one_step(policy, batch, cfg):
@@ -403,12 +403,12 @@ def test_masked_completions_count_nowhere(tiny64):
     batch = step_batch(encoder)
     without_second = batch.mask.clone()
     without_second[3:5] = 0
-    masked_batch = update_batch(batch.groups, batch.advantages, without_second)
+    masked_batch = mini_batch(batch.groups, batch.advantages, without_second)
     masked, sums = one_step(policy, masked_batch, CFG)
 
     rest = [0, 1, 2, 5, 6, 7]
     groups = [batch.groups[0], batch.groups[2]]
-    left = update_batch(groups, batch.advantages[rest], batch.mask[rest])
+    left = mini_batch(groups, batch.advantages[rest], batch.mask[rest])
     alone, _ = one_step(policy, left, CFG)
 
     assert sums["tokens"] == without_second.sum()
@@ -429,12 +429,12 @@ def test_groups_without_gradient_change_nothing(tiny64):
     rollout = [rewarded(group, [0.0] * 3, right) for group, right in zip(groups, accuracies)]
 
     policies = policies_of(policy, KeepGradients(policy))
-    batch = grpo.prepare_update(rollout, True, policies, Accelerator(cpu=True), CFG)
+    batch = grpo.prepare_mini_batch(rollout, True, policies, Accelerator(cpu=True), CFG)
     batch = replace(batch, advantages=batch.advantages.double(), mask=batch.mask.double())
     assert {id(group) for group in batch.groups} == {id(groups[0]), id(groups[2])}
 
     advantages = group_advantages(torch.tensor([r.totals for r in rollout])).flatten()
-    whole = update_batch(groups, advantages.double(), completion_mask(groups).double())
+    whole = mini_batch(groups, advantages.double(), completion_mask(groups).double())
     assert batch.loss_tokens == whole.loss_tokens
 
     fast, sums = one_step(policy, batch, CFG)

@@ -22,7 +22,7 @@ from harness.endpoint import Endpoint
 from harness.run import read_jsonl
 from model.records import Group, Prompt
 from rewards import Judge, grade
-from rewards.groups import GroupRewards
+from rewards.groups import Rewarder
 from rewards.judge import take_counts
 from rewards.judge_prompts import EQUIVALENCE, equivalence_question, quote, read_verdict
 
@@ -68,7 +68,7 @@ def rollout(judge, texts: list[list[str]]):
         prompt = Prompt(example(n), torch.tensor([1]), torch.zeros(3, 1), None, None)
         groups.append(Group(prompt, [torch.tensor([number + i, 99]) for i in range(len(row))]))
         number += len(row)
-    return GroupRewards(Config(), encoder, [99], judge).reward_groups(groups, progress=0.0)
+    return Rewarder(Config(), encoder, [99], judge).reward_groups(groups, progress=0.0)
 
 
 def accuracies(rewarded) -> list[list[float | None]]:

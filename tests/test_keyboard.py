@@ -102,13 +102,13 @@ def test_ctrl_c_ends_after_the_step_and_resumes(start, tmp_path, monkeypatch, ca
     grpo.main(small_grpo(start, whole, save_every=100))
     handler = signal.getsignal(signal.SIGINT)
 
-    prepare_updates = grpo.prepare_updates
+    prepare_mini_batches = grpo.prepare_mini_batches
 
     def interrupted(*args):
         os.kill(os.getpid(), signal.SIGINT)
-        return prepare_updates(*args)
+        return prepare_mini_batches(*args)
 
-    monkeypatch.setattr(grpo, "prepare_updates", interrupted)
+    monkeypatch.setattr(grpo, "prepare_mini_batches", interrupted)
     with pytest.raises(SystemExit) as stop:
         run_stage(grpo.main, small_grpo(start, cut, save_every=100))
     assert stop.value.code == 128 + signal.SIGINT
@@ -118,7 +118,7 @@ def test_ctrl_c_ends_after_the_step_and_resumes(start, tmp_path, monkeypatch, ca
     assert (cut / "step_00001").is_dir()
     assert signal.getsignal(signal.SIGINT) is handler, "as it was before"
 
-    monkeypatch.setattr(grpo, "prepare_updates", prepare_updates)
+    monkeypatch.setattr(grpo, "prepare_mini_batches", prepare_mini_batches)
     grpo.main(resume(str(cut)))
     assert stripped(cut) == stripped(whole)
 

@@ -16,7 +16,7 @@ from transformers import AutoModelForImageTextToText
 import dpo_sft
 import grpo
 from common import score_groups, token_logps
-from conftest import KeepGradients, fresh_policy, make_groups, policies_of, small_grpo, update_batch
+from conftest import KeepGradients, fresh_policy, make_groups, mini_batch, policies_of, small_grpo
 from harness.run import read_jsonl
 from model.loading import load_model, save_model
 from model.lora import LoraLinear, adapters_off, add_adapters, load_adapters, lora_linears
@@ -411,7 +411,7 @@ def test_the_kl_is_to_the_base(tiny64):
     adapt(policy)
     groups = make_groups(encoder)
     mask = completion_mask(groups).double()
-    batch = update_batch(groups, torch.zeros(len(mask), dtype=torch.float64), mask)
+    batch = mini_batch(groups, torch.zeros(len(mask), dtype=torch.float64), mask)
     cfg = replace(CFG, kl_beta=1.0)
 
     results = []

@@ -3,12 +3,14 @@
 import json
 import random
 import re
+import shutil
 from collections import Counter
 from types import SimpleNamespace
 
 import datasets
 import pytest
 
+import build_prefs
 from build_prefs import (
     CORRUPTIONS,
     Config,
@@ -23,7 +25,15 @@ from conftest import make_example
 from rewards import Judge, grade, is_in_format
 from rewards.format import TAGS
 from rewards.judge import checksum
-from sources.funnel import Candidate, Response, count_question, drop_repeats, kept, write_funnel
+from sources.funnel import (
+    Candidate,
+    Response,
+    count_question,
+    drop_repeats,
+    in_order,
+    kept,
+    write_funnel,
+)
 from sources.pairs import TABLE_PATH, pair_record, write_readme, write_table
 
 GOOD = "<think> red things : red circle , red square . that is 2 . </think> <answer> 2 </answer>"
@@ -114,6 +124,7 @@ def test_dropped_tags_leave_one_blank_between_words():
         assert remove_tags(LISTED, *tags) != collapse(LISTED, *tags)
 
     tight = GOOD.replace(" <", "<").replace("> ", ">")
+    assert CORRUPTIONS["answer in words"](tight).endswith("that is 2 .</think> Answer: 2")
     assert "that is 2 .</think><answer>2" in tight
     assert remove_tags(tight, *TAGS) == remove_tags(GOOD, *TAGS)
     assert collapse(tight, *TAGS).endswith("that is 2 .2")
@@ -250,6 +261,27 @@ def test_every_drop_is_counted():
 
     unverified = kept(all_chosen(RESPONSES, Config(verify=False)))
     assert len(unverified) == 2, "--no_verify keeps the inconsistent one"
+
+
+def test_the_funnel_is_printed_in_the_order_of_the_work():
+    """Also counts that come now and then, and those that it does not know."""
+    names = ["questions", "questions: skipped, see the warnings", "questions: without chosen",
+             "chosen: sampled", "chosen: from zero", "chosen: dropped, truncated", "chosen: kept",
+             "chosen: without a partner", "rejected: kept", "pairs", "judge_calls"]  # fmt: skip
+    assert sorted(sorted(names), key=in_order) == names
+
+
+def test_a_source_with_another_tokenizer_is_refused(start, tmp_path):
+    """Its responses would be decoded by the base's, into garbage that looks like any pair."""
+    other = tmp_path / "other"
+    shutil.copytree(start, other)
+    file = other / "tokenizer.json"
+    file.write_text(file.read_text().replace('"circle"', '"cube"'))
+    config = Config(
+        base=str(start), source=str(other), zero=str(start), run_dir=str(tmp_path / "run")
+    )
+    with pytest.raises(ValueError, match="--source .*other: its tokenizer is not that of --base"):
+        build_prefs.main(config)
 
 
 def test_coupled_pairs_take_wrong_answers():

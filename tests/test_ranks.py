@@ -8,7 +8,7 @@ from accelerate import Accelerator
 
 import dpo_sft
 import grpo
-from conftest import fresh_policy, keep_fp64, make_groups, policies_of, small_grpo, update_batch
+from conftest import fresh_policy, keep_fp64, make_groups, mini_batch, policies_of, small_grpo
 from harness.ranks import make_accelerator, sum_over_ranks
 from harness.run import read_jsonl
 from model.policies import Policies
@@ -39,7 +39,7 @@ def wrapped(policy, accelerator) -> Policies:
 
 def grpo_gradients(policies, accelerator, groups, advantages, cfg):
     """Gradients and sums of one GRPO update."""
-    batch = update_batch(groups, advantages, completion_mask(groups).double())
+    batch = mini_batch(groups, advantages, completion_mask(groups).double())
     sums = grpo.update(batch, policies, accelerator, cfg)
     return policies.optimizer.grads, sums
 
@@ -165,7 +165,7 @@ def test_uneven_ranks_do_not_hang(tiny64, tmp_path):
 def run_grpo(rank, cfg):
     """A run of the stage that notes which prompts and completions this rank has seen."""
     seen = []
-    reward_groups = grpo.GroupRewards.reward_groups
+    reward_groups = grpo.Rewarder.reward_groups
 
     def watched(self, groups, progress):
         for group in groups:
@@ -173,7 +173,7 @@ def run_grpo(rank, cfg):
             seen.append((group.prompt.example["id"], completions))
         return reward_groups(self, groups, progress)
 
-    grpo.GroupRewards.reward_groups = watched
+    grpo.Rewarder.reward_groups = watched
     grpo.main(cfg)
     torch.save(seen, f"{cfg.run_dir}/seen{rank}.pt")
 

@@ -20,7 +20,7 @@ from transformers import AutoModelForImageTextToText
 import dpo_sft
 import grpo
 from common import fixed_logps, plain_token_logps, token_logps
-from conftest import LiveBytes, fresh_policy, keep_fp64, make_groups, small_grpo, update_batch
+from conftest import LiveBytes, fresh_policy, keep_fp64, make_groups, mini_batch, small_grpo
 from harness.ranks import make_accelerator
 from harness.run import read_jsonl
 from model import sharding
@@ -145,7 +145,7 @@ def gradients_of(policies, encoder, accelerator, budget: int) -> dict[str, dict]
         groups, advantages = [groups[i] for i in mine], advantages[lines]
         pairs, ref = (pairs, ref) if rank == 0 else ([], ref[:0])
 
-    batch = update_batch(groups, advantages, completion_mask(groups).double())
+    batch = mini_batch(groups, advantages, completion_mask(groups).double())
     cfg = replace(GRPO, max_tokens_per_micro_batch=budget, kl_beta=KL_BETA)
     grpo.update(batch, policies, accelerator, cfg)
     found = {"grpo": policies.optimizer.grads}
@@ -259,7 +259,7 @@ def step(policies, groups, accelerator, cfg):
     """A GRPO update over these groups on this rank, after a scoring without gradient."""
     count = sum(len(group.completions) for group in groups)
     advantages = torch.linspace(-1, 1, count, dtype=torch.float64)
-    batch = update_batch(groups, advantages, completion_mask(groups).double())
+    batch = mini_batch(groups, advantages, completion_mask(groups).double())
     policies.reference = None
     return grpo.update(batch, policies, accelerator, cfg)
 

@@ -112,12 +112,14 @@ def test_ipo_stops_at_a_finite_margin(beta, tmp_path):
     margins = torch.tensor([0.0, 1.0, 1 / (2 * beta), 30.0], dtype=torch.float64)
     chosen = margins.clone().requires_grad_()
     zero = torch.zeros_like(margins)
-    loss, chosen_reward, _ = ipo.dpo_loss(chosen, zero, zero, zero, beta)
+    terms = ipo.dpo_loss(chosen, zero, zero, zero, beta)
+    loss = terms["dpo"]
     loss.sum().backward()
 
     assert torch.allclose(loss, (margins - 1 / (2 * beta)) ** 2)
     assert torch.allclose(chosen.grad, 2 * (margins - 1 / (2 * beta)))
-    assert torch.allclose(chosen_reward, beta * margins), "what is logged stays DPO's reward"
+    rewards = terms["chosen_reward"]
+    assert torch.allclose(rewards, beta * margins), "what is logged stays DPO's reward"
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The one training step that both losses share: passes, normaliser, skipping, and its settings."""
+"""The one optimizer step that both losses share: passes, normaliser, skipping, and its settings."""
 
 import math
 from dataclasses import replace
@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import common
 import dpo_sft
 import grpo
-from common import micro_batches, token_logps, training_step
+from common import micro_batches, optimizer_step, token_logps
 from conftest import KeepGradients, make_groups, policies_of
 from model.policies import build_policies
 
@@ -20,7 +20,7 @@ CFG = SimpleNamespace(grad_clip=1e9, max_skipped=3)
 
 
 def negative_logp(policies):
-    """A loss for `training_step`: minus the log-probabilities of a micro-batch, summed."""
+    """A loss for `optimizer_step`: minus the log-probabilities of a micro-batch, summed."""
 
     def loss_and_metrics(micro):
         logp = token_logps(policies.trained, micro.groups)
@@ -31,7 +31,7 @@ def negative_logp(policies):
 
 
 def one_step(policies, groups, loss=None, max_tokens=10_000):
-    return training_step(
+    return optimizer_step(
         policies,
         Accelerator(cpu=True),
         micro_batches(groups, max_tokens),
@@ -56,7 +56,7 @@ def test_filler_passes_add_nothing(tiny, monkeypatch, num_batches):
 
     monkeypatch.setattr(common, "gather_objects", lambda value, accelerator: [value, 3])
     batches = micro_batches(groups, 10_000)[:num_batches]
-    sums = training_step(
+    sums = optimizer_step(
         policies,
         Accelerator(cpu=True),
         batches,
@@ -121,7 +121,7 @@ def test_metrics_wait_for_the_device_once_a_step(tiny):
         fixed = micro_batches(groups, max_tokens)
         losses = {id(b): negative_logp(policies)(b) for b in fixed}  # the loss's own reads are here
         with CountReads() as count:
-            training_step(
+            optimizer_step(
                 policies,
                 Accelerator(cpu=True),
                 fixed,
@@ -136,6 +136,14 @@ def test_metrics_wait_for_the_device_once_a_step(tiny):
 
 
 # --- Skipping ------------------------------------------------------------------------------------
+
+
+def test_without_a_limit_of_skipped_steps_a_good_step_is_no_error(tiny):
+    """0 is no limit, as for other flags; a count of 0 had reached it after a good step."""
+    policies = policies_of(tiny[0], torch.optim.SGD(tiny[0].parameters(), lr=0.0))
+    for grad_norm, skipped in ((1.0, 0), (math.nan, 1), (math.nan, 2), (1.0, 0)):
+        common.step_or_skip(policies, grad_norm, max_skipped=0)
+        assert policies.skipped_in_a_row == skipped
 
 
 def test_a_run_of_skipped_steps_stops_with_a_sentence(tiny):
