@@ -14,6 +14,7 @@ from pathlib import Path
 
 import datasets
 
+from harness.progress import progress
 from model.loading import load_model
 from model.records import ExampleError
 from scoring import find_benchmark, load_questions
@@ -21,14 +22,21 @@ from sources import load_examples
 from sources.duplicates import Seen, fingerprint, leaked
 
 REASON = 70  # characters of a refusal that are told apart
-COLUMNS = ("id", "images", "question", "answer", "answer_type", "choices", "kind", "format")
+ROWS_A_FILE = 500  # images of so many examples are in memory while they are written
+TEXTS = ("id", "question", "answer", "answer_type", "kind", "format")
+TEXT = datasets.Value("string")
+FEATURES = datasets.Features(
+    {name: TEXT for name in TEXTS}
+    | {"images": datasets.List(datasets.Image()), "choices": datasets.List(TEXT)}
+)
 
 
 def survey(examples, encoder, evaluation: list, seen: Seen, limit: int | None) -> dict:
     """Counts, lengths, and the examples that are kept: indices, in order."""
     counts = {name: Counter() for name in ("type", "kind", "source", "refused", "dropped")}
     lengths, image_tokens, kept, names = [], [], [], []
-    for index in range(len(examples) if limit is None else min(limit, len(examples))):
+    count = len(examples) if limit is None else min(limit, len(examples))
+    for index in progress(range(count), "reading", show=True):
         try:
             example = examples[index]
             prompt = encoder.encode(example)
@@ -84,24 +92,31 @@ def show_survey(found: dict) -> None:
 
 
 def write_kept(parts: list, folder: Path) -> None:
-    """The kept examples as one parquet file, with the columns that --data reads."""
+    """The kept examples as parquet files, with the columns that --data reads.
 
-    def rows():
-        for examples, kept in parts:
-            for index in kept:
-                example = examples[index]
-                yield {column: example[column] for column in COLUMNS}
+    parts    (examples, indices of the kept ones) of each source
 
+    Trap: as one table, 47,000 examples would be in memory with all their images
+    (test_what_is_kept_is_written_file_by_file).
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    images = datasets.List(datasets.Image())
-    table = datasets.Dataset.from_list(list(rows())).cast_column("images", images)
-    table.to_parquet(str(folder / "train.parquet"))
-    print(f"wrote {len(table)} examples to {folder}")
+    for old in folder.glob("train-*.parquet"):
+        old.unlink()
+    kept = [(examples, index) for examples, indices in parts for index in indices]
+    files = [kept[start : start + ROWS_A_FILE] for start in range(0, len(kept), ROWS_A_FILE)]
+
+    for number, rows in enumerate(progress(files, f"writing {folder}", show=True)):
+        records = [{column: examples[index][column] for column in FEATURES}
+                   for examples, index in rows]  # fmt: skip
+        table = datasets.Dataset.from_list(records, features=FEATURES)
+        table.to_parquet(str(folder / f"train-{number:05d}-of-{len(files):05d}.parquet"))
+    print(f"wrote {len(kept)} examples to {folder}")
 
 
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m sources", description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="+", metavar="NAME", help="what --data takes")
+    parser.add_argument("--columns", default="", help="as --columns of the stages")
     parser.add_argument("--peek", type=int, default=5, help="examples to show")
     parser.add_argument("--limit", type=int, default=None, help="rows of each to look at")
     parser.add_argument("--against", nargs="*", default=[], metavar="BENCHMARK:FOLDER")
@@ -118,7 +133,7 @@ def main(arguments: list[str]) -> None:
         evaluation += [fingerprint(question) for question in questions]
     seen, parts = Seen(), []
     for name in args.names:
-        examples = load_examples(name)
+        examples = load_examples(name, columns=args.columns)
         show_examples(name, examples, args.peek)
         found = survey(examples, encoder, evaluation, seen, args.limit)
         show_survey(found)

@@ -12,6 +12,7 @@ from PIL import Image
 from model.records import ExampleError
 from rewards import Completion, make_rewards
 from rewards.bounding_boxes import box_reward, iou, read_boxes
+from sources import __main__ as sources_main
 from sources import load_examples
 from sources.__main__ import main as peek
 from sources.duplicates import Seen, fingerprint, leaked
@@ -307,3 +308,42 @@ def test_peek(virl, orsta, tmp_path, capsys):
     remaining = load_examples(str(tmp_path / "out"))
     assert [remaining[i]["id"] for i in range(len(remaining))] == ["virl39k q0", "virl39k q2"]
     assert remaining[0]["images"][0]["bytes"]
+
+
+def test_what_is_kept_is_written_file_by_file(virl, tmp_path, monkeypatch):
+    """No more rows than those of one file are a table at a time; an older, longer set goes."""
+    sizes, from_list = [], datasets.Dataset.from_list
+    monkeypatch.setattr(sources_main, "ROWS_A_FILE", 1)
+    monkeypatch.setattr(
+        datasets.Dataset, "from_list",
+        lambda rows, **more: sizes.append(len(rows)) or from_list(rows, **more))  # fmt: skip
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "train-00007-of-00008.parquet").write_text("of a longer set")
+
+    peek([f"virl39k:{virl}", "--peek", "0", "--write", str(out)])
+    remaining = load_examples(str(out))
+    assert len(remaining) == len(list(out.glob("*.parquet"))) == len(sizes) > 1
+    assert set(sizes) == {1}
+    assert remaining[0]["images"][0]["bytes"]
+
+
+def test_geometry3k_by_its_columns(tmp_path, tiny):
+    """`--columns question=problem` reads its rows: a list of images, a problem, an answer.
+
+    The layout is that of hiyouga/geometry3k on the hub: `<image>` stands in the problem.
+    """
+    _, encoder = tiny
+    row = {"images": [{"bytes": SCENES[0], "path": None}], "answer": "3",
+           "problem": "<image>Chords A C and D F are equidistant from the center. Find A C."}
+    table = datasets.Dataset.from_list([row]).cast_column(
+        "images", datasets.List(datasets.Image())
+    )
+    table.to_parquet(tmp_path / "train-00000-of-00001.parquet")
+
+    examples = load_examples(str(tmp_path), columns="question=problem")
+    assert examples[0]["question"].startswith("<image>Chords")
+    prompt = encoder.encode(examples[0])
+    assert prompt.image_grid_thw.shape == (1, 3)
+    with pytest.raises(ValueError, match="--columns question=problem names the right one"):
+        load_examples(str(tmp_path))
