@@ -4,17 +4,20 @@ Two models answer the same questions. The *zero* model (stage 1, good at the for
 chosen response, the *base* model the rejected one:
 
     chosen      sampled by zero  -> complete, right answer?
-                                 -> a missing closing tag supplied
+                                 -> in format, perhaps after the supplement of a closing tag?
                                  -> reasoning agrees with the answer?
     rejected    sampled by base  -> complete, right answer?
                                  -> one of five corruptions, or unchanged if already out of format
-    pairs       of each question: repeats dropped, then the i-th chosen with the i-th rejected
+    pairs       of each question: equal texts of a side kept once, then the i-th chosen with the
+                i-th rejected
 
 As a program:
 
-    1. sample responses for both sides                              sample_responses
-    2. keep, repair or corrupt each of them, and pair what is left  make_pairs: choose, reject
-    3. write the pairs, and what became of every response           save_pairs
+    1. sample responses for both sides                           open_responder, sample_responses
+    2. make pairs of them                                        make_pairs
+         a. each response as chosen, or the reason against it    choose
+         b. each response as rejected, or the reason against it  reject
+    3. write the pairs, and what became of every response        save_pairs
 
 Both answers are right, so correctness does not separate them; the format does (and the style of two
 models). The paper calls such pairs "decoupled". With --coupled the rejected answer is wrong, and
@@ -39,7 +42,6 @@ and in it funnel.json, which counts what became of every response (`sources/funn
 """
 
 import random
-import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -60,6 +62,7 @@ from model.records import Prompt, is_truncated
 from model.sampling import sample_groups, sampling_dtype
 from rewards import AskLater, Judge, grade, is_in_format, make_judge
 from rewards.consistency import AGREES, UNSURE, check_consistency
+from rewards.format import answer_in_words, remove_tags
 from rewards.judge import QUESTIONS_AT_A_TIME, take_counts
 from sources import load_examples
 from sources.elsewhere import is_elsewhere, responses_from
@@ -83,8 +86,8 @@ class Config(settings.Data, settings.Sampling, settings.Judge, settings.RunFolde
     # models
     base: str = flag("toy/base", "base model, folder or hub name; paper: Qwen2.5-VL-7B-Instruct")
     zero: str = flag("runs/zero/model", "model folder of stage 1")
-    source: str = flag("zero", "who writes chosen: zero (paper), base, a folder or hub name, "
-                       "FILE.jsonl of id and response, or http://HOST/v1#MODEL; paper's teachers")
+    source: str = flag("zero", "who writes chosen: zero (paper), base, or a teacher: a folder or "
+                       "hub name, FILE.jsonl of id and response, or http://HOST/v1#MODEL")
     rejected_source: str = flag("base", "who writes rejected: the same choice; paper: base")
     responses_call_s: float = flag(600.0, "limit of one call to such an endpoint, seconds; ours")
     responses_cache: str = flag("runs/responses", "folder of what such endpoints wrote; ours")
@@ -112,14 +115,88 @@ class Config(settings.Data, settings.Sampling, settings.Judge, settings.RunFolde
 AS_SAMPLED = "as sampled"  # the note of a candidate whose text was left as it was
 
 
-# --- 0. What both sides ask of a response --------------------------------------------------------
+# --- 1. Sample responses for both sides ----------------------------------------------------------
+
+
+Responder = Callable[[Prompts], list[list[Response]]]  # the responses to each prompt
+
+
+def open_responder(side: str, base_model: Policy, encoder: PromptEncoder, cfg: Config,
+                   run: Run, parts: Parts) -> Responder:
+    """Who responds for a side of the pairs, by --source or --rejected_source.
+
+    Raises ValueError naming the flag if it cannot be opened, before anything is sampled.
+    """
+    if side == "chosen":
+        flag_name, source = "--source", cfg.source
+    else:
+        flag_name, source = "--rejected_source", cfg.rejected_source
+
+    if is_elsewhere(source):  # a file of responses, or an endpoint
+        responses_to = responses_from(source, flag_name, cfg, run.warn, show=run.writes)
+        return lambda prompts: responses_to(prompts.examples)
+
+    if source == "base":
+        policy = base_model
+    elif source == "zero":
+        policy = load_responder(cfg.zero, "--zero", encoder, cfg, run)
+    else:
+        policy = load_responder(source, flag_name, encoder, cfg, run)
+    return partial(sample_responses, policy, encoder, cfg=cfg, accelerator=run.accelerator,
+                   parts=parts, side=side)
+
+
+def load_responder(folder: str, flag_name: str, encoder: PromptEncoder, cfg: Config,
+                   run: Run) -> Policy:
+    """A model that answers the prompts of the base's `encoder`.
+
+    Trap: its responses are decoded by the base's tokenizer too. With another one of its own it
+    would write garbage (test_a_source_with_another_tokenizer_is_refused).
+    """
+    policy, its_encoder = load_model(folder, flag=flag_name, freeze_vision=True,
+                                     dtype=sampling_dtype(run.accelerator))
+    if its_encoder.tokenizer.get_vocab() != encoder.tokenizer.get_vocab():
+        raise ValueError(f"{flag_name} {folder}: its tokenizer is not that of --base {cfg.base}; "
+                         "sample it elsewhere, and give FILE.jsonl")
+    return policy
+
+
+def sample_responses(policy: Policy, encoder: PromptEncoder, prompts: Prompts, cfg: Config,
+                     accelerator: Accelerator, parts: Parts, side: str) -> list[list[Response]]:
+    """--samples responses of a model to each prompt; `parts` keeps them for --resume."""
+    # The seed depends on `side`. With one for both, similar models would write the same responses,
+    # and with --source base both sides would be equal.
+    generator = torch_generator(cfg.seed, side, accelerator.process_index, accelerator.device)
+
+    def sample_chunk(chunk: list[Prompt]) -> list[dict]:
+        groups = sample_groups(
+            policy, chunk, cfg.samples, max_new_tokens=cfg.max_new_tokens,
+            temperature=cfg.temperature, generator=generator, sample_batch=cfg.sample_batch,
+            compile_decode=cfg.compile_decode)
+        return [{"texts": [encoder.decode(ids) for ids in group.completions],
+                 "truncated": [is_truncated(ids, policy.eos_ids) for ids in group.completions]}
+                for group in groups]
+
+    policy.to(accelerator.device)
+    prompts_at_a_time = max(1, cfg.sample_batch // cfg.samples)
+    with accelerator.autocast():
+        records = parts.each(f"{side} responses", prompts, prompts_at_a_time, sample_chunk,
+                             generator)
+    policy.cpu()  # makes room for the next model
+    return [[Response(text, is_cut) for text, is_cut in zip(record["texts"], record["truncated"])]
+            for record in records]
+
+
+# --- 2. What both sides ask of a response --------------------------------------------------------
 
 
 def why_unusable(response: Response, example: dict, judge: Judge | None,
                  want_right: bool) -> str | None:
     """Why a response has to be dropped, for the funnel; None if it can be used.
 
-    It can be used if it is complete, gradable, and right; or wrong, with want_right=False.
+    want_right  only a right answer can be used; False (--coupled): only a wrong one
+
+    In both cases the response must be complete, and its answer gradable.
     """
     if response.text is None:
         return "no reply"
@@ -137,11 +214,11 @@ def why_unusable(response: Response, example: dict, judge: Judge | None,
     return None
 
 
-# --- 1. Chosen: right, in the full format, consistent --------------------------------------------
+# --- 2a. Chosen: right, in the full format, consistent -------------------------------------------
 
 
 def supplement(response: str) -> str | None:
-    """The paper's format supplement: a missing *closing* tag is added.
+    """What we take the paper's "format supplement" to be: a missing *closing* tag is added.
 
     None if that does not bring the response into the format.
 
@@ -152,8 +229,8 @@ def supplement(response: str) -> str | None:
     """
     if "</think>" not in response and "<answer>" in response:
         thought, rest = response.split("<answer>", 1)
-        words = thought.rstrip()
-        blanks = thought[len(words):]  # they stay in front of <answer>
+        words = thought.rstrip()  # </think> belongs behind the last of them
+        blanks = thought[len(words):]  # these stay in front of <answer>
         response = words + " </think>" + blanks + "<answer>" + rest
     if "</answer>" not in response and "<answer>" in response:
         response = response.rstrip() + " </answer>"
@@ -180,37 +257,7 @@ def choose(response: Response, example: dict, judge: Judge | None, cfg: Config) 
     return Candidate(text, note, consistency)
 
 
-# --- 2. Rejected: right (with --coupled: wrong), out of format -----------------------------------
-
-
-def remove_tags(text: str, *tags: str) -> str:
-    """The text without these tags and the white space that belonged to them, the rest as it is.
-
-    >>> remove_tags("<think> a </think>\\n  <answer> 2 </answer>", "<answer>", "</answer>")
-    '<think> a </think>\\n2'
-
-    Blanks around a tag belong to it; between two words one is left. A line of nothing but tags is
-    removed with its line break.
-
-    Trap: collapsing all runs of blanks would take the indentation of lists and code away. Chosen
-    keeps it, so white space would be a cue beside the format (test_corruptions_keep_white_space).
-    """
-    # Tags in a row, with the blanks before, between and behind. `(?<![ \t])`: a match begins at the
-    # first of several blanks only. To try each would be quadratic in their number.
-    row = rf"(?<![ \t])(?:[ \t]*(?:{'|'.join(tags)}))+[ \t]*"
-    # 1. A line of nothing but tags goes with its line break.
-    text = re.sub(rf"^{row}(?:\n|\Z)", "", text.strip(), flags=re.MULTILINE)
-    # 2. At the start or the end of a line nothing is left in their place.
-    text = re.sub(rf"^{row}|{row}$", "", text, flags=re.MULTILINE)
-    # 3. Between two words one blank is left.
-    return re.sub(row, " ", text).strip("\n")
-
-
-def answer_in_words(text: str) -> str:
-    """The word "Answer:" in place of the answer's tags, a blank where they touched a word."""
-    text = re.sub(r"(?<=\S)<answer>", " <answer>", text)
-    text = re.sub(r"<answer>(?=\S)", "<answer> ", text)
-    return remove_tags(text.replace("<answer>", "Answer:"), "</answer>")
+# --- 2b. Rejected: right (with --coupled: wrong), out of format ----------------------------------
 
 
 CORRUPTIONS = {
@@ -247,36 +294,11 @@ def reject(response: Response, example: dict, judge: Judge | None, rng: random.R
     reason = why_unusable(response, example, judge, want_right=not cfg.coupled)
     if reason is not None:
         return dropped(reason)
-    text, kind = corrupt(response.text, rng)
-    return Candidate(text, note=kind)
+    text, corruption = corrupt(response.text, rng)
+    return Candidate(text, note=corruption)
 
 
-# --- 3. Pairs ------------------------------------------------------------------------------------
-
-
-def sample_responses(policy: Policy, encoder: PromptEncoder, prompts: Prompts, cfg: Config,
-                     accelerator: Accelerator, parts: Parts, side: str) -> list[list[Response]]:
-    """--samples responses of a model to each prompt; `parts` keeps them for --resume."""
-    # The seed depends on `side`. With one for both, similar models would write the same responses,
-    # and with --source base both sides would be equal.
-    generator = torch_generator(cfg.seed, side, accelerator.process_index, accelerator.device)
-
-    def sample_chunk(chunk: list[Prompt]) -> list[dict]:
-        groups = sample_groups(
-            policy, chunk, cfg.samples, max_new_tokens=cfg.max_new_tokens,
-            temperature=cfg.temperature, generator=generator, sample_batch=cfg.sample_batch,
-            compile_decode=cfg.compile_decode)
-        return [{"texts": [encoder.decode(ids) for ids in group.completions],
-                 "truncated": [is_truncated(ids, policy.eos_ids) for ids in group.completions]}
-                for group in groups]
-
-    policy.to(accelerator.device)
-    prompts_at_a_time = max(1, cfg.sample_batch // cfg.samples)
-    with accelerator.autocast():
-        records = parts.each(f"{side} responses", prompts, prompts_at_a_time, sample_chunk,
-                             generator)
-    policy.cpu()  # makes room for the next model
-    return [list(map(Response, record["texts"], record["truncated"])) for record in records]
+# --- 2c. Pairs -----------------------------------------------------------------------------------
 
 
 def ask_ahead(examples: list[dict], chosen_side: list[list[Response]],
@@ -287,10 +309,11 @@ def ask_ahead(examples: list[dict], chosen_side: list[list[Response]],
                    has found right
         round 2    the reasoning behind answers that the judge found right in round 1
 
-    A round is a dry run of `choose` and `reject`, with a judge that only notes the questions. Which
-    corruption is drawn does not matter here.
+    A round is a dry run of `choose` and `reject` with a stand-in for the judge: it answers what the
+    judge has answered before, and notes all else, to be asked at once. No question depends on the
+    corruption, so the random numbers of the real run are left alone.
     """
-    later = AskLater(judge)  # it notes a question and does not answer it yet
+    later = AskLater(judge)  # the stand-in
     for _ in range(2):
         for example, for_chosen, for_rejected in zip(examples, chosen_side, rejected_side):
             for response in for_chosen:
@@ -305,7 +328,9 @@ def make_pairs(examples: list[dict], chosen_side: list[list[Response]],
                rng: random.Random) -> tuple[list[dict], Counter]:
     """(pairs, funnel): the i-th chosen with the i-th rejected of each question.
 
-    Which one meets which does not matter: both are samples of the same question.
+    chosen_side, rejected_side  of each question, the responses that were sampled for that side
+
+    i has no meaning: samples of one question come in no particular order.
     """
     if judge is not None:
         ask_ahead(examples, chosen_side, rejected_side, cfg, judge)
@@ -313,51 +338,19 @@ def make_pairs(examples: list[dict], chosen_side: list[list[Response]],
     pairs, funnel = [], Counter()
     for example, for_chosen, for_rejected in zip(examples, chosen_side, rejected_side):
         # Each response becomes a candidate: a text, or the reason why it is dropped.
-        choices = drop_repeats([choose(r, example, judge, cfg) for r in for_chosen])
-        rejections = drop_repeats([reject(r, example, judge, rng, cfg) for r in for_rejected])
+        chosen_candidates = drop_repeats(
+            [choose(response, example, judge, cfg) for response in for_chosen])
+        rejected_candidates = drop_repeats(
+            [reject(response, example, judge, rng, cfg) for response in for_rejected])
 
-        matched = list(zip(kept(choices), kept(rejections)))
+        matched = list(zip(kept(chosen_candidates), kept(rejected_candidates)))
         for chosen, rejected in matched[: cfg.pairs_per_question]:
             pairs.append(pair_record(example, chosen.text, rejected.text, corruption=rejected.note))
-        funnel += count_question(choices, rejections, cfg.pairs_per_question)
+        funnel += count_question(chosen_candidates, rejected_candidates, cfg.pairs_per_question)
     return pairs, funnel
 
 
-# --- 4. Main -----------------------------------------------------------------------------------
-
-
-Responder = Callable[[Prompts], list[list[Response]]]  # the responses to each prompt
-
-
-def open_responder(side: str, base_model: Policy, encoder: PromptEncoder, cfg: Config,
-                   run: Run, parts: Parts) -> Responder:
-    """Who responds for a side of the pairs, by --source or --rejected_source.
-
-    Raises ValueError naming the flag if it cannot be opened, before anything is sampled.
-    """
-    if side == "chosen":
-        flag_name, source = "--source", cfg.source
-    else:
-        flag_name, source = "--rejected_source", cfg.rejected_source
-
-    if is_elsewhere(source):
-        responses_to = responses_from(source, flag_name, cfg, run.warn, show=run.writes)
-        return lambda prompts: responses_to(prompts.examples)
-
-    if source == "base":
-        policy = base_model
-    else:
-        if source == "zero":
-            flag_name, source = "--zero", cfg.zero
-        policy, its_encoder = load_model(source, flag=flag_name, freeze_vision=True,
-                                         dtype=sampling_dtype(run.accelerator))
-        # Trap: all prompts are encoded, and all responses decoded, by the base's tokenizer. With
-        # another one a model would write garbage (test_a_source_with_another_tokenizer_is_refused).
-        if its_encoder.tokenizer.get_vocab() != encoder.tokenizer.get_vocab():
-            raise ValueError(f"{flag_name} {source}: its tokenizer is not that of --base "
-                             f"{cfg.base}; sample it elsewhere, and give FILE.jsonl")
-    return partial(sample_responses, policy, encoder, cfg=cfg, accelerator=run.accelerator,
-                   parts=parts, side=side)
+# --- 3. Write them -------------------------------------------------------------------------------
 
 
 def save_pairs(pairs: list[dict], funnel: Counter, num_questions: int, run: Run) -> None:
@@ -377,6 +370,9 @@ def save_pairs(pairs: list[dict], funnel: Counter, num_questions: int, run: Run)
     if run.writes:
         write_readme(run.folder, funnel["pairs"])
         write_funnel(funnel, first_pairs[0], run)
+
+
+# --- Main ----------------------------------------------------------------------------------------
 
 
 def main(cfg: Config) -> None:
@@ -402,7 +398,7 @@ def main(cfg: Config) -> None:
     chosen_side = respond_chosen(prompts)
     rejected_side = respond_rejected(prompts)
 
-    # 2. Keep, repair or corrupt each of them, and pair what is left.
+    # 2. Make pairs of them.
     rng = random_of(cfg.seed, "corruptions", rank)
     pairs, funnel = make_pairs(prompts.examples, chosen_side, rejected_side, cfg, judge, rng)
 

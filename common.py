@@ -3,17 +3,19 @@
 Both losses are functions of log-probabilities, and both get them from `token_logps` below. It
 encodes a prompt and its images once per *group*, however many completions the group has:
 
-    pack       concatenate all prompts, images included, then all completions, without padding
+    pack       concatenate all prompts, images included, then all completions but for their last
+               tokens, from which nothing is predicted; without padding
     layers     a completion attends to its prompt and to itself (`model/attention.py`)
     head       the hidden states that predict a completion's tokens -> log-probabilities, in chunks
     unpack     one number per token -> (B, T)
 
 Both losses are then minimised by `optimizer_step`: all micro-batches of all ranks, then one step of
-AdamW. (GRPO takes several of them in a step of its loop, which is a rollout.)
+AdamW. One such call is an *update*; a *step* is one turn of a stage's loop: one update in DPO, and
+several in GRPO, where it is a rollout.
 
-With several processes (*ranks*) all run equally many passes: DDP and FSDP exchange gradients or
-weights in a pass, and a rank that stopped earlier would leave the others waiting. One with fewer
-micro-batches than the others fills up with *filler passes*: one completion, its result thrown away.
+Several processes (*ranks*) must run equally many passes wherever a pass exchanges something: those
+with gradient under DDP, all under FSDP. A rank that stopped earlier would leave the others waiting.
+One with fewer micro-batches fills up with *filler passes*: one completion, its result thrown away.
 
 One alignment holds for every per-token tensor of the project: shape (B, T), entry [i, j] is about
 token j of completion i. The mask is 1 where such a token exists; a sampled EOS is one.
@@ -82,8 +84,8 @@ def token_logps(policy: nn.Module, groups: list[Group], temperature: float = 1.0
     Cost: each prompt and its images once per group, no padding. Memory: at most
     `max_logits` logits at a time.
     """
-    # `Policy.forward(f, *args)` runs f(policy, *args): DDP and autocast wrap `forward` alone, so
-    # that what needs a gradient has to run inside of it.
+    # `Policy.forward(f, *args)` runs f(policy, *args). DDP and autocast wrap `forward` and nothing
+    # else: whatever needs a gradient has to run inside of it.
     return policy(score_groups, groups, temperature)
 
 
@@ -96,9 +98,10 @@ def score_groups(policy: Policy, groups: list[Group], temperature: float) -> Ten
 
     # 1. Pack: all prompts, then the inputs of all completions, in one sequence.
     layout = Layout.of(
-        [len(p.ids) for p in prompts], [len(i) for i in inputs], prompt_of, policy.device
+        [len(p.ids) for p in prompts], [len(ids) for ids in inputs], prompt_of, policy.device
     )
-    prompt_embeds, input_embeds = policy.embed_prompts(prompts), policy.embed(torch.cat(inputs))
+    prompt_embeds = policy.embed_prompts(prompts)  # (prompt tokens, D) images included
+    input_embeds = policy.embed(torch.cat(inputs))  # (input tokens, D)
     embeds = torch.cat([prompt_embeds, input_embeds])  # (tokens, D)
     positions = packed_positions(prompts, inputs, prompt_of)  # (3, tokens)
 
@@ -119,8 +122,8 @@ def packed_positions(prompts: list[Prompt], inputs: list[Tensor], prompt_of: lis
     longest = max(len(ids) for ids in inputs)
     following = next_positions(prompts, longest)  # (N, longest)
 
-    after_prompts = [following[n, : len(ids)] for n, ids in zip(prompt_of, inputs)]
-    text = torch.cat(after_prompts).expand(3, -1)  # all three axes agree after the prompt
+    after_prompts = [following[n, : len(ids)] for n, ids in zip(prompt_of, inputs)]  # (t - 1,) each
+    text = torch.cat(after_prompts).expand(3, -1)  # (3, input tokens) equal on all three axes
     return torch.cat([*[p.positions for p in prompts], text], dim=1)
 
 
@@ -146,17 +149,18 @@ def chunked_logps(
 ) -> Tensor:
     """hidden (K, D), targets (K,) ids -> logp (K,).
 
-    At most `max_logits` logits at a time. If there is more than one chunk, none of them is kept:
-    the backward pass computes it again.
+    At most `max_logits` logits exist at a time. With several chunks the logits of none are kept for
+    the backward pass: it computes those of each chunk again (`checkpoint`).
     """
 
     def head(h: Tensor, target: Tensor) -> Tensor:
         logits = policy.logits(h, temperature)  # (chunk, V)
         target_logit = logits.gather(-1, target[:, None])[:, 0]  # (chunk,)
-        return target_logit - logits.logsumexp(-1)  # log_softmax at the target, without its (V,)
+        # log_softmax at the target, without a second tensor of the size of `logits`
+        return target_logit - logits.logsumexp(-1)  # (chunk,)
 
-    vocabulary = len(policy.suppressed)  # V
-    chunk_size = max(1, max_logits(hidden.device.type) // vocabulary)
+    vocab_size = len(policy.suppressed)  # V, it has an entry for each id
+    chunk_size = max(1, max_logits(hidden.device.type) // vocab_size)
     chunks = list(zip(hidden.split(chunk_size), targets.split(chunk_size)))
 
     logps = []
@@ -173,13 +177,13 @@ def chunked_logps(
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """The groups of one forward pass, and which completions of the step they hold."""
+    """The groups of one forward pass, and which completions of the update they hold."""
 
     groups: list[Group]
-    span: slice  # of the first dimension of the step's (B, ...) tensors
+    span: slice  # of the first dimension of the update's (B, ...) tensors
 
     def rows_of(self, x: Tensor, like: Tensor) -> Tensor:
-        """x (B, T) of the step -> (b, t): this micro-batch's rows, on the device of `like` (b, t).
+        """x (B, T) of the update -> (b, t): the rows of this micro-batch, where `like` (b, t) is.
 
         Behind column t there is only padding, since no completion of this micro-batch is longer.
         """
@@ -187,7 +191,7 @@ class MicroBatch:
 
 
 def micro_batches(groups: list[Group], max_tokens: int, split: bool = True) -> list[MicroBatch]:
-    """Cut the groups of a step into micro-batches of at most `max_tokens` tokens, where possible.
+    """Cut the groups of an update into micro-batches, of at most `max_tokens` tokens if possible.
 
     A prompt counts once per group. Groups keep their order, and every completion is in exactly one
     micro-batch. With `split`, a group over the limit is halved, again and again if need be; a
@@ -216,7 +220,7 @@ def num_tokens(groups: list[Group]) -> int:
 
 
 def with_spans(batches: list[list[Group]]) -> list[MicroBatch]:
-    """Give each batch its span: the first has completions 0 to k - 1 of the step, and so on."""
+    """Give each batch its span: the first has completions 0 to k - 1 of the update, and so on."""
     result = []
     start = 0
     for groups in batches:
@@ -239,13 +243,14 @@ def optimizer_step(
     filler: Group,
     cfg,
 ) -> dict[str, float]:
-    """One step of AdamW over all micro-batches of all ranks.
+    """One update: one step of AdamW, over all micro-batches of all ranks.
 
     batches           of this rank; ranks may have different numbers of them, also none
     loss_and_metrics  for a micro-batch: its loss, *summed* over tokens (GRPO) or pairs (DPO), and
                       sums of what is logged
-    normalizer        tokens or pairs of the step, over all ranks: the summed loss is divided by it
+    normalizer        tokens or pairs of the update, of all ranks: the summed loss is divided by it
     filler            any group, for the filler passes of a rank with fewer micro-batches
+    cfg               --grad_clip and --max_skipped are read
     returns           this rank's sums of metrics, and two that are equal on all ranks:
                           grad_norm         before clipping; 0 if it was not finite
                           skipped_updates   1 if it was not, so that no step was taken; else 0
@@ -255,14 +260,16 @@ def optimizer_step(
     Trap: dividing each micro-batch by its own count would give a token in a short micro-batch more
     weight than one in a long one (test_micro_batch_split_does_not_change_gradient).
     """
-    # The longest rank decides. If no rank has a micro-batch, one filler pass makes gradients of
-    # zero: AdamW then still steps, by its momentum (test_without_any_gradient_adamw_still_steps).
+    # The rank with the most micro-batches decides. If no rank has any, one filler pass makes
+    # gradients of zero, so that AdamW steps by its momentum, as if the groups without a gradient
+    # had been passed through. Without it gradients would be None, and AdamW would skip all weights
+    # (test_without_any_gradient_adamw_still_steps).
     num_passes = max(1, *gather_objects(len(batches), accelerator))
     sums: dict[str, Tensor] = {}
 
     for i in range(num_passes):
-        # DDP averages the gradients of the ranks in the last pass only. With --shard every pass
-        # does: to wait, a rank would need room for the whole gradient.
+        # DDP averages the gradients of the ranks in the last pass only. With --shard `no_sync` does
+        # nothing, and every pass averages: to wait, a rank would need room for the whole gradient.
         is_last = i == num_passes - 1
         communication = nullcontext() if is_last else accelerator.no_sync(policies.trained)
         with communication:
@@ -279,11 +286,11 @@ def optimizer_step(
 
     grad_norm = accelerator.clip_grad_norm_(policies.trained.parameters(), cfg.grad_clip)
     grad_norm = float(whole(grad_norm))  # with --shard, `grad_norm` is one rank's part of it
-    step_or_skip(policies, grad_norm, cfg.max_skipped)
+    is_skipped = step_or_skip(policies, grad_norm, cfg.max_skipped)
 
-    # Read back once per step: `float` waits for the device, and would do so after each pass.
+    # Read back once per update: `float` waits for the device, and would do so after each pass.
     result = {name: float(value) for name, value in sums.items()}
-    result["skipped_updates"] = float(policies.skipped_in_a_row > 0)
+    result["skipped_updates"] = float(is_skipped)
     result["grad_norm"] = grad_norm if math.isfinite(grad_norm) else 0.0
     return result
 
@@ -292,25 +299,26 @@ def filler_loss(policies: Policies, filler: Group) -> Tensor:
     """A loss whose gradients are zero, for a pass that a rank only runs because others do.
 
     Trap: without it the other ranks would wait for ever (test_uneven_ranks_do_not_hang).
-    The step's own loss is not computed: if it were infinite, zero times it would be nan.
+    The update's own loss is not computed: if it were infinite, zero times it would be nan.
     """
-    logp = token_logps(policies.trained, filler_pass(filler))
+    logp = token_logps(policies.trained, filler_groups(filler))
     if policies.reference is not None and is_sharded(policies.reference):
         # The other ranks score their reference in this pass. Its weights are gathered from all.
         with torch.no_grad():
-            token_logps(policies.reference, filler_pass(filler))
+            token_logps(policies.reference, filler_groups(filler))
     return 0.0 * logp.sum()
 
 
-def filler_pass(filler: Group) -> list[Group]:
+def filler_groups(filler: Group) -> list[Group]:
     """The groups of a filler pass: one completion, so that it is no larger than other passes."""
     return [Group(filler.prompt, filler.completions[:1])]
 
 
-def step_or_skip(policies: Policies, grad_norm: float, max_skipped: int) -> None:
+def step_or_skip(policies: Policies, grad_norm: float, max_skipped: int) -> bool:
     """Take the optimizer step if the gradient is finite: a nan would spread to every weight.
 
-    Gradients are summed by now, so the norm is the same on all ranks: either all step or none.
+    Returns True if it was skipped. Gradients are summed by now, so the norm is the same on all
+    ranks: either all step or none.
     Raises ValueError after `max_skipped` skipped steps in a row; 0: never.
     """
     if math.isfinite(grad_norm):
@@ -326,13 +334,14 @@ def step_or_skip(policies: Policies, grad_norm: float, max_skipped: int) -> None
             "finite, so the run stops; no weight was changed by them. The last checkpoint in the "
             "run's folder is good: lower --lr, or look at the data, and go on with --resume"
         )
+    return policies.skipped_in_a_row > 0
 
 
-# --- 4. Log-probabilities that a loss compares with -------------------------------------------
+# --- 4. Log-probabilities without a gradient ---------------------------------------------------
 
 
 @torch.no_grad()
-def fixed_logps(
+def no_grad_logps(
     policy: nn.Module,
     groups: list[Group],
     accelerator,
@@ -344,6 +353,7 @@ def fixed_logps(
 
     logp_old of GRPO and the reference of DPO: constants that a loss compares with.
 
+    cfg      --max_tokens_per_micro_batch is read
     filler   any group, for the filler passes of a sharded policy; only a rank that may have no
              group of its own needs it
 
@@ -362,7 +372,7 @@ def fixed_logps(
                 logp = token_logps(policy, batches[i].groups, temperature)  # (b, t)
                 logps += list(logp.cpu())
             else:
-                token_logps(policy, filler_pass(filler or groups[0]))
+                token_logps(policy, filler_groups(filler or groups[0]))
     return padded(logps)  # (B, T)
 
 
@@ -372,7 +382,7 @@ def fixed_logps(
 def set_learning_rate(optimizer: torch.optim.Optimizer, step: int, cfg, num_steps: int) -> float:
     """Set the learning rate of a step, counted from 0, and return it.
 
-    GRPO counts rollouts: all updates of one share a rate, so that --updates_per_rollout does not
+    GRPO counts rollouts: all updates of a rollout share one rate, so --updates_per_rollout does not
     change the schedule.
     """
     lr = learning_rate(step, cfg, num_steps)

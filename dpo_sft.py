@@ -11,15 +11,18 @@ which the policy prefers chosen, measured against the frozen start model; SFT ke
 Here logp(w) is the sum over the tokens of w, and L is averaged over pairs.
 
 DPO sums log-probabilities over a response, since its derivation is about sequences. SFT takes the
-mean over the response's tokens, as LLaMA-Factory does, which the paper used. So lambda balances a
-loss per response against a loss per token; their ratio is printed after the first step.
+mean over the response's tokens, as LLaMA-Factory does, which the paper used. What lambda balances
+shows in the gradient of a token's log-probability, at the start (h = 0, and chosen of 27 tokens):
+
+    of chosen      pulled up by beta / 2 (DPO) + lambda / |w| (SFT)      0.05 + 0.037
+    of rejected    pushed down by beta / 2 (DPO)                         0.05
 
 As a loop:
 
     0. score every response once under the start model            cached_reference, in set_up
     1. shuffle the pairs of each epoch and cut them into steps    step_order
     for each step
-        2. take this rank's pairs, encoded                        Pairs.batches
+        2. take this rank's pairs, encoded, and their logp_ref    Pairs.batches (sources/read_pairs)
         3. the hybrid loss over micro-batches, one update         update
 
 Policy and reference both start at the *base* model, not at the model that wrote chosen. Neither the
@@ -34,8 +37,9 @@ Where this departs from the paper, or fills in what it leaves open:
   4. SFT alone keeps the mean per response, so that it differs from DPO+SFT by the DPO term only. A
      usual SFT trainer takes one mean over the tokens of a batch: long responses weigh more there.
 
-Dimension key: N pairs, T longest response. Rows of a (2N, T) alternate: chosen, rejected, chosen,
-... In `update`, n are the pairs of a micro-batch, N those of this rank's share of the step.
+Dimension key: N pairs of the tensor at hand, T longest response: all pairs in section 0, a rank's
+share of a step in `update`, where a micro-batch has (n, t). Rows of a (2N, T) alternate: chosen,
+rejected, chosen, ...
 
     accelerate launch dpo_sft.py --pairs runs/prefs          about 20 seconds on one core
     accelerate launch dpo_sft.py --loss sft ...              ablation: sft or dpo alone
@@ -51,14 +55,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from common import (
-    MicroBatch,
-    fixed_logps,
-    micro_batches,
-    optimizer_step,
-    set_learning_rate,
-    token_logps,
-)
+from common import micro_batches, no_grad_logps, optimizer_step, set_learning_rate, token_logps
 from harness import settings
 from harness.cli import flag, parse_cli, run_stage
 from harness.metrics import Means
@@ -68,6 +65,7 @@ from harness.ranks import gather_objects, make_accelerator, sum_over_ranks
 from harness.run import Run
 from model.lora import adapters_off
 from model.policies import Policies, build_policies, load_policy
+from model.prompts import PromptEncoder
 from model.qwen import Policy
 from model.records import Group, completion_mask
 from model.sharding import shard, whole_weights
@@ -114,7 +112,7 @@ PANELS = {"loss": ["loss", "dpo", "sft"],
           "gradient norm": ["grad_norm"], "learning rate": ["lr"]}
 
 
-# --- The loss ----------------------------------------------------------------------------------
+# --- The loss, used by 3 -----------------------------------------------------------------------
 
 
 def dpo_loss(chosen_logp: Tensor, rejected_logp: Tensor, chosen_logp_ref: Tensor,
@@ -176,7 +174,8 @@ def hybrid_loss(logp: Tensor, logp_ref: Tensor | None, mask: Tensor,
         **terms,
         "loss": terms["dpo"] + sft_weight * sft,
         "sft": sft,
-        # Share of pairs with a positive margin. In the first step margins are 0 but for rounding.
+        # Its mean is the fraction of pairs with a positive margin. In the first step it means
+        # nothing: policy and reference are equal, and margins are 0 but for rounding.
         "reward_accuracy": (terms["margin"] > 0).float(),
         "chosen_logp": chosen_logp,
     }
@@ -224,8 +223,8 @@ def reference_logps(policy: Policy, pairs: Pairs, cfg: Config, accelerator, show
     sums = []
     for groups in progress(pairs.batches(chunks), "reference log-probs", show, len(chunks)):
         # A pair may be cut in two here: no loss needs both of its log-probabilities at once.
-        logp = fixed_logps(policy, groups, accelerator, cfg, filler=filler)  # (2n, T)
-        sums.append(logp.sum(-1).view(-1, 2))  # (n, 2) chosen, rejected
+        logp = no_grad_logps(policy, groups, accelerator, cfg, filler=filler)  # (2n, t)
+        sums.append(logp.sum(-1).view(-1, 2))  # (n, 2) chosen, rejected; padding is 0
 
     # Rank r scored the pairs r, r + world_size, r + 2 world_size, ...
     logp_ref = torch.zeros(len(pairs), 2)
@@ -235,7 +234,7 @@ def reference_logps(policy: Policy, pairs: Pairs, cfg: Config, accelerator, show
 
 
 def reference_key(policy: Policy, pairs: Pairs, accelerator) -> str:
-    """A hash of precision, weights and pairs: what the reference log-probs depend on.
+    """A hash of what the reference log-probs depend on: precision, pairs, suppressed ids, weights.
 
     Each rank hashes a part of the weights.
     """
@@ -249,7 +248,8 @@ def reference_key(policy: Policy, pairs: Pairs, accelerator) -> str:
         all_digests |= digests_of_rank
 
     weights = str(sorted(all_digests.items()))
-    depends_on = [str(accelerator.mixed_precision), pairs.digest, weights]
+    suppressed = hashlib.sha256(as_bytes(policy.suppressed)).hexdigest()
+    depends_on = [str(accelerator.mixed_precision), pairs.digest, suppressed, weights]
     return hashlib.sha256("/".join(depends_on).encode()).hexdigest()
 
 
@@ -270,7 +270,7 @@ def step_order(count: int, cfg: Config) -> list[list[int]]:
     return steps[: cfg.max_steps or None]
 
 
-# --- 2. Pairs are taken by `sources/read_pairs.py`; 3. The update ------------------------------
+# --- 3. The update -----------------------------------------------------------------------------
 
 
 def update(groups: list[Group], logp_ref: Tensor | None, filler: Group, policies: Policies,
@@ -282,9 +282,9 @@ def update(groups: list[Group], logp_ref: Tensor | None, filler: Group, policies
     """
     num_pairs = sum_over_ranks({"pairs": len(groups)}, accelerator)["pairs"]  # of the whole step
 
-    def loss_and_metrics(micro: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        logp = token_logps(policies.trained, micro.groups)  # (2n, T), for SFT alone (n, T)
-        mask = completion_mask(micro.groups).to(logp.device)  # as logp
+    def loss_and_metrics(micro) -> tuple[Tensor, dict[str, Tensor]]:
+        logp = token_logps(policies.trained, micro.groups)  # (2n, t), for SFT alone (n, t)
+        mask = completion_mask(micro.groups).to(logp.device)  # of the same shape
 
         micro_ref = None
         if logp_ref is not None:
@@ -315,8 +315,11 @@ def summarize(sums: dict[str, float], pairs_of_rank: int, accelerator) -> dict[s
     return {**means.over_ranks(accelerator), **equal_on_ranks}
 
 
-def set_up(cfg: Config) -> tuple:
-    """Whatever the loop works with, from a new start or from where --resume found it."""
+def set_up(cfg: Config) -> tuple[Run, Policies, PromptEncoder, Pairs, Tensor | None]:
+    """All that the loop works with, from a new start or from where --resume found it.
+
+    The last is logp_ref (N, 2) of all pairs, None for SFT alone.
+    """
     accelerator = make_accelerator(cfg)
     run = Run(cfg, "dpo_sft", accelerator, COLUMNS)
 
@@ -348,34 +351,30 @@ def main(cfg: Config) -> None:
     accelerator = run.accelerator
     rank, world_size = accelerator.process_index, accelerator.num_processes
 
-    # 1. Shuffle and cut into steps: for each, the indices of its pairs.
+    # 1. Shuffle and cut into steps: for each, the indices of its pairs, and of these this rank's
+    # share. A share is sorted, so that similar lengths are in one micro-batch: attention pads
+    # blocks of completions (`model/attention.py`).
     pairs_of_step = step_order(len(pairs), cfg)
+    share_of_step = [sorted(indices[rank::world_size], key=lambda i: pairs.lengths[i])
+                     for indices in pairs_of_step]
     num_steps = len(pairs_of_step)
     run.say(f"{len(pairs)} pairs in {num_steps} steps of {cfg.batch_pairs}, "
             f"loss {cfg.loss}, {world_size} process(es), {run.folder}")
 
-    # This rank's share of each step. Sorted, so that similar lengths share a micro-batch: attention
-    # pads blocks of completions (`model/attention.py`).
-    shares = [sorted(indices[rank::world_size], key=lambda i: pairs.lengths[i])
-              for indices in pairs_of_step]
-    groups_of_step = pairs.batches(shares[run.start_step :])  # encodes those of the next step ahead
+    groups_of_step = pairs.batches(share_of_step[run.start_step :])  # encodes one step ahead
     filler = pairs.first()
 
     for step in range(run.start_step + 1, num_steps + 1):
         began = time.perf_counter()
         lr = set_learning_rate(policies.optimizer, step - 1, cfg, num_steps)
-        # 2. Take this rank's pairs, encoded, and what the reference gave them.
+        # 2. Take this rank's pairs, encoded, and their logp_ref.
         groups = next(groups_of_step)
-        step_ref = None if logp_ref is None else logp_ref[shares[step - 1]]  # (N, 2)
+        step_ref = None if logp_ref is None else logp_ref[share_of_step[step - 1]]  # (N, 2)
         # 3. The hybrid loss over micro-batches, one update.
         sums = update(groups, step_ref, filler, policies, accelerator, cfg)
 
-        metrics = {**summarize(sums, len(groups), accelerator), "lr": lr,
-                   "step_s": time.perf_counter() - began}
-        run.log(step, num_steps, metrics)
-        if step == 1 and cfg.loss == "hybrid":
-            ratio = cfg.sft_weight * metrics["sft"] / metrics["dpo"]
-            run.say(f"        lambda * SFT : DPO is {ratio:.2f} : 1 at the start")
+        run.log(step, num_steps, {**summarize(sums, len(groups), accelerator), "lr": lr,
+                                  "step_s": time.perf_counter() - began})
         if run.is_time_to_save(step, num_steps):  # also after Ctrl-C
             run.save_checkpoint(step, policies, encoder, extra={"pairs": pairs.digest})
         run.stop_if_asked()

@@ -1,27 +1,28 @@
 """Measure any of the models: accuracy, format, generalisation, pass@k, branching.
 
-    examples, by set       held out from training, as far as --split says so
-      -> records           each model answers every set        model_records
-                           completions.jsonl, a line each: response, extracted answer, gold, score
-      -> report            rates with intervals, a table       summarize
+    1. load the questions, set by set                            load_sets
+    2. each model answers every set: a record for each response  model_records
+       (completions.jsonl, a line each: response, extracted answer, gold, score)
+    3. each checkpoint of --gf_runs answers the sets of GF       measure_gf
+    4. records -> rates with intervals, a table                  summarize
 
 The set `id` (in distribution) has questions like those of training, `shuffled` the same ones with
 their images exchanged; all other sets are OOD (out of distribution). What is measured:
 
     format      share of responses in exactly the format that was asked for
-    accuracy    share of right answers (mean score of bounding boxes, between 0 and 1); sampled (at
-                --temperature, 1 as in training), and greedy
-    shuffled    accuracy when each question is shown with another question's image. One who does not
-                look keeps the accuracy; one who looks may fall below the best blind guess
-    guessing    the best blind guess: to each kind of question its most common answer
+    accuracy    share of right answers, sampled (at --temperature, 1 as in training) and greedy; for
+                bounding boxes the mean score, between 0 and 1
+    shuffled    accuracy with another question's image. A model that does not look keeps its
+                accuracy; one that looks loses it, and may end below `guessing`
+    guessing    the best blind guess: to each kind of question its most common gold answer
     OOD         format and accuracy on formats, wordings, looks and tasks that stages 1 to 3 never
                 had
-    pass@k      chance that at least one of k samples is right (score 1), unbiased:
-                1 - C(n-c, k) / C(n, k)
+    pass@k      chance that at least one of k samples is right (score 1); from n samples, c of them
+                right, without bias: 1 - C(n-c, k) / C(n, k)
     branching   size of the 0.95 nucleus, averaged over the sampled tokens: how many tokens were
                 likely there (arXiv 2508.07534)
     GF          generalisation factor at a checkpoint of a run (SPECS section 3.1), beta 2:
-                    (1 + beta^2) G_ID G_OOD / (beta^2 G_ID + G_OOD),    G = rate now - at start
+                    (1 + beta^2) g_ID g_OOD / (beta^2 g_ID + g_OOD),   g = rate now - at start
                 beta > 1 weighs the gain on OOD more. The rate is format in the embedded world,
                 accuracy on the sets of --gf_id and --gf_ood.
 
@@ -55,7 +56,6 @@ from harness.parts import Parts
 from harness.randomness import torch_generator
 from harness.ranks import gather_objects, make_accelerator
 from harness.run import Run, all_model_folders, check_models, check_runs, checkpoints
-from harness.tables import format_table
 from model.loading import load_model, smallest_max_pixels
 from model.prompts import PromptEncoder
 from model.qwen import Policy
@@ -69,7 +69,7 @@ from scoring.responses import (
     append_records,
     grade_groups,
     read_records,
-    regrade,
+    rescore,
     save_images,
     write_report,
 )
@@ -79,10 +79,12 @@ from sources.lazily import Prompts
 from sources.stream import EncodedSets
 from sources.understood import LOOKED_AT, say_what_was_understood
 
+ID = "id"  # name of the set in distribution; record["id"] is something else, a question's name
+
 
 @dataclass(frozen=True)
-class Config(settings.Columns, settings.Benchmark, settings.Generalization, settings.Sampling,
-             settings.Judge, settings.RunFolder):
+class Config(settings.Columns, settings.Benchmark, settings.Generalization, settings.Instead,
+             settings.Sampling, settings.Judge, settings.RunFolder):
     # models and questions
     models: str = flag("base=toy/base", "NAME=FOLDER, ... of the models to compare")
     data: str = flag("toy", "`toy` with its OOD sets, or a folder, file or hub name (see sources/)")
@@ -96,10 +98,6 @@ class Config(settings.Columns, settings.Benchmark, settings.Generalization, sett
     pass_items: int = flag(120, "questions for pass@k, 0: leave it out")
     pass_samples: int = flag(16, "samples per question for pass@k (n); paper: not stated, k to 64")
     greedy_only: bool = flag(False, "only greedy responses to `id`, as benchmarks are reported")
-    # instead of an evaluation
-    rescore: str = flag("", "a completions.jsonl: grade it again, print its table and stop")
-    ask: str = flag("", "a question: print what each of --models answers, side by side, and stop")
-    image: str = flag("", "image file for --ask, or several: a.png,b.png")
 
     def __post_init__(self):
         super().__post_init__()
@@ -107,8 +105,6 @@ class Config(settings.Columns, settings.Benchmark, settings.Generalization, sett
             raise ValueError(f"--gf_runs: for --data {self.data} say --gf_id and --gf_ood as well")
         if self.benchmark:
             find_benchmark(self.benchmark)  # raises if there is none of that name
-        if self.image and not self.ask:
-            raise ValueError("--image goes with --ask; a data set names its own images")
         if self.instruction is not None and self.data == "toy" and not (self.benchmark or self.ask):
             raise ValueError("--instruction: each set of --data toy comes with its own")
         split_names(self.models, "--models")
@@ -156,7 +152,7 @@ class Measurement:
     mode: str  # "sampled" (once), "greedy", or "pass" (several times, for pass@k)
     temperature: float
     samples: int = 1  # per question
-    max_prompts: int | None = None  # on this rank, None: the whole set
+    max_prompts: int | None = None  # of this rank's share of the set; None: all of it
     branching: bool = False  # measure the nucleus at each token
 
 
@@ -168,17 +164,18 @@ def list_measurements(cfg: Config, sets: list[str], rank: int, world_size: int
     --pass_items of its questions.
     """
     if cfg.greedy_only:
-        return [Measurement("id", "greedy", temperature=0.0)]
-    others = [name for name in sets if name != "id"]
+        return [Measurement(ID, "greedy", temperature=0.0)]
+    others = [name for name in sets if name != ID]
     measurements = [
-        Measurement("id", "sampled", cfg.temperature, branching=True),
-        Measurement("id", "greedy", temperature=0.0),
+        Measurement(ID, "sampled", cfg.temperature, branching=True),
+        Measurement(ID, "greedy", temperature=0.0),
         *[Measurement(name, "sampled", cfg.temperature) for name in others],
     ]
     if cfg.pass_items:
-        share = len(range(rank, cfg.pass_items, world_size))  # questions are dealt out to ranks
+        # Rank r has the questions r, r + world_size, ...: so many of the first --pass_items.
+        count = len(range(rank, cfg.pass_items, world_size))
         measurements.append(
-            Measurement("id", "pass", cfg.temperature, cfg.pass_samples, max_prompts=share))
+            Measurement(ID, "pass", cfg.temperature, cfg.pass_samples, max_prompts=count))
     return measurements
 
 
@@ -195,7 +192,7 @@ class Evaluator:
         """The records of one model: all measurements of all sets."""
         policy, encoder = self.open_model(folder, "--models")
         prompts_of_set = encoded.for_encoder(encoder)
-        looked_at = prompts_of_set["id"][:LOOKED_AT]
+        looked_at = prompts_of_set[ID][:LOOKED_AT]
         say_what_was_understood(self.run, encoder, looked_at, judge=self.judge)
 
         accelerator = self.run.accelerator
@@ -266,7 +263,14 @@ class Evaluator:
 
 
 def summarize(records: list[dict]) -> dict:
-    """The report of one model, from its records only. See `harness.tables` for its keys."""
+    """The report of one model, from its records only. What was not measured is left out.
+
+    "SET MODE"     format and accuracy with intervals, mean length, share that is truncated
+    "branching"    mean size of the nucleus
+    "guessing"     accuracy of the best blind guess at these questions
+    "categories"   of a benchmark: heading -> category -> accuracy
+    "pass@k"       k -> mean with its interval
+    """
     by_measurement = defaultdict(list)
     for record in records:
         by_measurement[record["set"], record["mode"]].append(record)
@@ -281,11 +285,11 @@ def summarize(records: list[dict]) -> dict:
                 "truncated": sum(r["truncated"] for r in responses) / len(responses),
             }
 
-    sampled = by_measurement.get(("id", "sampled"), [])
-    greedy = by_measurement.get(("id", "greedy"), [])
-    for_pass = by_measurement.get(("id", "pass"), [])
+    sampled = by_measurement.get((ID, "sampled"), [])
+    greedy = by_measurement.get((ID, "greedy"), [])
+    for_pass = by_measurement.get((ID, "pass"), [])
     nucleus_sum = sum(r["nucleus_sum"] for r in sampled)
-    if nucleus_sum:
+    if nucleus_sum:  # at least 1 a token, if it was measured
         report["branching"] = nucleus_sum / sum(r["tokens"] for r in sampled)
     if sampled:
         report["guessing"] = guessing_rate(sampled)
@@ -316,26 +320,14 @@ def mean_pass_at_k(records: list[dict]) -> dict[str, dict]:
     return rates
 
 
-def rescore(cfg: Config) -> None:
-    """Grade every response of --rescore FILE again, from its record only, and print the table.
-
-    Nothing is written but what --judge_url answers, to --judge_cache.
-    """
-    by_model = read_records(cfg.rescore)
-    judge = make_judge(cfg)
-    kept = sum(regrade(records, judge) for records in by_model.values())
-    if kept:
-        print(f"{kept} answers need a judge (--judge_url) and keep the score that is stored")
-    print(format_table({name: summarize(records) for name, records in by_model.items()}))
-
-
 # --- 4. Generalisation over a run -----------------------------------------------------------------
 
 
 def gf_curve(rates: dict[int, dict[str, float]], beta: float = 2.0) -> list[dict]:
     """GF at each checkpoint of a run.
 
-    rates     step -> rate of each set at that checkpoint, `id` among them; the start model first
+    rates     step -> rate of each set at that checkpoint: `id`, and at least one OOD set; the start
+              model first
     returns   an entry per checkpoint: step, the rates, `ood` (mean of the other sets), `gf`
 
     >>> curve = gf_curve({0: {"id": 0.4, "tags": 0.2}, 16: {"id": 0.9, "tags": 0.4}})
@@ -344,12 +336,12 @@ def gf_curve(rates: dict[int, dict[str, float]], beta: float = 2.0) -> list[dict
     """
     curve = []
     for step, by_set in rates.items():
-        ood = [rate for name, rate in by_set.items() if name != "id"]
-        curve.append({"step": step, **by_set, "ood": sum(ood) / max(1, len(ood))})
+        ood = [rate for name, rate in by_set.items() if name != ID]
+        curve.append({"step": step, **by_set, "ood": sum(ood) / len(ood)})
 
     start = curve[0]
     for entry in curve:
-        gain_id, gain_ood = entry["id"] - start["id"], entry["ood"] - start["ood"]
+        gain_id, gain_ood = entry[ID] - start[ID], entry["ood"] - start["ood"]
         entry["gf"] = generalization_factor(gain_id, gain_ood, beta)
     return curve
 
@@ -358,7 +350,9 @@ def measure_gf(evaluator: Evaluator) -> dict[str, list[dict]]:
     """The curve of each run in --gf_runs."""
     cfg, run = evaluator.cfg, evaluator.run
     run_folders = split_names(cfg.gf_runs, "--gf_runs")
-    sets = load_gf_sets(cfg, run.warn) if run_folders else {}
+    if not run_folders:
+        return {}
+    sets = load_gf_sets(cfg, run.warn)
     encoded = EncodedSets(sets, run.accelerator, cfg.max_prompt_tokens, run.warn)
 
     curves = {}
@@ -376,7 +370,7 @@ def measure_gf(evaluator: Evaluator) -> dict[str, list[dict]]:
 
 def main(cfg: Config) -> None:
     if cfg.rescore:
-        rescore(cfg)
+        print(rescore(cfg.rescore, make_judge(cfg), summarize))
     elif cfg.score:
         score(cfg, make_judge(cfg))
     elif cfg.ask:
@@ -395,21 +389,26 @@ def evaluate(cfg: Config) -> None:
     if cfg.max_pixels is None and folders:  # all models see images of one size, the smallest limit
         cfg = replace(cfg, max_pixels=smallest_max_pixels(folders))
 
+    # 1. Load the questions, set by set, the same for all models.
     judge = make_judge(cfg, run.warn)
     sets = load_sets(cfg, run.warn, run.say)
-    save_images(sets.get("id", []), run)
+    save_images(sets.get(ID, []), run)
     encoded = EncodedSets(sets, run.accelerator, cfg.max_prompt_tokens, run.warn)
     evaluator = Evaluator(cfg, run, judge, Parts(run))
 
+    # 2. Each model answers every set: a record for each response.
     file = run.folder / "completions.jsonl"
     if run.writes:
         file.write_text("")  # written anew; what --resume has kept is not sampled again
     for name, folder in split_names(cfg.models, "--models").items():
         append_records(file, evaluator.model_records(name, folder, encoded), run)
-    if judge is not None:
-        run.warn(f"the judge: {take_counts(judge)}")
-    curves = measure_gf(evaluator)
 
+    # 3. Each checkpoint of --gf_runs answers the sets of GF.
+    curves = measure_gf(evaluator)
+    if judge is not None:  # each rank has counted its own calls, and `warn` prints from every rank
+        run.warn(f"the judge: {take_counts(judge)}")
+
+    # 4. Records to rates with intervals, and a table.
     if run.writes:
         reports = {name: summarize(records) for name, records in read_records(file).items()}
         write_report(reports, curves, run)

@@ -7,7 +7,8 @@ the group's mean, and lowered if it did worse, until its ratio to the old policy
     R_i     = 0.5 format_i + 1 accuracy_i                          one reward per completion
     A_i     = (R_i - mean(R)) / (std(R) + 1e-6)                    mean and std over its group
     r_it    = exp(logp_it - logp_old_it)                           one ratio per token
-    J       = 1/M sum_i sum_t min(r_it A_i, clip(r_it, 1 - low, 1 + high) A_i)      M = all tokens
+    J       = 1/M sum_i sum_t min(r_it A_i, clip(r_it, 1 - low, 1 + high) A_i)
+              over the completions i of all prompts of an update; M = the number of their tokens
     loss    = -J  (+ beta * KL to the reference, off by default)
 
 As a loop:
@@ -22,15 +23,15 @@ Four log-probabilities of the same tokens, never to be confused:
 
     logp            of the policy that is being trained
     logp_old        of the old policy: the trained one as it was before this rollout's first update
-    logp_sampler    of the old policy as the sampler computes it, in bf16 perhaps: --tis and `gap`
+    logp_sampler    of the old policy as the sampler computes it, perhaps in bf16: for --tis, `gap`
     logp_ref        of the frozen start model, for the KL term only: not loaded if --kl_beta is 0
 
 Where this departs from the paper, or fills in what it leaves open:
   1. Clip band 0.2 / 0.28: the paper says "similar to DAPO", these are DAPO's.
-  2. M counts the tokens of the whole optimizer step, over prompts, micro-batches and processes
-     (DAPO eq. 8 is printed for one prompt).
-  3. A rollout is consumed in --updates_per_rollout optimizer steps. With one, every ratio is 1 and
-     the clip never acts; the paper's 128 prompts x 8 in batches of 128 completions make 8.
+  2. M counts the tokens of a whole update, over prompts, micro-batches and processes (DAPO eq. 8 is
+     printed for one prompt).
+  3. A rollout is consumed in --updates_per_rollout updates. With one, every ratio is 1 and the clip
+     never acts; the paper's 128 prompts x 8 in batches of 128 completions make 8.
   4. Built, off: dynamic sampling, overlong shaping, masked truncations, Dr. GRPO, TIS.
 
 Dimension key: N prompts, G completions per prompt, B completions, T longest completion: of this
@@ -48,14 +49,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from common import (
-    MicroBatch,
-    fixed_logps,
-    micro_batches,
-    optimizer_step,
-    set_learning_rate,
-    token_logps,
-)
+from common import micro_batches, no_grad_logps, optimizer_step, set_learning_rate, token_logps
 from harness import settings
 from harness.cli import flag, parse_cli, run_stage
 from harness.metrics import Stopwatch, sampler_gap
@@ -98,7 +92,7 @@ class Config(settings.Data, settings.Sampling, settings.Training, settings.Judge
     clip_low: float = flag(0.2, "no gradient below ratio 1 - this, at negative advantage; DAPO")
     clip_high: float = flag(0.28, "no gradient above ratio 1 + this, at positive advantage; DAPO")
     kl_beta: float = flag(0.0, "weight of the KL to the start model (k3), nats; paper: 0")
-    tis: float = flag(0.0, "cap of the weight against the sampler's own policy, 0: off; TIS: 2")
+    tis: float = flag(0.0, "cap of a token's weight exp(logp_old - logp_sampler), 0: off; TIS: 2")
     updates_per_rollout: int = flag(2, "optimizer steps per rollout; paper, as MM-EUREKA counts: 8")
     # record
     eval_every: int = flag(0, "rollouts between accuracies on held-out questions, 0: off; ours")
@@ -188,7 +182,7 @@ class MiniBatch:
 
     groups: list[Group]
     advantages: Tensor  # (B,)
-    mask: Tensor  # (B, T) 1 where a token is in the loss
+    mask: Tensor  # (B, T) 1 where a token is in the loss; perhaps with more columns of padding
     logp_sampler: Tensor  # (B, T) what the sampler gave its tokens
     logp_old: Tensor | None  # (B, T); None in the first update, where it equals logp
     loss_tokens: float  # this rank's part of M; groups without a gradient count too
@@ -197,46 +191,54 @@ class MiniBatch:
 
 def prepare_mini_batches(rollout: list[RewardedGroup], policies: Policies, accelerator,
                          cfg: Config) -> list[MiniBatch]:
-    """Cut a rollout into mini-batches; compute what depends on the policy that sampled it."""
+    """Cut a rollout into mini-batches, and fix what their updates must not change.
+
+    All are prepared before the first update, so that each logp_old is of the old policy.
+    """
     size = len(rollout) // cfg.updates_per_rollout  # without remainder, `check_shares` says
-    parts = [rollout[u * size : (u + 1) * size] for u in range(cfg.updates_per_rollout)]
-    return [prepare_mini_batch(p, u == 0, policies, accelerator, cfg) for u, p in enumerate(parts)]
+    batches = []
+    for u in range(cfg.updates_per_rollout):
+        part = rollout[u * size : (u + 1) * size]
+        batches.append(prepare_mini_batch(part, u == 0, policies, accelerator, cfg))
+    return batches
 
 
 def prepare_mini_batch(part: list[RewardedGroup], is_first: bool, policies: Policies, accelerator,
                        cfg: Config) -> MiniBatch:
-    """The part of a rollout that one update learns from."""
+    """The part of a rollout that one update learns from: advantages, mask, M and logp_old."""
+    # 1. Advantages: each completion against its own group.
     totals = torch.tensor([rewarded.totals for rewarded in part])  # (N, G) R_i
     advantages = group_advantages(totals, divide_by_std=not cfg.dr_grpo)  # (N, G)
 
-    in_loss = ~totals.isnan()  # (N, G) whether a completion is in the loss
+    # 2. The mask: which completions are in the loss, and in them which tokens exist.
+    in_loss = ~totals.isnan()  # (N, G)
     if cfg.mask_truncated:  # their rewards stay in the mean and std of the group
         in_loss &= ~torch.tensor([rewarded.truncated for rewarded in part])
     mask = completion_mask([rewarded.group for rewarded in part])  # (N * G, T)
     mask = mask.unflatten(0, in_loss.shape) * in_loss[..., None]  # (N, G, T)
 
-    # M counts the tokens of groups of equal rewards too, though these add nothing to the gradient:
-    # an update with many such groups takes a smaller step. --dynamic_sampling leaves them out.
+    # 3. This rank's part of M. Groups of equal rewards count too, though they have no gradient: an
+    # update with more of them than usual weighs less in AdamW. --dynamic_sampling avoids them.
     loss_tokens = float(mask.sum())
     if cfg.dr_grpo:  # a constant instead, as if every completion had the largest length
         loss_tokens = float(in_loss.numel() * cfg.max_new_tokens)
 
-    # The gradient of a group of equal rewards is exactly 0, unless the KL term pulls on it: such a
-    # group needs no pass (test_groups_without_gradient_change_nothing). The others are sorted, so
-    # that similar lengths share a micro-batch.
+    # 4. The groups that need a pass. The gradient of one of equal rewards is exactly 0, unless the
+    # KL term pulls on it (test_groups_without_gradient_change_nothing). They are sorted, so that
+    # similar lengths share a micro-batch.
     has_gradient = ((advantages != 0) & in_loss).any(-1) | (cfg.kl_beta > 0)  # (N,)
     kept = [i for i in range(len(part)) if has_gradient[i]]
     kept.sort(key=lambda i: max(len(c) for c in part[i].group.completions))
     groups = [part[i].group for i in kept]
 
-    # In the first update the policy has not moved yet: logp_old is logp. Before the later ones it
-    # will have moved, so that logp_old is computed now.
+    # 5. logp_old. In the first update the policy has not moved yet: logp_old is logp. Before the
+    # later ones it will have moved, so logp_old is computed now.
     # Trap: the sampler's log-probabilities cannot stand in. They come from other kernels, or bf16
     # weights, and the ratio of a policy that has not moved would not be exactly 1
     # (test_first_update_ratio_is_one). The metric `gap` is that difference.
     logp_old = None
     if not is_first:
-        logp_old = fixed_logps(policies.trained, groups, accelerator, cfg, cfg.temperature,
+        logp_old = no_grad_logps(policies.trained, groups, accelerator, cfg, cfg.temperature,
                                filler=part[0].group)
 
     return MiniBatch(
@@ -269,9 +271,9 @@ def policy_loss(logp: Tensor, logp_old: Tensor, advantages: Tensor, mask: Tensor
         A > 0         gradient                 gradient          stopped
         A < 0         stopped                  gradient          gradient
 
-    At ratio 1 the loss of a token is -A. If all completions are equally long, these add up to 0,
-    but their gradients do not: a healthy first update has a loss of 0; below 0 if the better
-    completions are longer, above 0 if they are shorter (test_zero_loss_nonzero_gradient).
+    At ratio 1 the loss of a token is -A. In a group the A add up to 0: a healthy first update of
+    equally long completions has a loss of 0, and a gradient that is not 0. The loss is below 0 if
+    the better ones are longer, above 0 if they are shorter (test_zero_loss_nonzero_gradient).
 
     Source: PPO eq. 7, with DAPO's two bounds (eq. 10). The upper one is higher for the sake of rare
     tokens: with 0.2, a token of p = 0.01 is no longer pushed once it has reached 0.012.
@@ -309,7 +311,7 @@ def update(batch: MiniBatch, policies: Policies, accelerator, cfg: Config) -> di
     """One optimizer step. Returns what `optimizer_step` does, and this rank's part of M."""
     normalizer = max(1.0, sum_over_ranks({"M": batch.loss_tokens}, accelerator)["M"])
 
-    def loss_and_metrics(micro: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss_and_metrics(micro) -> tuple[Tensor, dict[str, Tensor]]:
         logp = token_logps(policies.trained, micro.groups, cfg.temperature)  # (b, t)
         mask = micro.rows_of(batch.mask, like=logp)  # (b, t)
         logp_sampler = micro.rows_of(batch.logp_sampler, like=logp)  # (b, t)
@@ -320,11 +322,11 @@ def update(batch: MiniBatch, policies: Policies, accelerator, cfg: Config) -> di
             logp_old = micro.rows_of(batch.logp_old, like=logp)
         terms = policy_loss(logp, logp_old, advantages, mask, cfg.clip_low, cfg.clip_high)
 
-        if cfg.tis > 0:  # truncated importance sampling: undo the sampler's own distribution
+        if cfg.tis > 0:  # truncated importance sampling: not the old policy, the sampler drew them
             weight = (logp_old - logp_sampler).exp().clamp(max=cfg.tis)  # (b, t)
             terms["loss"] = terms["loss"] * weight
         if policies.reference is not None:
-            # Nothing wraps it, so autocast is said here. With LoRA it is the policy's own base.
+            # Not wrapped, so autocast is entered here. With LoRA: the policy with its adapters off.
             with torch.no_grad(), accelerator.autocast(), adapters_off(policies.reference):
                 logp_ref = token_logps(policies.reference, micro.groups, cfg.temperature)
             terms["kl_ref"] = kl_k3(logp, logp_ref)
@@ -344,7 +346,7 @@ def update(batch: MiniBatch, policies: Policies, accelerator, cfg: Config) -> di
 
 
 def set_up(cfg: Config) -> tuple:
-    """Whatever the loop works with, from a new start or from where --resume found it."""
+    """All that the loop works with, from a new start or from where --resume found it."""
     accelerator = make_accelerator(cfg)
     check_shares(cfg, accelerator.num_processes)
     run = Run(cfg, "grpo", accelerator)
@@ -391,10 +393,10 @@ def main(cfg: Config) -> None:
             rollout = collect_rollout(policies.sampler, stream, reward_groups, generator,
                                       sampling_time, accelerator, cfg)
             # 2. Cut it into mini-batches: advantages, logp_old.
-            batches = prepare_mini_batches(rollout, policies, accelerator, cfg)
+            mini_batches = prepare_mini_batches(rollout, policies, accelerator, cfg)
             # 3. For each of them one update by the clipped loss.
             sums = defaultdict(float)
-            for batch in batches:
+            for batch in mini_batches:
                 for name, value in update(batch, policies, accelerator, cfg).items():
                     sums[name] += value
 
@@ -404,7 +406,7 @@ def main(cfg: Config) -> None:
             "gen%": 100 * sampling_time.seconds / step_time.seconds, "step_s": step_time.seconds})
         # All ranks score a group, though one writes it: --shard needs all of them for a pass.
         if step == 1 or step % cfg.sample_every == 0:
-            logp = fixed_logps(policies.trained, [rollout[0].group], accelerator, cfg,
+            logp = no_grad_logps(policies.trained, [rollout[0].group], accelerator, cfg,
                                cfg.temperature)
             run.sample(step, partial(sample_record, rollout[0], logp, encoder, rewarder.judge))
         if run.is_time_to_save(step, cfg.steps):  # also after Ctrl-C

@@ -40,7 +40,7 @@ from workloads import ROOT, examples_at, pair_groups, pairs_at
 
 import dpo_sft
 import grpo
-from common import fixed_logps, token_logps
+from common import no_grad_logps, token_logps
 from harness.metrics import Stopwatch
 from model.loading import load_model
 from model.policies import Policies
@@ -347,7 +347,7 @@ def ours_dpo(pairs: list[dict], steps: int) -> dict:
     groups = pair_groups(pairs, encoder, policy.eos_ids[0])
     clock.add("encode, all pairs", began)
     began = now()
-    logp_ref = fixed_logps(policy, groups, accelerator, cfg).sum(-1).view(-1, 2)
+    logp_ref = no_grad_logps(policy, groups, accelerator, cfg).sum(-1).view(-1, 2)
     clock.add("reference, all pairs", began)
     once_wall, once_cpu = since(started)
 

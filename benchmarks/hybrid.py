@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from workloads import pair_groups, pairs_at
 
 import dpo_sft
-from common import fixed_logps
+from common import no_grad_logps
 from model.loading import load_model
 from model.policies import Policies
 from model.records import Group
@@ -60,7 +60,7 @@ def measure(steps: int, side: int) -> tuple[dict[str, Seconds], list[Group], lis
             pairs, logp_ref, pairs[0], policies, accelerator, hybrid
         ),
         "sft": lambda: dpo_sft.update(chosen, None, chosen[0], policies, accelerator, sft),
-        "reference": lambda: fixed_logps(policy, pairs, accelerator, hybrid),
+        "reference": lambda: no_grad_logps(policy, pairs, accelerator, hybrid),
     }
     took = {name: Seconds([], []) for name in work}
     for _ in range(steps + 1):

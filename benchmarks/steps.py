@@ -24,7 +24,7 @@ from workloads import EOS_ID, MERGE, PATCH
 
 import dpo_sft
 import grpo
-from common import fixed_logps
+from common import no_grad_logps
 from harness.cli import parse_cli
 from harness.plan import work_of
 from harness.ranks import make_accelerator
@@ -155,7 +155,7 @@ def dpo_step(cfg, policies, accelerator, timer: Timer, picture: str, count: int)
         pairs.append(Group(prompt, responses))
 
     def reference():
-        return fixed_logps(policies.trained, pairs, accelerator, cfg).sum(-1).view(-1, 2)
+        return no_grad_logps(policies.trained, pairs, accelerator, cfg).sum(-1).view(-1, 2)
 
     logp_ref = timer("reference", reference)
     timer("update", lambda: dpo_sft.update(pairs, logp_ref, pairs[0], policies, accelerator, cfg))

@@ -140,9 +140,26 @@ class Generalization(Settings):
     def __post_init__(self):
         super().__post_init__()
         split_names(self.gf_runs, "--gf_runs")
-        split_names(self.gf_ood, "--gf_ood")
+        ood_sets = split_names(self.gf_ood, "--gf_ood")
+        taken = {"id", "step", "ood", "gf"} & ood_sets.keys()
+        if taken:
+            raise ValueError(f"--gf_ood {min(taken)}=...: that name has a meaning of its own in GF")
         if bool(self.gf_id) != bool(self.gf_ood):
             raise ValueError("--gf_id and --gf_ood: GF needs both")
+
+
+@dataclass(frozen=True)
+class Instead(Settings):
+    """Instead of an evaluation."""
+
+    rescore: str = flag("", "a completions.jsonl: grade it again, print its table and stop")
+    ask: str = flag("", "a question: print what each of --models answers, side by side, and stop")
+    image: str = flag("", "image file for --ask, or several: a.png,b.png")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.image and not self.ask:
+            raise ValueError("--image goes with --ask; a data set names its own images")
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,14 @@
     response_record   a graded response, with all that its grade depends on
     append_records    such records of all ranks into completions.jsonl, one per line
     read_records      the file, by model
-    regrade           the same records, graded again by today's rules
+    rescore           the table of such a file, graded again by today's rules
     save_images       the images of the first questions, to look at beside their responses
     write_report      report.json, report.png and the table
 """
 
 import json
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -99,6 +100,20 @@ def save_images(examples: list[dict], run: Run) -> None:
         name = example["id"].replace("/", "_")
         for i, image in enumerate(example["images"]):
             load_image(image, example["id"]).save(folder / f"{name}_{i}.png")
+
+
+def rescore(file: str, judge: Judge | None, summarize: Callable[[list[dict]], dict]) -> str:
+    """The table of a completions.jsonl, every response graded again from its record only.
+
+    summarize   records of a model -> its report
+
+    Nothing is written but what a judge answers, to --judge_cache.
+    """
+    by_model = read_records(file)
+    kept = sum(regrade(records, judge) for records in by_model.values())
+    if kept:
+        print(f"{kept} answers need a judge (--judge_url) and keep the score that is stored")
+    return format_table({name: summarize(records) for name, records in by_model.items()})
 
 
 def regrade(records: list[dict], judge: Judge | None) -> int:

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from PIL import Image
 
 import dpo_sft
-from common import fixed_logps, micro_batches, token_logps
+from common import micro_batches, no_grad_logps, token_logps
 from conftest import KeepGradients, blank, fresh_policy, make_example, make_groups, policies_of
 from dpo_sft import Config, dpo_loss, hybrid_loss, reference_key, sft_loss
 from model.loading import load_model, save_model
@@ -133,7 +133,7 @@ def test_hybrid_is_the_sum_and_its_parts_alone():
 def train(policy, pairs, cfg, steps=25, lr=3e-3) -> tuple[dict, dict]:
     """The sums of the first and of the last step."""
     accelerator = Accelerator(cpu=True)
-    logp_ref = fixed_logps(policy, pairs, accelerator, cfg).sum(-1).view(-1, 2)
+    logp_ref = no_grad_logps(policy, pairs, accelerator, cfg).sum(-1).view(-1, 2)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=lr, weight_decay=0.0)
     policies = policies_of(policy, optimizer)
 

@@ -25,6 +25,7 @@ from harness.tables import format_table
 from model.loading import save_model
 from rewards import Judge
 from rewards.judge import checksum
+from scoring import responses
 from scoring.rates import bootstrap, guessing_rate, wilson
 from sources import load_evaluation_sets, with_shuffled_images
 from sources.stream import EncodedSets
@@ -376,7 +377,7 @@ def rescored(file, records, capsys, **more) -> tuple[dict, str]:
     file.write_text("".join(json.dumps(record) + "\n" for record in records))
     before = file.read_bytes()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "format_table", keep)
+        patch.setattr(responses, "format_table", keep)
         main(Config(rescore=str(file), **more))
     assert file.read_bytes() == before
     assert [path.name for path in file.parent.iterdir()] == [file.name], "nothing is written"
@@ -474,6 +475,8 @@ def test_gf_on_any_sets(start, tmp_path):
 
     with pytest.raises(ValueError, match="--gf_id and --gf_ood: GF needs both"):
         Config(gf_id="toy")
+    with pytest.raises(ValueError, match="--gf_ood id=...: that name has a meaning"):
+        Config(gf_id="toy", gf_ood="id=toy")  # it would take the place of the set in distribution
 
 
 def test_gf_of_what_cannot_be_scored_is_an_error(start, tmp_path, monkeypatch):

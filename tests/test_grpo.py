@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 
 import grpo
-from common import fixed_logps, token_logps
+from common import no_grad_logps, token_logps
 from conftest import (
     KeepGradients,
     make_example,
@@ -385,7 +385,7 @@ def test_first_update_ratio_is_one(tiny):
     assert sums["clipped"] == 0
 
     policies = policies_of(policy, torch.optim.SGD(policy.parameters(), lr=0.5))
-    later = replace(batch, logp_old=fixed_logps(policy, batch.groups, Accelerator(cpu=True), CFG))
+    later = replace(batch, logp_old=no_grad_logps(policy, batch.groups, Accelerator(cpu=True), CFG))
     _, before = one_step(policy, later, CFG)
     assert abs(before["ratio"] / before["tokens"] - 1) < 1e-6
 

@@ -18,12 +18,11 @@ from build_prefs import (
     corrupt,
     make_pairs,
     reject,
-    remove_tags,
     supplement,
 )
 from conftest import make_example
 from rewards import Judge, grade, is_in_format
-from rewards.format import TAGS
+from rewards.format import TAGS, remove_tags
 from rewards.judge import checksum
 from sources.funnel import (
     Candidate,

@@ -19,7 +19,7 @@ from transformers import AutoModelForImageTextToText
 
 import dpo_sft
 import grpo
-from common import fixed_logps, plain_token_logps, token_logps
+from common import no_grad_logps, plain_token_logps, token_logps
 from conftest import LiveBytes, fresh_policy, keep_fp64, make_groups, mini_batch, small_grpo
 from harness.ranks import make_accelerator
 from harness.run import read_jsonl
@@ -194,7 +194,7 @@ def check_scoring(folder, accelerator):
     groups = make_groups(encoder, sizes=(6,), images=(1,))
     mine = groups if accelerator.is_main_process else []
     cfg = replace(GRPO, max_tokens_per_micro_batch=1)
-    logp = fixed_logps(policies.trained, mine, accelerator, cfg, filler=groups[0])
+    logp = no_grad_logps(policies.trained, mine, accelerator, cfg, filler=groups[0])
     if accelerator.is_main_process:
         policy, _ = make_policy(True, True)
         assert torch.allclose(logp, plain_token_logps(policy, groups), atol=1e-9)
@@ -212,9 +212,9 @@ def check_old_weights(folder, accelerator):
     def scores(policy) -> torch.Tensor:
         optimizer = torch.optim.SGD(policy.parameters(), lr=1e-3)
         token_logps(policy, groups).sum().backward()
-        fixed_logps(policy, groups, accelerator, GRPO)
+        no_grad_logps(policy, groups, accelerator, GRPO)
         optimizer.step()
-        return fixed_logps(policy, groups, accelerator, GRPO)
+        return no_grad_logps(policy, groups, accelerator, GRPO)
 
     policy, encoder = make_policy(True, True)
     groups = make_groups(encoder, sizes=(2,), images=(1,))
@@ -239,7 +239,7 @@ def check_a_step(folder, accelerator):
         for shard in (False, True):
             policies, encoder = prepared(tied, frozen, shard, accelerator, samples=True)
             groups = make_groups(encoder, sizes=(2, 2), images=(1, 0))
-            score = lambda: fixed_logps(policies.trained, groups, accelerator, GRPO)  # noqa: E731
+            score = lambda: no_grad_logps(policies.trained, groups, accelerator, GRPO)  # noqa: E731
             before = score()
             trained = [w for w in policies.bare.parameters() if w.requires_grad]
             policies.optimizer = torch.optim.AdamW(trained, lr=1e-3)
@@ -273,7 +273,7 @@ def check_sampler(policies, groups, accelerator):
         sampler.image_features(prompts)
 
     refresh(sampler, policies.bare)
-    logp = fixed_logps(policies.trained, groups, accelerator, GRPO)
+    logp = no_grad_logps(policies.trained, groups, accelerator, GRPO)
     if accelerator.is_main_process:
         with torch.no_grad():
             sampled = token_logps(sampler, groups)
