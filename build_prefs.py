@@ -17,6 +17,7 @@ As a program:
     2. make pairs of them                                        make_pairs
          a. each response as chosen, or the reason against it    choose
          b. each response as rejected, or the reason against it  reject
+         c. drop repeats, match the i-th chosen with the i-th rejected
     3. write the pairs, and what became of every response        save_pairs
 
 Both answers are right, so correctness does not separate them; the format does (and the style of two
@@ -25,11 +26,12 @@ its format corrupted as well: correctness and format are mixed, which the paper 
 
 Where the paper is silent:
   1. "Format supplement" is not defined: here a missing closing tag is put where it belongs.
-  2. Consistency is checked by a rule: the conclusion that the reasoning states is the answer
-     (`rewards/consistency.py`). Where the rule is unsure, --unsure decides. With --judge_url a
-     judge decides in its place, as Gemini does in the paper (no verdict: not chosen). --no_verify
-     leaves the check out.
-  3. One of the five corruptions is drawn uniformly.
+  2. "Consistent" is not defined: here the conclusion that the reasoning states is the answer.
+         by default     a rule decides (`rewards/consistency.py`); where it is unsure, --unsure does
+         --judge_url    a judge decides, as Gemini does in the paper; no verdict: not chosen
+         --no_verify    nobody does
+  3. An answer is right at score 1 only, so that bounding boxes, scored by overlap, give few pairs.
+  4. One of the five corruptions is drawn uniformly.
 
     accelerate launch build_prefs.py --zero runs/zero/model       ~30 seconds on one core
     accelerate launch build_prefs.py --source base ...            ablation: chosen by base as well
@@ -150,8 +152,9 @@ def load_responder(folder: str, flag_name: str, encoder: PromptEncoder, cfg: Con
                    run: Run) -> Policy:
     """A model that answers the prompts of the base's `encoder`.
 
-    Trap: its responses are decoded by the base's tokenizer too. With another one of its own it
-    would write garbage (test_a_source_with_another_tokenizer_is_refused).
+    Trap: the base's tokenizer encodes the prompts and decodes the responses of every model. One
+    that was trained with another vocabulary would read and write garbage
+    (test_a_source_with_another_tokenizer_is_refused).
     """
     policy, its_encoder = load_model(folder, flag=flag_name, freeze_vision=True,
                                      dtype=sampling_dtype(run.accelerator))
@@ -163,7 +166,7 @@ def load_responder(folder: str, flag_name: str, encoder: PromptEncoder, cfg: Con
 
 def sample_responses(policy: Policy, encoder: PromptEncoder, prompts: Prompts, cfg: Config,
                      accelerator: Accelerator, parts: Parts, side: str) -> list[list[Response]]:
-    """--samples responses of a model to each prompt; `parts` keeps them for --resume."""
+    """--samples responses of a model to each prompt; `parts` saves them, for --resume."""
     # The seed depends on `side`. With one for both, similar models would write the same responses,
     # and with --source base both sides would be equal.
     generator = torch_generator(cfg.seed, side, accelerator.process_index, accelerator.device)
@@ -183,11 +186,11 @@ def sample_responses(policy: Policy, encoder: PromptEncoder, prompts: Prompts, c
         records = parts.each(f"{side} responses", prompts, prompts_at_a_time, sample_chunk,
                              generator)
     policy.cpu()  # makes room for the next model
-    return [[Response(text, is_cut) for text, is_cut in zip(record["texts"], record["truncated"])]
+    return [[Response(*pair) for pair in zip(record["texts"], record["truncated"])]
             for record in records]
 
 
-# --- 2. What both sides ask of a response --------------------------------------------------------
+# --- What both 2a and 2b ask of a response -------------------------------------------------------
 
 
 def why_unusable(response: Response, example: dict, judge: Judge | None,
@@ -217,24 +220,25 @@ def why_unusable(response: Response, example: dict, judge: Judge | None,
 # --- 2a. Chosen: right, in the full format, consistent -------------------------------------------
 
 
-def supplement(response: str) -> str | None:
-    """What we take the paper's "format supplement" to be: a missing *closing* tag is added.
+def supplement(text: str) -> str | None:
+    """The response in the full format, a missing *closing* tag added; None if that fails.
 
-    None if that does not bring the response into the format.
+    Adding it is what we take the paper's "format supplement" to be. A response that is in the
+    format comes back as it is, without white space around it.
 
     >>> supplement("<think> a <answer> 2 </answer>")
     '<think> a </think> <answer> 2 </answer>'
     >>> supplement("a <answer> 2 </answer>") is None
     True
     """
-    if "</think>" not in response and "<answer>" in response:
-        thought, rest = response.split("<answer>", 1)
+    if "</think>" not in text and "<answer>" in text:
+        thought, rest = text.split("<answer>", 1)
         words = thought.rstrip()  # </think> belongs behind the last of them
         blanks = thought[len(words):]  # these stay in front of <answer>
-        response = words + " </think>" + blanks + "<answer>" + rest
-    if "</answer>" not in response and "<answer>" in response:
-        response = response.rstrip() + " </answer>"
-    return response.strip() if is_in_format(response) else None
+        text = words + " </think>" + blanks + "<answer>" + rest
+    if "</answer>" not in text and "<answer>" in text:
+        text = text.rstrip() + " </answer>"
+    return text.strip() if is_in_format(text) else None
 
 
 def choose(response: Response, example: dict, judge: Judge | None, cfg: Config) -> Candidate:
@@ -269,8 +273,8 @@ CORRUPTIONS = {
 }
 
 
-def corrupt(response: str, rng: random.Random) -> tuple[str, str]:
-    """(response without the format, what was done). One already out of format is left as it is.
+def corrupt(text: str, rng: random.Random) -> tuple[str, str]:
+    """(text without the format, name of the corruption). Out of format already: only stripped.
 
     Source: the five kinds are SPECS'; the uniform draw is ours.
 
@@ -282,10 +286,10 @@ def corrupt(response: str, rng: random.Random) -> tuple[str, str]:
     think around all  <think> a 2 </think>
     answer in words   <think> a </think> Answer: 2
     """
-    if not is_in_format(response):
-        return response.strip(), AS_SAMPLED  # chosen is stripped too: white space is no cue
+    if not is_in_format(text):
+        return text.strip(), AS_SAMPLED  # chosen is stripped too: white space is no cue
     name = rng.choice(list(CORRUPTIONS))
-    return CORRUPTIONS[name](response), name
+    return CORRUPTIONS[name](text), name
 
 
 def reject(response: Response, example: dict, judge: Judge | None, rng: random.Random,
@@ -298,7 +302,7 @@ def reject(response: Response, example: dict, judge: Judge | None, rng: random.R
     return Candidate(text, note=corruption)
 
 
-# --- 2c. Pairs -----------------------------------------------------------------------------------
+# --- 2c. Match them ------------------------------------------------------------------------------
 
 
 def ask_ahead(examples: list[dict], chosen_side: list[list[Response]],
@@ -309,18 +313,18 @@ def ask_ahead(examples: list[dict], chosen_side: list[list[Response]],
                    has found right
         round 2    the reasoning behind answers that the judge found right in round 1
 
-    A round is a dry run of `choose` and `reject` with a stand-in for the judge: it answers what the
-    judge has answered before, and notes all else, to be asked at once. No question depends on the
-    corruption, so the random numbers of the real run are left alone.
+    A round is a dry run of `choose` and `reject`. A recorder in the place of the judge gives the
+    verdicts known so far and notes other questions, which are then asked at once. None of them
+    depends on the corruption, so the dry run has random numbers of its own.
     """
-    later = AskLater(judge)  # the stand-in
+    recorder = AskLater(judge)
     for _ in range(2):
         for example, for_chosen, for_rejected in zip(examples, chosen_side, rejected_side):
             for response in for_chosen:
-                choose(response, example, later, cfg)
+                choose(response, example, recorder, cfg)
             for response in for_rejected:
-                reject(response, example, later, random.Random(0), cfg)
-        later.ask_pending(QUESTIONS_AT_A_TIME)
+                reject(response, example, recorder, random.Random(0), cfg)
+        recorder.ask_pending(QUESTIONS_AT_A_TIME)
 
 
 def make_pairs(examples: list[dict], chosen_side: list[list[Response]],
@@ -403,11 +407,13 @@ def main(cfg: Config) -> None:
     pairs, funnel = make_pairs(prompts.examples, chosen_side, rejected_side, cfg, judge, rng)
 
     # 3. Write the pairs, and what became of every response.
-    funnel += Counter(take_counts(judge))
-    funnel[f"chosen: from {cfg.source}"] = sum(map(len, chosen_side))
-    funnel[f"rejected: from {cfg.rejected_source}"] = sum(map(len, rejected_side))
-    questions_of_rank = len(range(rank, len(examples), world_size))
-    funnel["questions: skipped, see the warnings"] = questions_of_rank - len(prompts)
+    num_skipped = len(range(rank, len(examples), world_size)) - len(prompts)
+    funnel += Counter({
+        "questions: skipped, see the warnings": num_skipped,
+        f"chosen: from {cfg.source}": sum(map(len, chosen_side)),
+        f"rejected: from {cfg.rejected_source}": sum(map(len, rejected_side)),
+        **take_counts(judge),
+    })
     save_pairs(pairs, funnel, len(examples), run)
     run.finish()
 

@@ -9,20 +9,22 @@ encodes a prompt and its images once per *group*, however many completions the g
     head       the hidden states that predict a completion's tokens -> log-probabilities, in chunks
     unpack     one number per token -> (B, T)
 
-Both losses are then minimised by `optimizer_step`: all micro-batches of all ranks, then one step of
-AdamW. One such call is an *update*; a *step* is one turn of a stage's loop: one update in DPO, and
-several in GRPO, where it is a rollout.
+Both losses are then minimised by `optimizer_step`: the gradients of all micro-batches of all ranks,
+then one step of AdamW. One such call is an *update*. A *step*, alone, is one turn of a stage's
+loop: in DPO one update, in GRPO one rollout and the several updates that use it.
 
-Several processes (*ranks*) must run equally many passes wherever a pass exchanges something: those
-with gradient under DDP, all under FSDP. A rank that stopped earlier would leave the others waiting.
-One with fewer micro-batches fills up with *filler passes*: one completion, its result thrown away.
+Several processes (*ranks*) wait for each other: under DDP in the last pass of an update, where
+gradients are averaged; under FSDP in every pass, where weights are gathered. A rank that did not
+come to such a pass would leave the others waiting for ever. So all run as many passes as the rank
+with the most micro-batches: the others add *filler passes*, whose result is thrown away.
 
 One alignment holds for every per-token tensor of the project: shape (B, T), entry [i, j] is about
 token j of completion i. The mask is 1 where such a token exists; a sampled EOS is one.
 
 Dimension key: N prompts, B completions in group order, T longest completion, V vocabulary, D hidden
-width (`model/records.py`); `tokens` is the length of the packed sequence, K the number of tokens in
-it that are scored. (b, t) is a (B, T) of one micro-batch, (t,) a completion of its own length.
+width (`model/records.py`); `tokens` is the length of the packed sequence, K the number of tokens of
+all completions: each is scored, also the last of a completion, which is predicted but not packed.
+(b, t) is a (B, T) of one micro-batch, (t,) a completion of its own length.
 """
 
 import math
@@ -81,8 +83,8 @@ def token_logps(policy: nn.Module, groups: list[Group], temperature: float = 1.0
     Equal to the plain version (test_token_logps_equal_the_plain_version), and 17 to 20 times faster
     on a rollout of the embedded world (16 prompts x 8, forward and backward, one CPU thread).
 
-    Cost: each prompt and its images once per group, no padding. Memory: at most
-    `max_logits` logits at a time.
+    Cost: each prompt and its images once per group; no padding but inside of attention, among
+    sequences of similar length (`model/attention.py`). Memory: at most `max_logits` logits at once.
     """
     # `Policy.forward(f, *args)` runs f(policy, *args). DDP and autocast wrap `forward` and nothing
     # else: whatever needs a gradient has to run inside of it.
@@ -92,7 +94,7 @@ def token_logps(policy: nn.Module, groups: list[Group], temperature: float = 1.0
 def score_groups(policy: Policy, groups: list[Group], temperature: float) -> Tensor:
     """The body of `token_logps`, on the bare policy."""
     prompts = [group.prompt for group in groups]
-    prompt_of = [n for n, group in enumerate(groups) for _ in group.completions]  # (B,)
+    prompt_of = [n for n, group in enumerate(groups) for _ in group.completions]  # B indices
     completions = [c for group in groups for c in group.completions]
     inputs = [c[:-1] for c in completions]  # nothing is predicted from the last token
 
@@ -131,8 +133,8 @@ def predictor_indices(layout: Layout, completions: list[Tensor], prompt_of: list
     """(K,) for each token of all completions, where in the packed sequence it is predicted.
 
     Trap: token 0 of a completion is predicted by the last token of its *prompt*, token j by token
-    j - 1. With an error of one, each token would be scored at its own position, where it is the
-    input (test_perfect_predictor_has_logp_zero).
+    j - 1. Off by one, each token would be scored where it is the input, which is no prediction
+    (test_perfect_predictor_has_logp_zero).
     """
     num_prompts = len(layout.last_of_prompt)
     predictors = []
@@ -149,14 +151,14 @@ def chunked_logps(
 ) -> Tensor:
     """hidden (K, D), targets (K,) ids -> logp (K,).
 
-    At most `max_logits` logits exist at a time. With several chunks the logits of none are kept for
-    the backward pass: it computes those of each chunk again (`checkpoint`).
+    The logits of one chunk, at most `max_logits`, exist at a time. Of several chunks none are kept
+    for the backward pass; it computes them again, chunk by chunk (`checkpoint`).
     """
 
     def head(h: Tensor, target: Tensor) -> Tensor:
         logits = policy.logits(h, temperature)  # (chunk, V)
         target_logit = logits.gather(-1, target[:, None])[:, 0]  # (chunk,)
-        # log_softmax at the target, without a second tensor of the size of `logits`
+        # log_softmax at the target; the other V - 1 of it are not needed.
         return target_logit - logits.logsumexp(-1)  # (chunk,)
 
     vocab_size = len(policy.suppressed)  # V, it has an entry for each id
@@ -183,9 +185,10 @@ class MicroBatch:
     span: slice  # of the first dimension of the update's (B, ...) tensors
 
     def rows_of(self, x: Tensor, like: Tensor) -> Tensor:
-        """x (B, T) of the update -> (b, t): the rows of this micro-batch, where `like` (b, t) is.
+        """x (B, T) of the update -> (b, t), the rows of this micro-batch.
 
-        Behind column t there is only padding, since no completion of this micro-batch is longer.
+        Cut to the width of `like` (b, t), and moved to its device. What is cut off is padding: no
+        completion of this micro-batch is longer than t.
         """
         return x[self.span, : like.shape[1]].to(like.device)
 
@@ -251,28 +254,29 @@ def optimizer_step(
     normalizer        tokens or pairs of the update, of all ranks: the summed loss is divided by it
     filler            any group, for the filler passes of a rank with fewer micro-batches
     cfg               --grad_clip and --max_skipped are read
-    returns           this rank's sums of metrics, and two that are equal on all ranks:
-                          grad_norm         before clipping; 0 if it was not finite
-                          skipped_updates   1 if it was not, so that no step was taken; else 0
+    returns           this rank's sums of metrics, and two numbers that are equal on all ranks:
+                          grad_norm         before clipping; 0 if the update was skipped
+                          skipped_updates   1 if the norm was not finite, and AdamW not run; else 0
 
-    Raises ValueError after --max_skipped skipped steps in a row.
+    Raises ValueError after --max_skipped skipped updates in a row.
 
     Trap: dividing each micro-batch by its own count would give a token in a short micro-batch more
     weight than one in a long one (test_micro_batch_split_does_not_change_gradient).
     """
-    # The rank with the most micro-batches decides. If no rank has any, one filler pass makes
-    # gradients of zero, so that AdamW steps by its momentum, as if the groups without a gradient
-    # had been passed through. Without it gradients would be None, and AdamW would skip all weights
+    # 1. How many passes: as many as the rank with the most micro-batches needs, and at least one.
+    # Without any, gradients would be None, and AdamW would skip all weights. After a filler pass
+    # they are 0, and it steps by its momentum, as if groups without a gradient had been passed
     # (test_without_any_gradient_adamw_still_steps).
     num_passes = max(1, *gather_objects(len(batches), accelerator))
-    sums: dict[str, Tensor] = {}
 
+    # 2. The passes: gradients add up over micro-batches and, in the end, over ranks.
+    sums: dict[str, Tensor] = {}
     for i in range(num_passes):
         # DDP averages the gradients of the ranks in the last pass only. With --shard `no_sync` does
         # nothing, and every pass averages: to wait, a rank would need room for the whole gradient.
         is_last = i == num_passes - 1
-        communication = nullcontext() if is_last else accelerator.no_sync(policies.trained)
-        with communication:
+        maybe_no_sync = nullcontext() if is_last else accelerator.no_sync(policies.trained)
+        with maybe_no_sync:
             if i < len(batches):
                 loss, metrics = loss_and_metrics(batches[i])
             else:
@@ -284,11 +288,12 @@ def optimizer_step(
         for name, value in metrics.items():
             sums[name] = sums.get(name, 0.0) + value.detach().double()
 
+    # 3. Clip, and one step of AdamW.
     grad_norm = accelerator.clip_grad_norm_(policies.trained.parameters(), cfg.grad_clip)
     grad_norm = float(whole(grad_norm))  # with --shard, `grad_norm` is one rank's part of it
-    is_skipped = step_or_skip(policies, grad_norm, cfg.max_skipped)
+    is_skipped = update_or_skip(policies, grad_norm, cfg.max_skipped)
 
-    # Read back once per update: `float` waits for the device, and would do so after each pass.
+    # 4. Read the sums back, once per update: `float` waits for the device.
     result = {name: float(value) for name, value in sums.items()}
     result["skipped_updates"] = float(is_skipped)
     result["grad_norm"] = grad_norm if math.isfinite(grad_norm) else 0.0
@@ -314,14 +319,15 @@ def filler_groups(filler: Group) -> list[Group]:
     return [Group(filler.prompt, filler.completions[:1])]
 
 
-def step_or_skip(policies: Policies, grad_norm: float, max_skipped: int) -> bool:
-    """Take the optimizer step if the gradient is finite: a nan would spread to every weight.
+def update_or_skip(policies: Policies, grad_norm: float, max_skipped: int) -> bool:
+    """Let AdamW update the weights if the gradient is finite: a nan would spread to all of them.
 
-    Returns True if it was skipped. Gradients are summed by now, so the norm is the same on all
-    ranks: either all step or none.
-    Raises ValueError after `max_skipped` skipped steps in a row; 0: never.
+    Returns True if the update was skipped. Gradients are summed by now, so the norm is the same on
+    all ranks: either all update or none.
+    Raises ValueError after `max_skipped` skipped updates in a row; 0: never.
     """
-    if math.isfinite(grad_norm):
+    is_finite = math.isfinite(grad_norm)
+    if is_finite:
         policies.optimizer.step()
         policies.skipped_in_a_row = 0
     else:
@@ -330,11 +336,11 @@ def step_or_skip(policies: Policies, grad_norm: float, max_skipped: int) -> bool
 
     if 0 < max_skipped <= policies.skipped_in_a_row:
         raise ValueError(
-            f"{policies.skipped_in_a_row} optimizer steps in a row had a gradient that is not "
+            f"{policies.skipped_in_a_row} updates in a row had a gradient that is not "
             "finite, so the run stops; no weight was changed by them. The last checkpoint in the "
             "run's folder is good: lower --lr, or look at the data, and go on with --resume"
         )
-    return policies.skipped_in_a_row > 0
+    return not is_finite
 
 
 # --- 4. Log-probabilities without a gradient ---------------------------------------------------
@@ -349,7 +355,7 @@ def no_grad_logps(
     temperature: float = 1.0,
     filler: Group | None = None,
 ) -> Tensor:
-    """`token_logps` without a gradient, micro-batch by micro-batch, on the CPU: (B, T).
+    """`token_logps` without a gradient, micro-batch by micro-batch. Returns (B, T) on the CPU.
 
     logp_old of GRPO and the reference of DPO: constants that a loss compares with.
 

@@ -12,15 +12,16 @@ Here logp(w) is the sum over the tokens of w, and L is averaged over pairs.
 
 DPO sums log-probabilities over a response, since its derivation is about sequences. SFT takes the
 mean over the response's tokens, as LLaMA-Factory does, which the paper used. What lambda balances
-shows in the gradient of a token's log-probability, at the start (h = 0, and chosen of 27 tokens):
+shows in -dL / d logp of a token, how hard the loss pulls at it. At the start h is 0; with |w| = 27:
 
-    of chosen      pulled up by beta / 2 (DPO) + lambda / |w| (SFT)      0.05 + 0.037
-    of rejected    pushed down by beta / 2 (DPO)                         0.05
+    a token of chosen      + beta / 2 (DPO) + lambda / |w| (SFT)      0.05 + 0.037, pulled up
+    a token of rejected    - beta / 2 (DPO)                           -0.05, pushed down
 
 As a loop:
 
     0. score every response once under the start model            cached_reference, in set_up
-    1. shuffle the pairs of each epoch and cut them into steps    step_order
+    1. shuffle the pairs of each epoch, cut them into steps, and  step_order
+       these into the shares of the ranks
     for each step
         2. take this rank's pairs, encoded, and their logp_ref    Pairs.batches (sources/read_pairs)
         3. the hybrid loss over micro-batches, one update         update
@@ -31,15 +32,16 @@ the base model before it is trained, and kept in a file. No second model is need
 
 Where this departs from the paper, or fills in what it leaves open:
   1. beta 0.1: LLaMA-Factory's default; the paper does not state it.
-  2. Chosen and rejected share one encoding of prompt and images (`common.token_logps`).
-  3. One epoch, constant learning rate after a warm-up; the paper's plot has 140 steps of 64 pairs,
-     one epoch of 9k.
-  4. SFT alone keeps the mean per response, so that it differs from DPO+SFT by the DPO term only. A
+  2. One epoch, as in the paper, whose plot has 140 steps of 64 pairs: once through its 9k. The
+     learning rate is constant after a warm-up; the paper does not state its schedule.
+  3. SFT alone keeps the mean per response, so that it differs from DPO+SFT by the DPO term only. A
      usual SFT trainer takes one mean over the tokens of a batch: long responses weigh more there.
 
-Dimension key: N pairs of the tensor at hand, T longest response: all pairs in section 0, a rank's
-share of a step in `update`, where a micro-batch has (n, t). Rows of a (2N, T) alternate: chosen,
-rejected, chosen, ...
+Dimension key: N pairs, one `Group` each, T tokens of the longest response
+    section 0     N are all pairs, n those of a chunk
+    `update`      N are this rank's share of a step, (n, t) those of a micro-batch
+    the losses    N and T of whatever they are given
+Rows of a (2N, T) alternate: chosen, rejected, chosen, ...
 
     accelerate launch dpo_sft.py --pairs runs/prefs          about 20 seconds on one core
     accelerate launch dpo_sft.py --loss sft ...              ablation: sft or dpo alone
@@ -112,7 +114,99 @@ PANELS = {"loss": ["loss", "dpo", "sft"],
           "gradient norm": ["grad_norm"], "learning rate": ["lr"]}
 
 
-# --- The loss, used by 3 -----------------------------------------------------------------------
+# --- 0. The reference --------------------------------------------------------------------------
+
+
+def cached_reference(policy: Policy, pairs: Pairs, cfg: Config, accelerator,
+                     run: Run) -> Tensor | None:
+    """(N, 2) reference log-probs of all pairs, from the cache beside the run folder, or computed.
+
+    None for SFT alone, which has no reference.
+    """
+    if cfg.loss == "sft":
+        return None
+    key = reference_key(policy, pairs, accelerator)
+    file = run.folder.parent / "reference_logps" / f"{key}.safetensors"
+    # All ranks read it, or all of them score: a rank that scored alone would wait for the others.
+    if all(gather_objects(file.exists(), accelerator)):
+        run.say(f"reference log-probs: {file}")
+        return load_file(file)["logp_ref"]  # (N, 2)
+
+    logp_ref = reference_logps(policy, pairs, cfg, accelerator, run.writes)
+    if run.writes:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(".partial")
+        save_file({"logp_ref": logp_ref}, partial)
+        partial.replace(file)
+    return logp_ref
+
+
+def reference_logps(policy: Policy, pairs: Pairs, cfg: Config, accelerator, show: bool) -> Tensor:
+    """(N, 2) summed log-probabilities of chosen and rejected under the start model.
+
+    Each rank scores its share of the N pairs, and all ranks get all of them.
+    """
+    rank, world_size = accelerator.process_index, accelerator.num_processes
+    share = range(rank, len(pairs), world_size)
+    # All ranks make as many chunks as the one with the largest share, the last perhaps empty.
+    largest_share = math.ceil(len(pairs) / world_size)
+    chunks = [share[i : i + AT_A_TIME] for i in range(0, largest_share, AT_A_TIME)]
+    filler = pairs.first()
+
+    response_logps = []
+    for groups in progress(pairs.batches(chunks), "reference log-probs", show, len(chunks)):
+        # A pair may be cut in two here: no loss needs both of its log-probabilities at once.
+        logp = no_grad_logps(policy, groups, accelerator, cfg, filler=filler)  # (2n, t)
+        response_logps.append(logp.sum(-1).view(-1, 2))  # (n, 2) chosen, rejected; padding is 0
+
+    # Rank r scored the pairs r, r + world_size, r + 2 world_size, ...
+    logp_ref = torch.zeros(len(pairs), 2)
+    for r, logp_of_rank in enumerate(gather_objects(torch.cat(response_logps), accelerator)):
+        logp_ref[r::world_size] = logp_of_rank
+    return logp_ref
+
+
+def reference_key(policy: Policy, pairs: Pairs, accelerator) -> str:
+    """A hash of what the reference log-probs depend on: precision, pairs, suppressed ids, weights.
+
+    Each rank hashes a part of the weights.
+    """
+    rank, world_size = accelerator.process_index, accelerator.num_processes
+    digests = {}
+    for i, (name, weight) in enumerate(whole_weights(policy)):
+        if i % world_size == rank:
+            digests[name] = hashlib.sha256(as_bytes(weight)).hexdigest()
+    all_digests = {}
+    for digests_of_rank in gather_objects(digests, accelerator):
+        all_digests |= digests_of_rank
+
+    weights = str(sorted(all_digests.items()))
+    suppressed = hashlib.sha256(as_bytes(policy.suppressed)).hexdigest()
+    depends_on = [str(accelerator.mixed_precision), pairs.digest, suppressed, weights]
+    return hashlib.sha256("/".join(depends_on).encode()).hexdigest()
+
+
+def as_bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+
+
+# --- 1. The order of the pairs ------------------------------------------------------------------
+
+
+def step_order(num_pairs: int, cfg: Config) -> list[list[int]]:
+    """Which pairs each step takes, over all epochs; at most --max_steps of them, if it is set.
+
+    The last step of an epoch may have fewer pairs.
+    """
+    steps = []
+    for epoch in range(cfg.epochs):
+        order = list(range(num_pairs))
+        random_of(cfg.seed, f"order of epoch {epoch}").shuffle(order)  # the same on all ranks
+        steps += [order[i : i + cfg.batch_pairs] for i in range(0, num_pairs, cfg.batch_pairs)]
+    return steps[: cfg.max_steps] if cfg.max_steps else steps
+
+
+# --- 3. The hybrid loss, and the update ---------------------------------------------------------
 
 
 def dpo_loss(chosen_logp: Tensor, rejected_logp: Tensor, chosen_logp_ref: Tensor,
@@ -181,104 +275,14 @@ def hybrid_loss(logp: Tensor, logp_ref: Tensor | None, mask: Tensor,
     }
 
 
-# --- 0. The reference --------------------------------------------------------------------------
-
-
-def cached_reference(policy: Policy, pairs: Pairs, cfg: Config, accelerator,
-                     run: Run) -> Tensor | None:
-    """(N, 2) reference log-probs of all pairs, from the cache beside the run folder, or computed.
-
-    None for SFT alone, which has no reference.
-    """
-    if cfg.loss == "sft":
-        return None
-    key = reference_key(policy, pairs, accelerator)
-    file = run.folder.parent / "reference_logps" / f"{key}.safetensors"
-    # All ranks read it, or all of them score: a rank that scored alone would wait for the others.
-    if all(gather_objects(file.exists(), accelerator)):
-        run.say(f"reference log-probs: {file}")
-        return load_file(file)["logp_ref"]  # (N, 2)
-
-    logp_ref = reference_logps(policy, pairs, cfg, accelerator, run.writes)
-    if run.writes:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(".partial")
-        save_file({"logp_ref": logp_ref}, partial)
-        partial.replace(file)
-    return logp_ref
-
-
-def reference_logps(policy: Policy, pairs: Pairs, cfg: Config, accelerator, show: bool) -> Tensor:
-    """(N, 2) summed log-probabilities of chosen and rejected under the start model.
-
-    Each rank scores its share of the N pairs, and all ranks get all of them.
-    """
-    rank, world_size = accelerator.process_index, accelerator.num_processes
-    share = range(rank, len(pairs), world_size)
-    # All ranks make as many chunks as the one with the largest share, the last perhaps empty.
-    largest_share = math.ceil(len(pairs) / world_size)
-    chunks = [share[i : i + AT_A_TIME] for i in range(0, largest_share, AT_A_TIME)]
-    filler = pairs.first()
-
-    sums = []
-    for groups in progress(pairs.batches(chunks), "reference log-probs", show, len(chunks)):
-        # A pair may be cut in two here: no loss needs both of its log-probabilities at once.
-        logp = no_grad_logps(policy, groups, accelerator, cfg, filler=filler)  # (2n, t)
-        sums.append(logp.sum(-1).view(-1, 2))  # (n, 2) chosen, rejected; padding is 0
-
-    # Rank r scored the pairs r, r + world_size, r + 2 world_size, ...
-    logp_ref = torch.zeros(len(pairs), 2)
-    for r, logp_of_rank in enumerate(gather_objects(torch.cat(sums), accelerator)):
-        logp_ref[r::world_size] = logp_of_rank
-    return logp_ref
-
-
-def reference_key(policy: Policy, pairs: Pairs, accelerator) -> str:
-    """A hash of what the reference log-probs depend on: precision, pairs, suppressed ids, weights.
-
-    Each rank hashes a part of the weights.
-    """
-    rank, world_size = accelerator.process_index, accelerator.num_processes
-    digests = {}
-    for i, (name, weight) in enumerate(whole_weights(policy)):
-        if i % world_size == rank:
-            digests[name] = hashlib.sha256(as_bytes(weight)).hexdigest()
-    all_digests = {}
-    for digests_of_rank in gather_objects(digests, accelerator):
-        all_digests |= digests_of_rank
-
-    weights = str(sorted(all_digests.items()))
-    suppressed = hashlib.sha256(as_bytes(policy.suppressed)).hexdigest()
-    depends_on = [str(accelerator.mixed_precision), pairs.digest, suppressed, weights]
-    return hashlib.sha256("/".join(depends_on).encode()).hexdigest()
-
-
-def as_bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
-
-
-# --- 1. The order of the pairs ------------------------------------------------------------------
-
-
-def step_order(count: int, cfg: Config) -> list[list[int]]:
-    """Which pairs each step takes, all epochs. The last, smaller step of an epoch is kept."""
-    steps = []
-    for epoch in range(cfg.epochs):
-        order = list(range(count))
-        random_of(cfg.seed, f"order of epoch {epoch}").shuffle(order)  # the same on all ranks
-        steps += [order[i : i + cfg.batch_pairs] for i in range(0, count, cfg.batch_pairs)]
-    return steps[: cfg.max_steps or None]
-
-
-# --- 3. The update -----------------------------------------------------------------------------
-
-
 def update(groups: list[Group], logp_ref: Tensor | None, filler: Group, policies: Policies,
            accelerator, cfg: Config) -> dict[str, float]:
-    """One optimizer step over this rank's pairs; returns sums over them.
+    """One optimizer step over the pairs of a step, of which each rank passes its share.
 
+    groups    this rank's share, [chosen, rejected] each; for SFT alone [chosen]
     logp_ref  (N, 2) of these pairs, None for SFT alone
     filler    any pair, for filler passes (see `common.py`)
+    returns   sums over this rank's pairs; `grad_norm` and `skipped_updates`, equal on all ranks
     """
     num_pairs = sum_over_ranks({"pairs": len(groups)}, accelerator)["pairs"]  # of the whole step
 
@@ -286,20 +290,20 @@ def update(groups: list[Group], logp_ref: Tensor | None, filler: Group, policies
         logp = token_logps(policies.trained, micro.groups)  # (2n, t), for SFT alone (n, t)
         mask = completion_mask(micro.groups).to(logp.device)  # of the same shape
 
-        micro_ref = None
+        logp_ref_of_micro = None
         if logp_ref is not None:
             # The span counts responses, two for each pair.
             pair_span = slice(micro.span.start // 2, micro.span.stop // 2)
-            micro_ref = logp_ref[pair_span].to(logp.device)  # (n, 2)
+            logp_ref_of_micro = logp_ref[pair_span].to(logp.device)  # (n, 2)
 
-        terms = hybrid_loss(logp, micro_ref, mask, cfg)
-        sums = {name: values.sum() for name, values in terms.items()}
-        return sums["loss"], sums
+        terms = hybrid_loss(logp, logp_ref_of_micro, mask, cfg)
+        micro_sums = {name: values.sum() for name, values in terms.items()}
+        return micro_sums["loss"], micro_sums
 
     # A pair is never split: the sigmoid needs both of its log-probabilities at once.
     batches = micro_batches(groups, cfg.max_tokens_per_micro_batch, split=False)
     return optimizer_step(policies, accelerator, batches, loss_and_metrics, normalizer=num_pairs,
-                         filler=filler, cfg=cfg)
+                          filler=filler, cfg=cfg)
 
 
 # --- The loop ----------------------------------------------------------------------------------
@@ -327,7 +331,7 @@ def set_up(cfg: Config) -> tuple[Run, Policies, PromptEncoder, Pairs, Tensor | N
     pairs = load_pairs(cfg, encoder, base, run.warn, accelerator)
     looked_at = next(pairs.batches([range(min(LOOKED_AT, len(pairs)))]))
     say_what_was_understood(run, encoder, [group.prompt for group in looked_at])
-    if cfg.shard:
+    if cfg.shard:  # before it scores: a whole model may not fit on one card
         shard(base)
 
     # 0. The reference is the base model as it is now: it scores before anything is trained.
@@ -341,7 +345,7 @@ def set_up(cfg: Config) -> tuple[Run, Policies, PromptEncoder, Pairs, Tensor | N
         policy, _ = load_policy(cfg, run.latest_model(), accelerator)
     policies = build_policies(policy, cfg, accelerator)
     state = run.load_state(policies.optimizer)
-    if state is not None and state.get("pairs", pairs.digest) != pairs.digest:
+    if state is not None and state["pairs_digest"] != pairs.digest:
         raise ValueError(f"--resume {run.folder}: --pairs are not those that the run began with")
     return run, policies, encoder, pairs, logp_ref
 
@@ -361,22 +365,22 @@ def main(cfg: Config) -> None:
     run.say(f"{len(pairs)} pairs in {num_steps} steps of {cfg.batch_pairs}, "
             f"loss {cfg.loss}, {world_size} process(es), {run.folder}")
 
-    groups_of_step = pairs.batches(share_of_step[run.start_step :])  # encodes one step ahead
+    upcoming_groups = pairs.batches(share_of_step[run.start_step :])  # encodes one step ahead
     filler = pairs.first()
 
     for step in range(run.start_step + 1, num_steps + 1):
         began = time.perf_counter()
         lr = set_learning_rate(policies.optimizer, step - 1, cfg, num_steps)
         # 2. Take this rank's pairs, encoded, and their logp_ref.
-        groups = next(groups_of_step)
-        step_ref = None if logp_ref is None else logp_ref[share_of_step[step - 1]]  # (N, 2)
+        groups = next(upcoming_groups)
+        logp_ref_of_step = None if logp_ref is None else logp_ref[share_of_step[step - 1]]  # (N, 2)
         # 3. The hybrid loss over micro-batches, one update.
-        sums = update(groups, step_ref, filler, policies, accelerator, cfg)
+        sums = update(groups, logp_ref_of_step, filler, policies, accelerator, cfg)
 
         run.log(step, num_steps, {**summarize(sums, len(groups), accelerator), "lr": lr,
                                   "step_s": time.perf_counter() - began})
         if run.is_time_to_save(step, num_steps):  # also after Ctrl-C
-            run.save_checkpoint(step, policies, encoder, extra={"pairs": pairs.digest})
+            run.save_checkpoint(step, policies, encoder, extra={"pairs_digest": pairs.digest})
         run.stop_if_asked()
 
     run.finish_training(policies, encoder, PANELS, f"{cfg.loss} from {cfg.model}")

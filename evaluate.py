@@ -4,14 +4,14 @@
     2. each model answers every set: a record for each response  model_records
        (completions.jsonl, a line each: response, extracted answer, gold, score)
     3. each checkpoint of --gf_runs answers the sets of GF       measure_gf
-    4. records -> rates with intervals, a table                  summarize
+    4. records -> rates with intervals, a table                  summarize, write_report
 
 The set `id` (in distribution) has questions like those of training, `shuffled` the same ones with
 their images exchanged; all other sets are OOD (out of distribution). What is measured:
 
     format      share of responses in exactly the format that was asked for
-    accuracy    share of right answers, sampled (at --temperature, 1 as in training) and greedy; for
-                bounding boxes the mean score, between 0 and 1
+    accuracy    share of right answers, sampled (at --temperature, 1 as in training), on `id` greedy
+                as well; for bounding boxes the mean score, between 0 and 1
     shuffled    accuracy with another question's image. A model that does not look keeps its
                 accuracy; one that looks loses it, and may end below `guessing`
     guessing    the best blind guess: to each kind of question its most common gold answer
@@ -31,7 +31,7 @@ Where this departs from the paper, or fills in what it leaves open:
      shown beside their mean: a good mean can hide one lost format, for example one that resembles
      the rejected responses.
   2. Intervals are 95 %, over questions: Wilson's for rates, bootstrapped for pass@k. For scores
-     between 0 and 1 (bounding boxes) Wilson's is too wide: p (1 - p) is the most they can vary.
+     between 0 and 1 (bounding boxes) Wilson's is too wide: of one mean, 0 and 1 vary most.
 
 `--rescore FILE` grades a completions.jsonl again, by repaired rules, or against a gold answer that
 was edited in it. `--benchmark NAME` asks a public benchmark and grades by its authors' rule, never
@@ -73,7 +73,7 @@ from scoring.responses import (
     save_images,
     write_report,
 )
-from scoring.score_file import score
+from scoring.score_file import score_responses
 from sources.asking import ask_models, side_by_side
 from sources.lazily import Prompts
 from sources.stream import EncodedSets
@@ -110,7 +110,7 @@ class Config(settings.Columns, settings.Benchmark, settings.Generalization, sett
         split_names(self.models, "--models")
 
 
-# --- 1. Metrics: pure functions -------------------------------------------------------------------
+# --- The metrics: pure functions, used by 2, 3 and 4 ----------------------------------------------
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
@@ -141,7 +141,7 @@ def generalization_factor(gain_id: float, gain_ood: float, beta: float = 2.0) ->
     return (1 + beta**2) * gain_id * gain_ood / (beta**2 * gain_id + gain_ood)
 
 
-# --- 2. Measurements: prompts to records ----------------------------------------------------------
+# --- 2. Each model answers every set --------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -172,10 +172,10 @@ def list_measurements(cfg: Config, sets: list[str], rank: int, world_size: int
         *[Measurement(name, "sampled", cfg.temperature) for name in others],
     ]
     if cfg.pass_items:
-        # Rank r has the questions r, r + world_size, ...: so many of the first --pass_items.
-        count = len(range(rank, cfg.pass_items, world_size))
+        # This rank has the questions rank, rank + world_size, ...: which are below --pass_items?
+        share = range(rank, cfg.pass_items, world_size)
         measurements.append(
-            Measurement(ID, "pass", cfg.temperature, cfg.pass_samples, max_prompts=count))
+            Measurement(ID, "pass", cfg.temperature, cfg.pass_samples, max_prompts=len(share)))
     return measurements
 
 
@@ -206,9 +206,10 @@ class Evaluator:
     def checkpoint_rates(self, name: str, folder: Path, encoded: EncodedSets) -> dict[str, float]:
         """The rate of each set for the model of one checkpoint, over the shares of all ranks.
 
-        Trap: where nothing could be scored there is no rate. Taken for 0, it would make GF a number
-        about nothing (test_gf_of_what_cannot_be_scored_is_an_error).
+        Trap: if no response could be scored, the mean is that of nothing. Read as a rate of 0, it
+        would give a GF that looks measured (test_gf_of_what_cannot_be_scored_is_an_error).
         """
+        # Without --gf_id the sets are the formats of the embedded world, measured by format.
         key = "score" if self.cfg.gf_id else "in_format"
         policy, encoder = self.open_model(str(folder), "--gf_runs")
 
@@ -216,8 +217,9 @@ class Evaluator:
         for set_name, prompts in encoded.for_encoder(encoder).items():
             measurement = Measurement(set_name, "sampled", self.cfg.temperature)
             records = self.sample_and_grade(policy, encoder, prompts, measurement, name)
-            values = [{key: record[key]} for record in records]  # what travels between ranks
-            rate = rate_with_interval(sum(gather_objects(values, self.run.accelerator), []), key)
+            mine = [{key: record[key]} for record in records]  # all that travels between ranks
+            of_all_ranks = sum(gather_objects(mine, self.run.accelerator), [])
+            rate = rate_with_interval(of_all_ranks, key)
             if rate["count"] == 0:
                 raise ValueError(f"--gf_runs {name}: no response to {set_name} could be scored")
             rates[set_name] = rate["mean"]
@@ -250,8 +252,8 @@ class Evaluator:
                     temperature=measurement.temperature, generator=generator,
                     sample_batch=cfg.sample_batch, compile_decode=cfg.compile_decode,
                     logits_stat=nucleus_size if measurement.branching else None)
-            measured = {"model": model_name, "set": measurement.set_name, "mode": measurement.mode}
-            return [{**measured, **record}
+            labels = {"model": model_name, "set": measurement.set_name, "mode": measurement.mode}
+            return [{**labels, **record}
                     for record in grade_groups(groups, encoder, policy.eos_ids, self.judge)]
 
         prompts_at_a_time = max(1, cfg.sample_batch // measurement.samples)
@@ -259,68 +261,7 @@ class Evaluator:
                                prompts_at_a_time, sample_chunk, generator)
 
 
-# --- 3. Records to a report -----------------------------------------------------------------------
-
-
-def summarize(records: list[dict]) -> dict:
-    """The report of one model, from its records only. What was not measured is left out.
-
-    "SET MODE"     format and accuracy with intervals, mean length, share that is truncated
-    "branching"    mean size of the nucleus
-    "guessing"     accuracy of the best blind guess at these questions
-    "categories"   of a benchmark: heading -> category -> accuracy
-    "pass@k"       k -> mean with its interval
-    """
-    by_measurement = defaultdict(list)
-    for record in records:
-        by_measurement[record["set"], record["mode"]].append(record)
-
-    report = {}
-    for (set_name, mode), responses in by_measurement.items():
-        if mode != "pass":
-            report[f"{set_name} {mode}"] = {
-                "format": rate_with_interval(responses, "in_format"),
-                "accuracy": accuracy(responses),
-                "length": sum(r["tokens"] for r in responses) / len(responses),
-                "truncated": sum(r["truncated"] for r in responses) / len(responses),
-            }
-
-    sampled = by_measurement.get((ID, "sampled"), [])
-    greedy = by_measurement.get((ID, "greedy"), [])
-    for_pass = by_measurement.get((ID, "pass"), [])
-    nucleus_sum = sum(r["nucleus_sum"] for r in sampled)
-    if nucleus_sum:  # at least 1 a token, if it was measured
-        report["branching"] = nucleus_sum / sum(r["tokens"] for r in sampled)
-    if sampled:
-        report["guessing"] = guessing_rate(sampled)
-    if categories := category_rates(greedy or sampled, accuracy):
-        report["categories"] = categories
-    if for_pass:
-        report["pass@k"] = mean_pass_at_k(for_pass)
-    return report
-
-
-def mean_pass_at_k(records: list[dict]) -> dict[str, dict]:
-    """pass@k for k = 1, 2, 4, ... 64: the mean over the questions with at least k scored samples.
-
-    Where scores are missing, a larger k is a mean over fewer questions, so the curve may fall.
-    """
-    outcomes_of = defaultdict(list)  # id of a question -> whether each scored sample is right
-    for record in records:
-        if record["score"] is not None:
-            outcomes_of[record["id"]].append(record["score"] == 1.0)
-
-    rates = {}
-    for k in (1, 2, 4, 8, 16, 32, 64):
-        questions = [outcomes for outcomes in outcomes_of.values() if len(outcomes) >= k]
-        if questions:
-            chances = [pass_at_k(n=len(outcomes), c=sum(outcomes), k=k) for outcomes in questions]
-            low, high = bootstrap(chances)
-            rates[str(k)] = {"mean": sum(chances) / len(chances), "low": low, "high": high}
-    return rates
-
-
-# --- 4. Generalisation over a run -----------------------------------------------------------------
+# --- 3. GF at each checkpoint of a run ------------------------------------------------------------
 
 
 def gf_curve(rates: dict[int, dict[str, float]], beta: float = 2.0) -> list[dict]:
@@ -365,14 +306,76 @@ def measure_gf(evaluator: Evaluator) -> dict[str, list[dict]]:
     return curves
 
 
-# --- 5. Main --------------------------------------------------------------------------------------
+# --- 4. Records to a report -----------------------------------------------------------------------
+
+
+def summarize(records: list[dict]) -> dict:
+    """The report of one model, from its records only. What was not measured is left out.
+
+    "SET MODE"     format and accuracy with intervals, mean length, share that is truncated
+    "branching"    mean size of the nucleus
+    "guessing"     accuracy of the best blind guess at these questions
+    "categories"   of a benchmark: heading -> category -> accuracy, greedy if there is
+    "pass@k"       k -> mean with its interval
+    """
+    by_measurement = defaultdict(list)
+    for record in records:
+        by_measurement[record["set"], record["mode"]].append(record)
+
+    report = {}
+    for (set_name, mode), measured in by_measurement.items():
+        if mode != "pass":
+            report[f"{set_name} {mode}"] = {
+                "format": rate_with_interval(measured, "in_format"),
+                "accuracy": accuracy(measured),
+                "length": sum(record["tokens"] for record in measured) / len(measured),
+                "truncated": sum(record["truncated"] for record in measured) / len(measured),
+            }
+
+    sampled = by_measurement.get((ID, "sampled"), [])
+    greedy = by_measurement.get((ID, "greedy"), [])
+    for_pass = by_measurement.get((ID, "pass"), [])
+    nucleus_sum = sum(record["nucleus_sum"] for record in sampled)
+    if nucleus_sum > 0:  # 0: not measured, since a nucleus has at least one token
+        report["branching"] = nucleus_sum / sum(record["tokens"] for record in sampled)
+    once = greedy or sampled  # a response to each question
+    if once:
+        report["guessing"] = guessing_rate(once)  # of their gold answers only
+    if categories := category_rates(once, accuracy):
+        report["categories"] = categories
+    if for_pass:
+        report["pass@k"] = mean_pass_at_k(for_pass)
+    return report
+
+
+def mean_pass_at_k(records: list[dict]) -> dict[str, dict]:
+    """pass@k for k = 1, 2, 4, ... 64: the mean over the questions with at least k scored samples.
+
+    Where scores are missing, a larger k is a mean over fewer questions, so the curve may fall.
+    """
+    outcomes_of = defaultdict(list)  # id of a question -> whether each scored sample is right
+    for record in records:
+        if record["score"] is not None:
+            outcomes_of[record["id"]].append(record["score"] == 1.0)
+
+    rates = {}
+    for k in (1, 2, 4, 8, 16, 32, 64):
+        questions = [outcomes for outcomes in outcomes_of.values() if len(outcomes) >= k]
+        if questions:
+            chances = [pass_at_k(n=len(outcomes), c=sum(outcomes), k=k) for outcomes in questions]
+            low, high = bootstrap(chances)
+            rates[str(k)] = {"mean": sum(chances) / len(chances), "low": low, "high": high}
+    return rates
+
+
+# --- Main -----------------------------------------------------------------------------------------
 
 
 def main(cfg: Config) -> None:
     if cfg.rescore:
         print(rescore(cfg.rescore, make_judge(cfg), summarize))
     elif cfg.score:
-        score(cfg, make_judge(cfg))
+        score_responses(cfg, make_judge(cfg))
     elif cfg.ask:
         check_models(cfg.models, "--models")
         print(side_by_side(ask_models(cfg, split_names(cfg.models, "--models"))))

@@ -1,8 +1,9 @@
 """GRPO with DAPO-style clipping: stages 1 and 3 of SPECS.
 
 For each prompt q, sample G completions o_1..o_G from the current policy, reward each, and compare
-it with its own group. A token's log-probability is then raised if its completion did better than
-the group's mean, and lowered if it did worse, until its ratio to the old policy leaves a band:
+it with its own group. If a completion did better than the group's mean, the probability of each of
+its tokens is raised, else lowered. The clip stops this for a token whose probability, divided by
+what it was when the completion was sampled, leaves a band:
 
     R_i     = 0.5 format_i + 1 accuracy_i                          one reward per completion
     A_i     = (R_i - mean(R)) / (std(R) + 1e-6)                    mean and std over its group
@@ -11,9 +12,9 @@ the group's mean, and lowered if it did worse, until its ratio to the old policy
               over the completions i of all prompts of an update; M = the number of their tokens
     loss    = -J  (+ beta * KL to the reference, off by default)
 
-As a loop:
+As a loop. A *step* is one turn of it, with one rollout; an *update* is one optimizer step:
 
-    repeat                              a *step* is one rollout, an *update* one optimizer step
+    repeat
         0. give the sampler the policy's weights                               refresh
         1. sample a group for each prompt, and reward it                       collect_rollout
         2. cut it into mini-batches: advantages, logp_old                      prepare_mini_batches
@@ -30,12 +31,13 @@ Where this departs from the paper, or fills in what it leaves open:
   1. Clip band 0.2 / 0.28: the paper says "similar to DAPO", these are DAPO's.
   2. M counts the tokens of a whole update, over prompts, micro-batches and processes (DAPO eq. 8 is
      printed for one prompt).
-  3. A rollout is consumed in --updates_per_rollout updates. With one, every ratio is 1 and the clip
-     never acts; the paper's 128 prompts x 8 in batches of 128 completions make 8.
-  4. Built, off: dynamic sampling, overlong shaping, masked truncations, Dr. GRPO, TIS.
+  3. A rollout is used for --updates_per_rollout updates. With a single one every ratio is 1, and
+     the clip never acts. The paper's 128 prompts x 8 in batches of 128 completions make 8.
+  4. Built, off: dynamic sampling, overlong shaping, masked truncations, Dr. GRPO, TIS, KL.
 
-Dimension key: N prompts, G completions per prompt, B completions, T longest completion: of this
-rank's share of a mini-batch (one update). (b, t) is a (B, T) of one micro-batch (one pass).
+Dimension key, for one update on one process (*rank*): N prompts with G completions each; B of the
+N G completions, those of groups with a gradient, are passed through the model; the longest has T
+tokens. (b, t) is the part of a (B, T) that one micro-batch holds.
 
     accelerate launch grpo.py                                   the embedded world, 16 steps, 20 s
     accelerate launch grpo.py --model runs/warmup/model         stage 3
@@ -52,12 +54,13 @@ from torch import Tensor
 from common import micro_batches, no_grad_logps, optimizer_step, set_learning_rate, token_logps
 from harness import settings
 from harness.cli import flag, parse_cli, run_stage
-from harness.metrics import Stopwatch, sampler_gap
+from harness.metrics import Stopwatch, kl_k3, sampler_gap
 from harness.randomness import torch_generator
 from harness.ranks import check_shares, make_accelerator, sum_over_ranks
 from harness.run import Run
 from model.lora import adapters_off
 from model.policies import Policies, build_policies, load_policy
+from model.prompts import PromptEncoder
 from model.qwen import Policy
 from model.records import Group, completion_mask, padded
 from model.sampling import refresh, sample_groups, token_entropy
@@ -66,6 +69,7 @@ from rewards.groups import RewardedGroup, Rewarder, parse_weights, sample_record
 from rewards.judge import take_counts
 from rewards.metrics import COLUMNS, PANELS, summarize
 from sources import build_stream
+from sources.held_out import HeldOut
 from sources.stream import PromptStream
 from sources.understood import LOOKED_AT, best_blind_guess, say_what_was_understood
 
@@ -123,23 +127,26 @@ def collect_rollout(sampler: Policy, stream: PromptStream, reward_groups, genera
     With dynamic sampling, draw on until there are enough informative groups; a surplus is thrown
     away. Reward and accuracy are then logged for the kept groups only.
     """
-    count = cfg.prompts_per_step // accelerator.num_processes
-    kept: list[RewardedGroup] = []
+    count = cfg.prompts_per_step // accelerator.num_processes  # of this rank
+    num_draws = cfg.max_draws if cfg.dynamic_sampling else 1
+    collected: list[RewardedGroup] = []
 
-    for _ in range(cfg.max_draws if cfg.dynamic_sampling else 1):
+    for _ in range(num_draws):
         prompts = stream.take(count)
         with sampling_time, accelerator.autocast():
             groups = sample_groups(
                 sampler, prompts, cfg.group_size, max_new_tokens=cfg.max_new_tokens,
                 temperature=cfg.temperature, generator=generator, sample_batch=cfg.sample_batch,
                 logits_stat=token_entropy, compile_decode=cfg.compile_decode)
-        rewarded = reward_groups(groups)
-        kept += [r for r in rewarded if r.is_informative() or not cfg.dynamic_sampling]
-        if len(kept) >= count:
-            return kept[:count]
+        rewarded_groups = reward_groups(groups)
+        if cfg.dynamic_sampling:
+            rewarded_groups = [r for r in rewarded_groups if r.is_informative()]
+        collected += rewarded_groups
+        if len(collected) >= count:
+            return collected[:count]
 
     raise ValueError(f"--dynamic_sampling: {cfg.max_draws} draws of {count} prompts gave only "
-                     f"{len(kept)} groups with right and wrong answers; raise --max_draws?")
+                     f"{len(collected)} groups with right and wrong answers; raise --max_draws?")
 
 
 # --- 2. Advantages, and what else is fixed before the updates ----------------------------------
@@ -182,10 +189,10 @@ class MiniBatch:
 
     groups: list[Group]
     advantages: Tensor  # (B,)
-    mask: Tensor  # (B, T) 1 where a token is in the loss; perhaps with more columns of padding
+    mask: Tensor  # (B, T) 1 where a token is in the loss
     logp_sampler: Tensor  # (B, T) what the sampler gave its tokens
     logp_old: Tensor | None  # (B, T); None in the first update, where it equals logp
-    loss_tokens: float  # this rank's part of M; groups without a gradient count too
+    part_of_m: float  # what this rank adds to M; groups without a gradient count too
     filler: Group  # any group, for filler passes (see `common.py`)
 
 
@@ -199,39 +206,38 @@ def prepare_mini_batches(rollout: list[RewardedGroup], policies: Policies, accel
     batches = []
     for u in range(cfg.updates_per_rollout):
         part = rollout[u * size : (u + 1) * size]
-        batches.append(prepare_mini_batch(part, u == 0, policies, accelerator, cfg))
+        batches.append(prepare_mini_batch(part, policies, accelerator, cfg, is_first=(u == 0)))
     return batches
 
 
-def prepare_mini_batch(part: list[RewardedGroup], is_first: bool, policies: Policies, accelerator,
-                       cfg: Config) -> MiniBatch:
+def prepare_mini_batch(part: list[RewardedGroup], policies: Policies, accelerator, cfg: Config,
+                       is_first: bool) -> MiniBatch:
     """The part of a rollout that one update learns from: advantages, mask, M and logp_old."""
-    # 1. Advantages: each completion against its own group.
-    totals = torch.tensor([rewarded.totals for rewarded in part])  # (N, G) R_i
-    advantages = group_advantages(totals, divide_by_std=not cfg.dr_grpo)  # (N, G)
+    # 2a. Advantages: each completion against its own group.
+    rewards = torch.tensor([rewarded.totals for rewarded in part])  # (N, G) R_i, weighted sums
+    advantages = group_advantages(rewards, divide_by_std=not cfg.dr_grpo)  # (N, G)
 
-    # 2. The mask: which completions are in the loss, and in them which tokens exist.
-    in_loss = ~totals.isnan()  # (N, G)
+    # 2b. The mask: which completions are in the loss, and in them which tokens exist.
+    in_loss = ~rewards.isnan()  # (N, G)
     if cfg.mask_truncated:  # their rewards stay in the mean and std of the group
         in_loss &= ~torch.tensor([rewarded.truncated for rewarded in part])
     mask = completion_mask([rewarded.group for rewarded in part])  # (N * G, T)
     mask = mask.unflatten(0, in_loss.shape) * in_loss[..., None]  # (N, G, T)
 
-    # 3. This rank's part of M. Groups of equal rewards count too, though they have no gradient: an
-    # update with more of them than usual weighs less in AdamW. --dynamic_sampling avoids them.
-    loss_tokens = float(mask.sum())
+    # 2c. This rank's part of M. Groups of equal rewards count, though they add nothing to the sum:
+    # with more of them than usual the gradient is smaller. --dynamic_sampling avoids them.
+    part_of_m = float(mask.sum())
     if cfg.dr_grpo:  # a constant instead, as if every completion had the largest length
-        loss_tokens = float(in_loss.numel() * cfg.max_new_tokens)
+        part_of_m = float(in_loss.numel() * cfg.max_new_tokens)
 
-    # 4. The groups that need a pass. The gradient of one of equal rewards is exactly 0, unless the
-    # KL term pulls on it (test_groups_without_gradient_change_nothing). They are sorted, so that
-    # similar lengths share a micro-batch.
+    # 2d. The groups that are passed: the gradient of one of equal rewards is exactly 0, unless the
+    # KL term pulls on it (test_groups_without_gradient_change_nothing). Sorted by their lengths.
     has_gradient = ((advantages != 0) & in_loss).any(-1) | (cfg.kl_beta > 0)  # (N,)
-    kept = [i for i in range(len(part)) if has_gradient[i]]
-    kept.sort(key=lambda i: max(len(c) for c in part[i].group.completions))
-    groups = [part[i].group for i in kept]
+    passed = [i for i in range(len(part)) if has_gradient[i]]
+    passed.sort(key=lambda i: max(len(c) for c in part[i].group.completions))
+    groups = [part[i].group for i in passed]
 
-    # 5. logp_old. In the first update the policy has not moved yet: logp_old is logp. Before the
+    # 2e. logp_old. In the first update the policy has not moved yet: logp_old is logp. Before the
     # later ones it will have moved, so logp_old is computed now.
     # Trap: the sampler's log-probabilities cannot stand in. They come from other kernels, or bf16
     # weights, and the ratio of a policy that has not moved would not be exactly 1
@@ -239,15 +245,16 @@ def prepare_mini_batch(part: list[RewardedGroup], is_first: bool, policies: Poli
     logp_old = None
     if not is_first:
         logp_old = no_grad_logps(policies.trained, groups, accelerator, cfg, cfg.temperature,
-                               filler=part[0].group)
+                                 filler=part[0].group)
 
+    logp_sampler = padded([logp for group in groups for logp in group.logps])  # (B, T)
     return MiniBatch(
-        groups,
-        advantages[kept].flatten(),
-        mask[kept].flatten(0, 1),
-        logp_sampler=padded([logp for group in groups for logp in group.logps]),
+        groups=groups,
+        advantages=advantages[passed].flatten(),  # (N, G) -> (B,)
+        mask=mask[passed].flatten(0, 1)[:, : logp_sampler.shape[1]],  # (N, G, T of all) -> (B, T)
+        logp_sampler=logp_sampler,
         logp_old=logp_old,
-        loss_tokens=loss_tokens,
+        part_of_m=part_of_m,
         filler=part[0].group,
     )
 
@@ -293,23 +300,10 @@ def policy_loss(logp: Tensor, logp_old: Tensor, advantages: Tensor, mask: Tensor
     return {"loss": -objective, "ratio": ratio.detach(), "clipped": is_clipped.float()}
 
 
-def kl_k3(logp: Tensor, logp_ref: Tensor) -> Tensor:
-    """(B, T) estimate of KL(policy || reference), never below 0: e^d - d - 1, d = logp_ref - logp.
-
-    Trap: only its value estimates that KL. As a term of the loss its gradient, (1 - e^d) grad logp,
-    is on average that of KL(reference || policy) (test_k3_pulls_like_the_other_kl). Both averages
-    are over the policy's own tokens; later updates see the old policy's, as in GRPO's paper.
-
-    `expm1` keeps it accurate near 0. In fp32 the plain form gives 0 at d = 1e-4, and is negative at
-    1e-6 (test_k3_nonnegative_for_small_d). Source: Schulman, "Approximating KL divergence" (k3).
-    """
-    d = logp_ref - logp
-    return torch.expm1(d) - d
-
-
 def update(batch: MiniBatch, policies: Policies, accelerator, cfg: Config) -> dict[str, float]:
-    """One optimizer step. Returns what `optimizer_step` does, and this rank's part of M."""
-    normalizer = max(1.0, sum_over_ranks({"M": batch.loss_tokens}, accelerator)["M"])
+    """One update. Returns the sums of `optimizer_step`, and what this rank adds to M."""
+    # Where no token is in the loss, M is 0: then the loss is 0 / 1, not 0 / 0.
+    m = max(1.0, sum_over_ranks({"M": batch.part_of_m}, accelerator)["M"])
 
     def loss_and_metrics(micro) -> tuple[Tensor, dict[str, Tensor]]:
         logp = token_logps(policies.trained, micro.groups, cfg.temperature)  # (b, t)
@@ -322,11 +316,12 @@ def update(batch: MiniBatch, policies: Policies, accelerator, cfg: Config) -> di
             logp_old = micro.rows_of(batch.logp_old, like=logp)
         terms = policy_loss(logp, logp_old, advantages, mask, cfg.clip_low, cfg.clip_high)
 
-        if cfg.tis > 0:  # truncated importance sampling: not the old policy, the sampler drew them
+        # Truncated importance sampling: the sampler, not quite the old policy, drew the tokens.
+        if cfg.tis > 0:
             weight = (logp_old - logp_sampler).exp().clamp(max=cfg.tis)  # (b, t)
             terms["loss"] = terms["loss"] * weight
         if policies.reference is not None:
-            # Not wrapped, so autocast is entered here. With LoRA: the policy with its adapters off.
+            # accelerate has not wrapped it. With LoRA it is the policy with its adapters off.
             with torch.no_grad(), accelerator.autocast(), adapters_off(policies.reference):
                 logp_ref = token_logps(policies.reference, micro.groups, cfg.temperature)
             terms["kl_ref"] = kl_k3(logp, logp_ref)
@@ -334,18 +329,19 @@ def update(batch: MiniBatch, policies: Policies, accelerator, cfg: Config) -> di
 
         terms |= sampler_gap(logp_old, logp_sampler, cfg.clip_low, cfg.clip_high)
         micro_sums = {name: (values * mask).sum() for name, values in terms.items()}
-        return micro_sums["loss"], {**micro_sums, "tokens": mask.sum()}
+        return micro_sums["loss"], {**micro_sums, "tokens_passed": mask.sum()}
 
     update_sums = optimizer_step(
         policies, accelerator, micro_batches(batch.groups, cfg.max_tokens_per_micro_batch),
-        loss_and_metrics, normalizer=normalizer, filler=batch.filler, cfg=cfg)
-    return {**update_sums, "loss_tokens": batch.loss_tokens}
+        loss_and_metrics, normalizer=m, filler=batch.filler, cfg=cfg)
+    return {**update_sums, "part_of_m": batch.part_of_m}
 
 
 # --- The loop ----------------------------------------------------------------------------------
 
 
-def set_up(cfg: Config) -> tuple:
+def set_up(cfg: Config) -> tuple[Run, Policies, PromptEncoder, PromptStream, HeldOut, Rewarder,
+                                 torch.Generator]:
     """All that the loop works with, from a new start or from where --resume found it."""
     accelerator = make_accelerator(cfg)
     check_shares(cfg, accelerator.num_processes)
@@ -357,7 +353,7 @@ def set_up(cfg: Config) -> tuple:
 
     stream, held_out = build_stream(cfg, encoder, accelerator, run.warn)
     judge = make_judge(cfg, run.warn)
-    rewarder = Rewarder(cfg, encoder, policy.eos_ids, judge)
+    rewarder = Rewarder(cfg, encoder, policy.eos_ids, judge, run.warn)
     run.columns = ["reward", *rewarder.functions, *COLUMNS]
     say_what_was_understood(run, encoder, stream.preview(LOOKED_AT), examples=stream.examples,
                             judge=judge, per_step=cfg.prompts_per_step)
@@ -381,7 +377,8 @@ def main(cfg: Config) -> None:
 
     for step in range(run.start_step + 1, cfg.steps + 1):
         lr = set_learning_rate(policies.optimizer, step - 1, cfg, cfg.steps)
-        refresh(policies.sampler, policies.bare)  # 0. Give the sampler the policy's weights.
+        # 0. Give the sampler the policy's weights.
+        refresh(policies.sampler, policies.bare)
         # The reward of bounding boxes gets stricter as the run goes on; the others stay.
         reward_groups = rewarder.at(progress=step / cfg.steps)
         # Now and then (--eval_every): greedy accuracy on held-out questions, before the update.
@@ -407,7 +404,7 @@ def main(cfg: Config) -> None:
         # All ranks score a group, though one writes it: --shard needs all of them for a pass.
         if step == 1 or step % cfg.sample_every == 0:
             logp = no_grad_logps(policies.trained, [rollout[0].group], accelerator, cfg,
-                               cfg.temperature)
+                                 cfg.temperature)
             run.sample(step, partial(sample_record, rollout[0], logp, encoder, rewarder.judge))
         if run.is_time_to_save(step, cfg.steps):  # also after Ctrl-C
             extra = {"stream": stream.state(), "generator": generator.get_state()}

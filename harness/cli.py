@@ -208,6 +208,11 @@ SYNONYMS = {
     "batch_size": "prompts_per_step", "per_device_train_batch_size": "batch_pairs",
     "save_steps": "save_every", "report_to": "log_with", "pref_beta": "beta",
 }  # fmt: skip
+# What another stage calls it.
+OTHER_STAGES = {"steps": "max_steps", "max_steps": "steps", "items": "max_examples",
+                "max_examples": "items", "rows": "items", "prompts_per_step": "batch_pairs",
+                "batch_pairs": "prompts_per_step", "samples": "group_size",
+                "group_size": "samples"}  # fmt: skip
 
 
 def unknown_flag_message(flag_text: str, config_class) -> str:
@@ -220,8 +225,9 @@ def unknown_flag_message(flag_text: str, config_class) -> str:
 def nearest_flag(name: str, config_class) -> str | None:
     """The flag that other trainers call so, that its help calls so, or that is spelt most alike."""
     fields = {field.name: field for field in dataclasses.fields(config_class)}
-    if SYNONYMS.get(name) in fields:
-        return SYNONYMS[name]
+    for names in (SYNONYMS, OTHER_STAGES):
+        if names.get(name) in fields:
+            return names[name]
 
     close = difflib.get_close_matches(name, fields, n=1, cutoff=0.75)
     if close:

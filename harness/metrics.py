@@ -64,6 +64,21 @@ class Means:
         return {**means, **numbers}
 
 
+def kl_k3(logp: Tensor, logp_ref: Tensor) -> Tensor:
+    """(B, T) estimate of KL(policy || reference), never below 0: e^d - d - 1, d = logp_ref - logp.
+
+    Trap: only its value estimates that KL. Its gradient as a term of the loss is (1 - e^d) grad
+    logp, which on average is the gradient of KL(reference || policy)
+    (test_k3_pulls_like_the_other_kl). Both hold for tokens drawn from the policy itself, so exactly
+    in the first update of a rollout only; GRPO's paper does the same.
+
+    `expm1` keeps it accurate near 0. In fp32 the plain form gives 0 at d = 1e-4, and is negative at
+    1e-6 (test_k3_nonnegative_for_small_d). Source: Schulman, "Approximating KL divergence" (k3).
+    """
+    d = logp_ref - logp
+    return torch.expm1(d) - d
+
+
 def sampler_gap(
     logp_trainer: Tensor, logp_sampler: Tensor, clip_low: float, clip_high: float
 ) -> dict[str, Tensor]:
@@ -71,7 +86,7 @@ def sampler_gap(
 
     logp_trainer, logp_sampler  (B, T) log-probability of the sampled tokens, nats
     returns  `gap`          the distance of the two
-             `gap_k3`       estimate of KL(sampler || trainer), see `grpo.kl_k3`
+             `gap_k3`       estimate of KL(sampler || trainer)
              `gap_outside`  1 where their ratio is outside of the clip band
 
     All are 0 in exact arithmetic. Other kernels and a bf16 copy make a difference, to which GRPO's
@@ -82,6 +97,6 @@ def sampler_gap(
     outside = (ratio < 1 - clip_low) | (ratio > 1 + clip_high)
     return {
         "gap": difference.abs(),
-        "gap_k3": torch.expm1(difference) - difference,
+        "gap_k3": kl_k3(logp_sampler, logp_trainer),
         "gap_outside": outside.float(),
     }

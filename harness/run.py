@@ -114,6 +114,12 @@ class Run:
         """The changes of settings so far, and those that this --resume makes; these are said."""
         stored = read_config(self.folder)
         changes = check_changes(self.config, self.stage, stored, self.ranks)
+        steps, done = getattr(self.config, "steps", None), self.saved_step()
+        if steps is not None and steps < done:
+            raise ValueError(
+                f"--resume --steps {steps}: {self.folder} has done {done} already; {done} writes "
+                "its last model again, more goes on"
+            )
         for name, (before, now) in changes.items():
             self.say(f"--resume with --{name} {now}, it was {before}")
 
@@ -331,12 +337,6 @@ class Run:
         file = self.folder / "state.pt"
         state = torch.load(file, weights_only=True, map_location="cpu")
         self.start_step = state["step"]
-        steps = getattr(self.config, "steps", self.start_step)
-        if steps < self.start_step:
-            raise ValueError(
-                f"--resume --steps {steps}: {self.folder} has done {self.start_step} already; "
-                f"{self.start_step} writes its last model again, more goes on"
-            )
         load_optimizer(optimizer, state["optimizer"], self.optimizer_folder(self.start_step))
         self.forget_after(self.start_step)
         self.say(f"resuming {self.folder} after step {self.start_step}")

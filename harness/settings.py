@@ -211,6 +211,8 @@ class Optimizer(Settings):
         super().__post_init__()
         self.check_at_least(1, "save_every")
         self.check_at_least(0, "keep_last", "max_skipped", "warmup_steps")
+        if self.lr <= 0:
+            raise ValueError(f"--lr {self.lr}: must be positive")
         if self.schedule not in ("constant", "cosine"):
             raise ValueError(f"--schedule {self.schedule}: wanted constant or cosine")
         if self.shard and getattr(self, "lora_rank", 0):

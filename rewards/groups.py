@@ -4,6 +4,7 @@
 """
 
 import math
+import numbers
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -48,14 +49,26 @@ class Rewarder:
 
     cfg      the settings of grpo.py
     judge    what answers of type `text` need, None without --judge_url
+    warn     is told which reward left completions out, once for each
     """
 
-    def __init__(self, cfg, encoder: PromptEncoder, eos_ids: list[int], judge: Judge | None):
+    def __init__(
+        self,
+        cfg,
+        encoder: PromptEncoder,
+        eos_ids: list[int],
+        judge: Judge | None,
+        warn: Callable[[str], None] = print,
+    ):
         self.functions = make_rewards(cfg, judge)  # by name
         self.weights = parse_weights(cfg.reward_weights, self.functions)  # by name, 1 if not named
+        if not any(self.weights.get(name, 1.0) for name in self.functions):
+            raise ValueError(f"--reward_weights {cfg.reward_weights}: all are 0, nothing is learnt")
         self.encoder = encoder
         self.eos_ids = eos_ids
         self.judge = judge
+        self.warn = warn
+        self.warned_of: set[str] = set()  # names of rewards
 
     def formula(self) -> str:
         """The weights in force: "0.5 format + 1 accuracy"."""
@@ -74,7 +87,31 @@ class Rewarder:
             questions += [(group.prompt.example, text) for text in texts]
         ask_judge(questions, self.judge)
 
-        return [self.reward_group(g, texts, progress) for g, texts in zip(groups, responses)]
+        rewarded = [self.reward_group(g, texts, progress) for g, texts in zip(groups, responses)]
+        self.say_what_is_left_out(rewarded)
+        return rewarded
+
+    def say_what_is_left_out(self, rewarded: list[RewardedGroup]) -> None:
+        """Warn of a reward that gave None. Raises ValueError if it did so for every completion.
+
+        Trap: a function without its `return` gives None. Without a word the run would train on
+        nothing, or, with a `return` in one branch only, on its best completions
+        (test_a_reward_that_forgets_its_return_is_named). A judge may be silent for a rollout.
+        """
+        count = sum(len(group.totals) for group in rewarded)
+        for name in self.functions:
+            left_out = count - sum(len(group.known(name)) for group in rewarded)
+            if left_out == count > 0 and self.judge is None:
+                raise ValueError(
+                    f"reward `{name}` gave None for each of {count} completions, so nothing can be "
+                    "learnt from them: is a `return` missing?"
+                )
+            if left_out and name not in self.warned_of:
+                self.warned_of.add(name)
+                self.warn(
+                    f"reward `{name}` gave None for {left_out} of {count} completions: they are "
+                    "left out of the update (`unscored` in metrics.jsonl)"
+                )
 
     def reward_group(
         self, group: SampledGroup, responses: list[str], progress: float
@@ -112,8 +149,12 @@ def checked_reward(
         raise ValueError(
             f"{of}: {type(error).__name__}: {error} ({where.filename}, line {where.lineno})"
         ) from error
-    if value is None or (isinstance(value, (int, float)) and math.isfinite(value)):
-        return value
+    if value is None:
+        return None
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = value.item()
+    if isinstance(value, numbers.Real) and math.isfinite(value):  # numpy's numbers as well
+        return float(value)
     raise ValueError(f"{of} is {value!r}: wanted a finite number, or None if it cannot be scored")
 
 
@@ -145,7 +186,9 @@ def parse_weights(text: str, rewards: dict[str, Reward] | None = None) -> dict[s
         try:
             weights[name.strip()] = finite(weight)
         except ValueError as error:
-            raise ValueError(f"--reward_weights {text}: wanted NAME=WEIGHT,NAME=WEIGHT") from error
+            raise ValueError(
+                f"--reward_weights {text}: wanted NAME=WEIGHT,NAME=WEIGHT, and finite numbers"
+            ) from error
         if rewards is not None and name.strip() not in rewards:
             raise ValueError(
                 f"--reward_weights: no reward {name.strip()} in this run; it has "

@@ -49,14 +49,14 @@ def summarize(rollout: list[RewardedGroup], sums: Counter, counts: dict[str, int
         means.add_number(name, count)
 
     # The loss is a mean over M, the tokens of all groups, also of those without a gradient.
-    means.add("loss", sums["loss"], sums["loss_tokens"])
+    means.add("loss", sums["loss"], sums["part_of_m"])
 
     # The others are means over the tokens that were passed through the model.
     for name in ("ratio", "kl_ref", "gap", "gap_k3"):
         if name in sums:  # without a reference there is no kl_ref
-            means.add(name, sums[name], sums["tokens"])
-    means.add("clip%", 100 * sums["clipped"], sums["tokens"])
-    means.add("gap_outside%", 100 * sums["gap_outside"], sums["tokens"])
+            means.add(name, sums[name], sums["tokens_passed"])
+    means.add("clip%", 100 * sums["clipped"], sums["tokens_passed"])
+    means.add("gap_outside%", 100 * sums["gap_outside"], sums["tokens_passed"])
 
     # These two are equal on all ranks; a skipped update has no norm.
     steps_taken = max(1, cfg.updates_per_rollout - sums["skipped_updates"])

@@ -27,7 +27,7 @@ from scoring.rates import accuracy
 SHOWN = 40  # disagreements that are printed
 
 
-def score(cfg, judge: Judge | None) -> None:
+def score_responses(cfg, judge: Judge | None) -> None:
     """Score the responses of --score FILE by --benchmark, write the records, print the table."""
     records = score_file(find_benchmark(cfg.benchmark), cfg, judge)
     report = {"overall": {"all": accuracy(records)}, **category_rates(records, accuracy)}

@@ -126,8 +126,11 @@ def split_pairs(named: str) -> list[tuple[str, str]]:
     for pair in filter(None, named.split(",")):
         part, equals, column = (text.strip() for text in pair.partition("="))
         if not equals or part not in NAMES:
+            close = difflib.get_close_matches(part, NAMES, n=1)
+            hint = f"; did you mean {close[0]}?" if close and equals else ""
             raise ValueError(
                 f"--columns {pair}: wanted OURS=THEIRS, where OURS is one of {', '.join(NAMES)}"
+                + hint
             )
         pairs.append((part, column))
     return pairs
@@ -162,6 +165,8 @@ def similar_part(name: str) -> str | None:
 
 def missing_column(part: str, there: list[str], where: str) -> str:
     """One sentence: what is missing, what is there, how to name it."""
+    if len(there) == 1 and ";" in there[0]:
+        return f"{where} has one column, {there[0]}: separate them by commas, not by semicolons"
     similar = [name for name in there if similar_part(name) == part]
     name = similar[0] if similar else "NAME"
     return (

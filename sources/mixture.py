@@ -5,6 +5,7 @@ so the source that is short for its share decides how many the others give: of 1
 examples with the shares 3 and 1, 300 and 100 are used.
 """
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,8 +27,11 @@ def parse_sources(text: str) -> list[Source]:
     sources = []
     for part in text.split(","):
         match = re.fullmatch(r"(.+):(\d+(?:\.\d+)?)", part.strip())
+        path, colon, share = part.strip().rpartition(":")
         if match:
             sources.append(Source(match[1], float(match[2])))
+        elif colon and Path(path).is_file() and not Path(part.strip()).exists():
+            raise ValueError(f"--data {text}: the share {share!r} is not a positive number")
         else:
             sources.append(Source(part.strip(), None))
 
@@ -86,6 +90,14 @@ def labels_of(examples: Sequence[dict], count: int) -> list[tuple[str, str]]:
     if hasattr(examples, "labels"):
         return examples.labels(count)
     return [(example["kind"], example["answer"]) for example in examples[:count]]
+
+
+def digest_of_answers(examples: Sequence[dict], count: int = 2000) -> str:
+    """A hash of the kinds and answers of the first examples of a table; "" for other sources."""
+    whole = examples.dataset if isinstance(examples, Subset) else examples
+    if not hasattr(whole, "labels"):
+        return ""
+    return hashlib.sha256(repr(whole.labels(count)).encode()).hexdigest()[:16]
 
 
 def share_out(sources: list[Source], sizes: list[int], count: int | None) -> list[int]:

@@ -11,8 +11,9 @@ from harness.randomness import random_of
 from model.prompts import PromptEncoder
 from model.records import ExampleError, Prompt
 from sources.lazily import Lazily, Prompts, Room, without_refused
+from sources.mixture import digest_of_answers
 
-MOST_REPORTED = 20  # examples that are named, of those that cannot be used
+MOST_REPORTED = 5  # examples that are named, of those that cannot be used
 
 Value = TypeVar("Value")
 
@@ -63,6 +64,7 @@ class PromptStream:
         # Positions in the shuffled order, of any epoch, that belong to this rank.
         self.places = range(rank, shared_out, world_size)
         self.orders: dict[int, list[int]] = {}  # epoch -> order of the examples
+        self.answers = digest_of_answers(examples)
         self.lazily = Lazily(self.encode, Room(left=0))
 
     def __iter__(self) -> Iterator[Prompt]:
@@ -130,13 +132,22 @@ class PromptStream:
     def encode(self, index: int) -> Prompt:
         return self.encoder.encode(self.examples[index], self.max_prompt_tokens)
 
-    def state(self) -> dict[str, int]:
+    def state(self) -> dict[str, int | str]:
         """What `restore` needs to go on exactly here."""
-        examples = len(self.examples)
-        return {"position": self.position, "skipped": self.skipped, "examples": examples}
+        return {
+            "position": self.position,
+            "skipped": self.skipped,
+            "examples": len(self.examples),
+            "answers": self.answers,
+        }
 
-    def restore(self, state: dict[str, int]) -> None:
-        """Go on where `state` was saved. Raises ValueError if the data are not as many any more."""
+    def restore(self, state: dict[str, int | str]) -> None:
+        """Go on where `state` was saved. Raises ValueError if the data are others than then."""
+        if state.get("answers", self.answers) != self.answers:
+            raise ValueError(
+                "--resume: the answers in --data are not those that the run was saved with. "
+                "Restore the data, or start anew"
+            )
         saved = state.get("examples", len(self.examples))
         if saved != len(self.examples):
             raise ValueError(

@@ -108,7 +108,8 @@ def open_table(
     except StopIteration as error:  # `datasets` raises this for a jsonl file without a line
         raise ValueError(f"{flag} {source}: holds no examples") from error
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise ValueError(f"{flag} {source}: cannot be opened: {error}") from error
+        reason = error.__cause__ or error  # `datasets` wraps what the file's reader said
+        raise ValueError(f"{flag} {source}: cannot be opened: {reason}") from error
 
     # Reading a parquet leaves buffers behind, 90 MB for 4,000 images
     # (test_memory_does_not_grow_with_the_examples).

@@ -94,6 +94,8 @@ def test_a_count_of_nothing_is_named(stage, name):
         ("grpo.py", "num_generations", "group_size"),  # as TRL calls it
         ("grpo.py", "max-new-tokens", "max_new_tokens"),
         ("grpo.py", "instructions", "instruction"),
+        ("dpo_sft.py", "steps", "max_steps"),  # as another stage calls it
+        ("build_prefs.py", "items", "max_examples"),
         ("dpo_sft.py", "num_train_epochs", "epochs"),
         ("dpo_sft.py", "group_size", None),  # not of this stage, and like none
     ],

@@ -4,7 +4,9 @@ import copy
 import math
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
+import numpy
 import pytest
 import torch
 from accelerate import Accelerator
@@ -20,8 +22,8 @@ from conftest import (
     sampled,
     train_on,
 )
-from grpo import Config, MiniBatch, group_advantages, kl_k3, policy_loss
-from harness.metrics import sampler_gap
+from grpo import Config, MiniBatch, group_advantages, policy_loss
+from harness.metrics import kl_k3, sampler_gap
 from model.records import Group, Prompt, completion_mask
 from rewards import overlong_penalty
 from rewards.groups import RewardedGroup, Rewarder
@@ -72,11 +74,40 @@ def test_a_reward_that_is_no_number_is_an_error(value):
     assert rewards.reward_group(group, ["a", "b"], 0.0).known("mine") == []
 
 
+def test_a_reward_that_forgets_its_return_is_named():
+    """None is "could not be scored": of all completions an error, of some a warning, once.
+
+    In one branch only, the run trained on the completions of the other, and looked perfect.
+    """
+    example = {**make_example(0), "id": "q7"}
+    prompt = Prompt(example, torch.tensor([1]), torch.zeros(3, 1), None, None)
+    group = Group(prompt, [torch.tensor([1, 99])] * 2)
+    said = []
+    encoder = SimpleNamespace(decode=lambda ids: "a")
+    rewards = Rewarder(CFG, encoder, eos_ids=[99], judge=None, warn=said.append)
+
+    rewards.functions = {"mine": lambda example, completion: None}
+    with pytest.raises(ValueError, match="reward `mine` gave None for each of 2 completions"):
+        rewards.reward_groups([group], progress=0.0)
+
+    for _ in range(2):
+        answers = iter([None, 1.0])
+        rewards.functions = {"mine": lambda *_, answers=answers: next(answers)}
+        assert len(rewards.reward_groups([group], progress=0.0)[0].known("mine")) == 1
+    assert len(said) == 1 and "`mine` gave None for 1 of 2 completions" in said[0]
+
+    rewards.functions = {"mine": lambda example, completion: numpy.float32(0.5)}
+    assert rewards.reward_groups([group], progress=0.0)[0].known("mine") == [0.5, 0.5]
+
+
 def test_weights_in_force_are_said():
     """A weight that is not named is 1, also that of the format: it is printed at the start."""
     cfg = replace(CFG, reward_weights="accuracy=0.5")
     formula = Rewarder(cfg, encoder=None, eos_ids=[99], judge=None).formula()
     assert "1 format" in formula and "0.5 accuracy" in formula
+    cfg = replace(CFG, reward_weights="accuracy=0,format=0")
+    with pytest.raises(ValueError, match="all are 0"):
+        Rewarder(cfg, encoder=None, eos_ids=[99], judge=None)
 
 
 def test_overlong_penalty():
@@ -373,7 +404,7 @@ def test_gradient_equals_the_slow_way(tiny64):
 
     assert same_gradients(slow, fast)
     assert sums["clipped"] > 0
-    assert sums["ratio"] / sums["tokens"] != 1
+    assert sums["ratio"] / sums["tokens_passed"] != 1
 
 
 def test_first_update_ratio_is_one(tiny):
@@ -381,17 +412,17 @@ def test_first_update_ratio_is_one(tiny):
     policy, encoder = tiny
     batch = step_batch(encoder, torch.float32)
     _, sums = one_step(policy, batch, CFG)
-    assert sums["ratio"] == sums["tokens"]
+    assert sums["ratio"] == sums["tokens_passed"]
     assert sums["clipped"] == 0
 
     policies = policies_of(policy, torch.optim.SGD(policy.parameters(), lr=0.5))
     later = replace(batch, logp_old=no_grad_logps(policy, batch.groups, Accelerator(cpu=True), CFG))
     _, before = one_step(policy, later, CFG)
-    assert abs(before["ratio"] / before["tokens"] - 1) < 1e-6
+    assert abs(before["ratio"] / before["tokens_passed"] - 1) < 1e-6
 
     grpo.update(batch, policies, Accelerator(cpu=True), replace(CFG, grad_clip=1.0))
     _, after = one_step(policy, later, CFG)
-    assert abs(after["ratio"] / after["tokens"] - 1) > 1e-4
+    assert abs(after["ratio"] / after["tokens_passed"] - 1) > 1e-4
 
 
 def test_masked_completions_count_nowhere(tiny64):
@@ -411,10 +442,10 @@ def test_masked_completions_count_nowhere(tiny64):
     left = mini_batch(groups, batch.advantages[rest], batch.mask[rest])
     alone, _ = one_step(policy, left, CFG)
 
-    assert sums["tokens"] == without_second.sum()
+    assert sums["tokens_passed"] == without_second.sum()
     assert same_gradients(masked, alone)
 
-    nothing, _ = one_step(policy, replace(batch, mask=batch.mask * 0, loss_tokens=0.0), CFG)
+    nothing, _ = one_step(policy, replace(batch, mask=batch.mask * 0, part_of_m=0.0), CFG)
     assert all(grad.abs().max() == 0 for grad in nothing.values())
 
 
@@ -429,21 +460,21 @@ def test_groups_without_gradient_change_nothing(tiny64):
     rollout = [rewarded(group, [0.0] * 3, right) for group, right in zip(groups, accuracies)]
 
     policies = policies_of(policy, KeepGradients(policy))
-    batch = grpo.prepare_mini_batch(rollout, True, policies, Accelerator(cpu=True), CFG)
+    batch = grpo.prepare_mini_batch(rollout, policies, Accelerator(cpu=True), CFG, is_first=True)
     batch = replace(batch, advantages=batch.advantages.double(), mask=batch.mask.double())
     assert {id(group) for group in batch.groups} == {id(groups[0]), id(groups[2])}
 
     advantages = group_advantages(torch.tensor([r.totals for r in rollout])).flatten()
     whole = mini_batch(groups, advantages.double(), completion_mask(groups).double())
-    assert batch.loss_tokens == whole.loss_tokens
+    assert batch.part_of_m == whole.part_of_m
 
     fast, sums = one_step(policy, batch, CFG)
     slow, all_sums = one_step(policy, whole, CFG)
     assert same_gradients(slow, fast, atol=1e-12)
     assert sums["loss"] == pytest.approx(all_sums["loss"], abs=1e-12)
-    assert sums["tokens"] < all_sums["tokens"]
+    assert sums["tokens_passed"] < all_sums["tokens_passed"]
 
-    other = replace(batch, loss_tokens=float(batch.mask.sum()))
+    other = replace(batch, part_of_m=float(batch.mask.sum()))
     wrong, _ = one_step(policy, other, CFG)
     assert not same_gradients(slow, wrong, atol=1e-4)
 
@@ -461,7 +492,7 @@ def test_unscored_completions_train_nothing(tiny):
     totals = train_on(rollout, policies, Accelerator(cpu=True), cfg)
 
     tokens = sum(len(c) for g in groups for c in g.completions)
-    assert totals["tokens"] == tokens - len(groups[0].completions[2])
+    assert totals["tokens_passed"] == tokens - len(groups[0].completions[2])
     assert totals["skipped_updates"] == 0
     assert totals["grad_norm"] > 0
 
@@ -505,8 +536,8 @@ def test_gap_between_sampler_and_trainer(tiny):
     policy, encoder = tiny
     batch = step_batch(encoder, torch.float32)  # as if sampled with probability 1
     _, sums = one_step(policy, batch, CFG)
-    assert sums["ratio"] == sums["tokens"]
-    assert sums["gap"] / sums["tokens"] > 1
+    assert sums["ratio"] == sums["tokens_passed"]
+    assert sums["gap"] / sums["tokens_passed"] > 1
 
 
 def test_tis_weighs_each_token(tiny64):
@@ -590,7 +621,7 @@ def summary_of(cfg=CFG):
         ),
     ]  # fmt: skip
     totals = Counter(
-        tokens=20, loss_tokens=40, loss=-4.0, ratio=22.0, clipped=3.0, kl_ref=1.0,
+        tokens_passed=20, part_of_m=40, loss=-4.0, ratio=22.0, clipped=3.0, kl_ref=1.0,
         gap=0.4, gap_k3=0.2, gap_outside=2.0, grad_norm=7.0, skipped_updates=1.0,
     )  # fmt: skip
     cfg = replace(cfg, updates_per_rollout=2)

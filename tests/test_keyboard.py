@@ -63,8 +63,10 @@ def test_resume_takes_the_runs_own_settings(run, capsys):
 
     grpo.main(resume(run, "--steps", "4"))
     assert [entry["after_step"] for entry in settings(run)["history"]] == [2, 3]
+    before = settings(run)
     with pytest.raises(ValueError, match="--steps 1: .* has done 4 already"):
         grpo.main(resume(run, "--steps", "1"))
+    assert settings(run) == before, "a refused command leaves the record as it was"
 
 
 def test_resume_refuses_what_changes_the_maths(run, start):

@@ -84,9 +84,11 @@ def test_half_written_model_folder_is_refused(start, damage, words):
 
 def test_a_folder_that_is_not_there_is_no_hub_name():
     """runs/zero/model before stage 1 has run: what is missing is a file, not a login at the hub."""
-    message = "--zero runs/no/model: not a model folder, config.json is missing"
+    message = "--zero runs/no/model: no such folder"
     with pytest.raises(ValueError, match=message):
         load_model("runs/no/model", flag="--zero")
+    with pytest.raises(ValueError, match="--model toy/nope: no such folder"):
+        load_model("toy/nope")  # there is a folder toy, so it is no owner on the hub
 
 
 def test_missing_weights_are_refused(start):

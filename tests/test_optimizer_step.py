@@ -142,7 +142,7 @@ def test_without_a_limit_of_skipped_steps_a_good_step_is_no_error(tiny):
     """0 is no limit, as for other flags; a count of 0 had reached it after a good step."""
     policies = policies_of(tiny[0], torch.optim.SGD(tiny[0].parameters(), lr=0.0))
     for grad_norm, skipped in ((1.0, 0), (math.nan, 1), (math.nan, 2), (1.0, 0)):
-        common.step_or_skip(policies, grad_norm, max_skipped=0)
+        common.update_or_skip(policies, grad_norm, max_skipped=0)
         assert policies.skipped_in_a_row == skipped
 
 
@@ -162,7 +162,7 @@ def test_a_run_of_skipped_steps_stops_with_a_sentence(tiny):
         assert sums["skipped_updates"] == (loss is bad)
         assert math.isfinite(sums["grad_norm"])
 
-    with pytest.raises(ValueError, match="3 optimizer steps in a row .* --resume"):
+    with pytest.raises(ValueError, match="3 updates in a row .* --resume"):
         one_step(policies, groups, bad)
     assert all(torch.equal(a, b) for a, b in zip(before, policy.parameters()))
 

@@ -337,7 +337,7 @@ def test_of_many_bad_rows_the_first_are_named(tiny):
     stream = PromptStream(examples, encoder, seed=0, warn=said.append)
     for _ in range(3):
         stream.take(1)
-    assert len(said) == 21 and "counted only" in said[-1]
+    assert len(said) == 6 and "counted only" in said[-1]
     assert stream.skipped >= 99
 
 
@@ -394,6 +394,33 @@ def test_data_that_lost_rows_are_refused_at_resume(tiny):
     PromptStream(examples, encoder, seed=0).restore(state)
     with pytest.raises(ValueError, match="--data has 5 examples now, and had 6"):
         PromptStream(examples[:5], encoder, seed=0).restore(state)
+
+
+def test_data_with_other_answers_are_refused_at_resume(tmp_path, tiny):
+    """As many rows, another gold: the run would go on with other rewards."""
+    _, encoder = tiny
+    source = write(tmp_path / "rows.jsonl", [ROW, {**ROW, "answer": "3"}])
+    state = PromptStream(load_examples(source), encoder, seed=0).state()
+    PromptStream(load_examples(source), encoder, seed=0).restore(state)
+
+    write(tmp_path / "rows.jsonl", [ROW, {**ROW, "answer": "4"}])
+    with pytest.raises(ValueError, match="--resume: the answers in --data are not those"):
+        PromptStream(load_examples(source), encoder, seed=0).restore(state)
+
+
+def test_messages_about_columns_say_what_is_wrong(tmp_path):
+    """Semicolons, a part that does not exist, a share that is none, a line that is no JSON."""
+    (tmp_path / "a.csv").write_text("question;answer\nx;1\n")
+    with pytest.raises(ValueError, match="by commas, not by semicolons"):
+        load_examples(str(tmp_path / "a.csv"))
+    source = write(tmp_path / "rows.jsonl", [ROW])
+    with pytest.raises(ValueError, match="did you mean question"):
+        load_examples(source, columns="questoin=question")
+    with pytest.raises(ValueError, match="the share 'x' is not a positive number"):
+        load_examples(f"{source}:x,{source}:1")
+    (tmp_path / "rows.jsonl").write_text(json.dumps(ROW) + '\n{"question": ')
+    with pytest.raises(ValueError, match="JSON"):
+        load_examples(source)
 
 
 def test_an_answer_outside_of_the_choices_is_refused(tmp_path):

@@ -86,7 +86,8 @@ def check_grpo(rank, folder):
     for budget in BUDGETS:
         cfg = replace(GRPO, max_tokens_per_micro_batch=budget)
         grads, sums = grpo_gradients(policies, accelerator, groups, advantages, cfg)
-        total = sum_over_ranks({name: sums[name] for name in ("tokens", "loss")}, accelerator)
+        summed = {name: sums[name] for name in ("tokens_passed", "loss")}
+        total = sum_over_ranks(summed, accelerator)
         torch.save({"grads": grads, "total": total}, f"{folder}/rank{rank}_{budget}.pt")
 
 
@@ -107,7 +108,7 @@ def test_two_ranks_equal_one(tiny64, tmp_path):
 
     for rank in ranks:
         assert close(rank["grads"], alone, atol=1e-10)
-        assert rank["total"]["tokens"] == sums["tokens"]
+        assert rank["total"]["tokens_passed"] == sums["tokens_passed"]
         assert rank["total"]["loss"] == pytest.approx(sums["loss"], abs=1e-9)
 
     parts = []
