@@ -1,7 +1,7 @@
 """Preference pairs that differ in format, not in correctness: stage 2a of SPECS.
 
-Two models answer the same questions. The *zero* model (stage 1, good at the format) writes the
-chosen response, the *base* model the rejected one:
+Two models answer the same questions. The *zero* model (the base after stage 1: self-distillation)
+writes the chosen response, the *base* model the rejected one:
 
     chosen      sampled by zero  -> complete, right answer?
                                  -> in format, perhaps after the supplement of a closing tag?
@@ -14,7 +14,7 @@ chosen response, the *base* model the rejected one:
 As a program:
 
     1. sample responses for both sides                           open_responder, sample_responses
-    2. make pairs of them                                        make_pairs
+    2. make pairs of them (a judge is asked everything before)   make_pairs, ask_ahead
          a. each response as chosen, or the reason against it    choose
          b. each response as rejected, or the reason against it  reject
          c. drop repeats, match the i-th chosen with the i-th rejected
@@ -27,9 +27,9 @@ its format corrupted as well: correctness and format are mixed, which the paper 
 Where the paper is silent:
   1. "Format supplement" is not defined: here a missing closing tag is put where it belongs.
   2. "Consistent" is not defined: here the conclusion that the reasoning states is the answer.
-         by default     a rule decides (`rewards/consistency.py`); where it is unsure, --unsure does
-         --judge_url    a judge decides, as Gemini does in the paper; no verdict: not chosen
-         --no_verify    nobody does
+         by default     a rule decides (`rewards/consistency.py`), where it is unsure, --unsure does
+         --judge_url    a judge decides, as Gemini does in the paper; without a verdict: dropped
+         --no_verify    not checked
   3. An answer is right at score 1 only, so that bounding boxes, scored by overlap, give few pairs.
   4. One of the five corruptions is drawn uniformly.
 
@@ -103,8 +103,8 @@ class Config(settings.Data, settings.Sampling, settings.Judge, settings.RunFolde
     coupled: bool = flag(False, "rejected is wrong and corrupted; ablation, recipe not published")
     verify: bool = flag(True, "chosen: reasoning must agree with answer; --no_verify: ablation")
     unsure: str = flag("drop", "`drop` or `keep` chosen whose reasoning states no conclusion; ours")
-    judge_url: str = flag("", "OpenAI-compatible endpoint for that check; paper: Gemini-2.5-flash",
-                          changeable=True)
+    judge_url: str = flag("", "OpenAI-compatible endpoint, asked whether reasoning agrees (paper: "
+                          "Gemini-2.5-flash) and about answers of type `text`", changeable=True)
     pairs_per_question: int = flag(2, "at most so many pairs per question; ours")
 
     def __post_init__(self):
@@ -186,7 +186,7 @@ def sample_responses(policy: Policy, encoder: PromptEncoder, prompts: Prompts, c
         records = parts.each(f"{side} responses", prompts, prompts_at_a_time, sample_chunk,
                              generator)
     policy.cpu()  # makes room for the next model
-    return [[Response(*pair) for pair in zip(record["texts"], record["truncated"])]
+    return [[Response(text, is_cut) for text, is_cut in zip(record["texts"], record["truncated"])]
             for record in records]
 
 
@@ -257,7 +257,7 @@ def choose(response: Response, example: dict, judge: Judge | None, cfg: Config) 
         is_accepted = consistency == AGREES or (consistency == UNSURE and cfg.unsure == "keep")
         if not is_accepted:
             return dropped(f"reasoning: {consistency}", consistency)
-    note = AS_SAMPLED if text == response.text.strip() else "format supplied"
+    note = AS_SAMPLED if text == response.text.strip() else "format supplemented"
     return Candidate(text, note, consistency)
 
 
@@ -274,7 +274,7 @@ CORRUPTIONS = {
 
 
 def corrupt(text: str, rng: random.Random) -> tuple[str, str]:
-    """(text without the format, name of the corruption). Out of format already: only stripped.
+    """(the text out of format, name of the corruption); one that was out of it is only stripped.
 
     Source: the five kinds are SPECS'; the uniform draw is ours.
 
@@ -307,15 +307,15 @@ def reject(response: Response, example: dict, judge: Judge | None, rng: random.R
 
 def ask_ahead(examples: list[dict], chosen_side: list[list[Response]],
               rejected_side: list[list[Response]], cfg: Config, judge: Judge) -> None:
-    """Ask the judge all that `make_pairs` will ask, in two rounds: one by one, it would take hours.
+    """Ask the judge all that `make_pairs` will ask, many questions at a time: singly takes hours.
 
         round 1    answers that only a judge can grade, and the reasoning behind those that a rule
                    has found right
         round 2    the reasoning behind answers that the judge found right in round 1
 
-    A round is a dry run of `choose` and `reject`. A recorder in the place of the judge gives the
-    verdicts known so far and notes other questions, which are then asked at once. None of them
-    depends on the corruption, so the dry run has random numbers of its own.
+    A round is a dry run of `choose` and `reject`, whose results are thrown away. In the judge's
+    place a recorder gives the verdicts known so far, and notes all other questions, which are then
+    asked together. What is asked does not depend on the corruption: any random numbers will do.
     """
     recorder = AskLater(judge)
     for _ in range(2):
@@ -341,7 +341,8 @@ def make_pairs(examples: list[dict], chosen_side: list[list[Response]],
 
     pairs, funnel = [], Counter()
     for example, for_chosen, for_rejected in zip(examples, chosen_side, rejected_side):
-        # Each response becomes a candidate: a text, or the reason why it is dropped.
+        # Each response becomes a candidate: a text, or the reason why it is dropped. Repeats are
+        # those of the final text: one response, corrupted in two ways, counts as two.
         chosen_candidates = drop_repeats(
             [choose(response, example, judge, cfg) for response in for_chosen])
         rejected_candidates = drop_repeats(
@@ -362,8 +363,8 @@ def save_pairs(pairs: list[dict], funnel: Counter, num_questions: int, run: Run)
     accelerator = run.accelerator
     funnel = sum(gather_objects(funnel, accelerator), Counter())
     if not funnel["pairs"]:
-        raise ValueError(f"no pair came out of {num_questions} questions: {dict(funnel)}; "
-                         "is --zero a trained model?")
+        raise ValueError(f"no pair came out of {num_questions} questions: {dict(funnel)}; by "
+                         "default --zero must be a model that stage 1 has trained")
     if pairs:
         name = TABLE_PATH.format(accelerator.process_index, accelerator.num_processes)
         write_table(pairs, run.folder / name)
@@ -407,9 +408,9 @@ def main(cfg: Config) -> None:
     pairs, funnel = make_pairs(prompts.examples, chosen_side, rejected_side, cfg, judge, rng)
 
     # 3. Write the pairs, and what became of every response.
-    num_skipped = len(range(rank, len(examples), world_size)) - len(prompts)
+    questions_of_rank = range(rank, len(examples), world_size)
     funnel += Counter({
-        "questions: skipped, see the warnings": num_skipped,
+        "questions: skipped, see the warnings": len(questions_of_rank) - len(prompts),
         f"chosen: from {cfg.source}": sum(map(len, chosen_side)),
         f"rejected: from {cfg.rejected_source}": sum(map(len, rejected_side)),
         **take_counts(judge),

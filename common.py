@@ -3,8 +3,9 @@
 Both losses are functions of log-probabilities, and both get them from `token_logps` below. It
 encodes a prompt and its images once per *group*, however many completions the group has:
 
-    pack       concatenate all prompts, images included, then all completions but for their last
-               tokens, from which nothing is predicted; without padding
+    pack       one sequence without padding: all prompts, with their images, then the inputs of all
+               completions. The input of a completion is all of it but its last token, from which
+               nothing is predicted
     layers     a completion attends to its prompt and to itself (`model/attention.py`)
     head       the hidden states that predict a completion's tokens -> log-probabilities, in chunks
     unpack     one number per token -> (B, T)
@@ -19,12 +20,13 @@ come to such a pass would leave the others waiting for ever. So all run as many 
 with the most micro-batches: the others add *filler passes*, whose result is thrown away.
 
 One alignment holds for every per-token tensor of the project: shape (B, T), entry [i, j] is about
-token j of completion i. The mask is 1 where such a token exists; a sampled EOS is one.
+token j of completion i. (The formulas of the stages write t for j, as the papers do; in a shape t
+is a length.) The mask is 1 where such a token exists; a sampled EOS is one.
 
-Dimension key: N prompts, B completions in group order, T longest completion, V vocabulary, D hidden
-width (`model/records.py`); `tokens` is the length of the packed sequence, K the number of tokens of
-all completions: each is scored, also the last of a completion, which is predicted but not packed.
-(b, t) is a (B, T) of one micro-batch, (t,) a completion of its own length.
+Dimension key, beside that of `model/records.py` (N prompts, B completions, T, V, D):
+    tokens     length of the packed sequence: prompts and inputs
+    targets    tokens that are scored: all of each completion, also its last, which is no input
+    (b, t)     the part of a (B, T) that one micro-batch holds; (t,) a completion alone
 """
 
 import math
@@ -111,9 +113,10 @@ def score_groups(policy: Policy, groups: list[Group], temperature: float) -> Ten
     hidden = policy.run_layers(embeds[None], positions[:, None], layout)[0]  # (tokens, D)
 
     # 3. The head, on the hidden states that predict a completion's tokens.
-    predictor = predictor_indices(layout, completions, prompt_of).to(policy.device)  # (K,)
-    targets = torch.cat(completions).to(policy.device)  # (K,)
-    logp = chunked_logps(policy, hidden.index_select(0, predictor), targets, temperature)  # (K,)
+    predictor = predictor_indices(layout, completions, prompt_of).to(policy.device)  # (targets,)
+    targets = torch.cat(completions).to(policy.device)  # (targets,)
+    predicting = hidden.index_select(0, predictor)  # (targets, D)
+    logp = chunked_logps(policy, predicting, targets, temperature)  # (targets,)
 
     # 4. Unpack: one row for each completion, 0 behind its end.
     return padded(logp.split([len(c) for c in completions]))  # (B, T)
@@ -130,7 +133,7 @@ def packed_positions(prompts: list[Prompt], inputs: list[Tensor], prompt_of: lis
 
 
 def predictor_indices(layout: Layout, completions: list[Tensor], prompt_of: list[int]) -> Tensor:
-    """(K,) for each token of all completions, where in the packed sequence it is predicted.
+    """(targets,) for each token of all completions, the index of the hidden state that predicts it.
 
     Trap: token 0 of a completion is predicted by the last token of its *prompt*, token j by token
     j - 1. Off by one, each token would be scored where it is the input, which is no prediction
@@ -149,10 +152,10 @@ def predictor_indices(layout: Layout, completions: list[Tensor], prompt_of: list
 def chunked_logps(
     policy: Policy, hidden: Tensor, targets: Tensor, temperature: float
 ) -> Tensor:
-    """hidden (K, D), targets (K,) ids -> logp (K,).
+    """hidden (targets, D), targets (targets,) ids -> logp (targets,).
 
-    The logits of one chunk, at most `max_logits`, exist at a time. Of several chunks none are kept
-    for the backward pass; it computes them again, chunk by chunk (`checkpoint`).
+    At most `max_logits` logits exist at a time. If that takes several chunks, their logits are not
+    kept for the backward pass, which computes them again, chunk by chunk (`checkpoint`).
     """
 
     def head(h: Tensor, target: Tensor) -> Tensor:
@@ -193,7 +196,7 @@ class MicroBatch:
         return x[self.span, : like.shape[1]].to(like.device)
 
 
-def micro_batches(groups: list[Group], max_tokens: int, split: bool = True) -> list[MicroBatch]:
+def micro_batches_of(groups: list[Group], max_tokens: int, split: bool = True) -> list[MicroBatch]:
     """Cut the groups of an update into micro-batches, of at most `max_tokens` tokens if possible.
 
     A prompt counts once per group. Groups keep their order, and every completion is in exactly one
@@ -218,7 +221,7 @@ def micro_batches(groups: list[Group], max_tokens: int, split: bool = True) -> l
 
 
 def num_tokens(groups: list[Group]) -> int:
-    """Tokens of these groups: each prompt once, and its completions."""
+    """Tokens of these groups, each prompt once. (The packed sequence has one a completion less.)"""
     return sum(len(g.prompt.ids) + sum(len(c) for c in g.completions) for g in groups)
 
 
@@ -239,7 +242,7 @@ def with_spans(batches: list[list[Group]]) -> list[MicroBatch]:
 def optimizer_step(
     policies: Policies,
     accelerator,
-    batches: list[MicroBatch],
+    micro_batches: list[MicroBatch],
     loss_and_metrics: Callable[[MicroBatch], tuple[Tensor, dict[str, Tensor]]],
     *,
     normalizer: float,
@@ -248,7 +251,7 @@ def optimizer_step(
 ) -> dict[str, float]:
     """One update: one step of AdamW, over all micro-batches of all ranks.
 
-    batches           of this rank; ranks may have different numbers of them, also none
+    micro_batches     of this rank; ranks may have different numbers of them, also none
     loss_and_metrics  for a micro-batch: its loss, *summed* over tokens (GRPO) or pairs (DPO), and
                       sums of what is logged
     normalizer        tokens or pairs of the update, of all ranks: the summed loss is divided by it
@@ -263,22 +266,23 @@ def optimizer_step(
     Trap: dividing each micro-batch by its own count would give a token in a short micro-batch more
     weight than one in a long one (test_micro_batch_split_does_not_change_gradient).
     """
-    # 1. How many passes: as many as the rank with the most micro-batches needs, and at least one.
-    # Without any, gradients would be None, and AdamW would skip all weights. After a filler pass
-    # they are 0, and it steps by its momentum, as if groups without a gradient had been passed
-    # (test_without_any_gradient_adamw_still_steps).
-    num_passes = max(1, *gather_objects(len(batches), accelerator))
+    # 1. How many passes: as many as the rank with the most micro-batches has, and at least one.
+    # Why one, if no rank has any? At a gradient of 0 AdamW still moves the weights by its momentum,
+    # at None it does not. GRPO leaves out groups whose gradient is 0, which must change nothing: so
+    # a filler pass makes the zeros (test_without_any_gradient_adamw_still_steps).
+    num_passes = max(1, *gather_objects(len(micro_batches), accelerator))
 
     # 2. The passes: gradients add up over micro-batches and, in the end, over ranks.
     sums: dict[str, Tensor] = {}
     for i in range(num_passes):
-        # DDP averages the gradients of the ranks in the last pass only. With --shard `no_sync` does
-        # nothing, and every pass averages: to wait, a rank would need room for the whole gradient.
+        # DDP: ranks average their gradients in the last pass; `no_sync` holds it back before. With
+        # --shard `no_sync` does nothing, and every pass averages: a rank keeps only its part of the
+        # summed gradient, and waiting would need room for all of it.
         is_last = i == num_passes - 1
         maybe_no_sync = nullcontext() if is_last else accelerator.no_sync(policies.trained)
         with maybe_no_sync:
-            if i < len(batches):
-                loss, metrics = loss_and_metrics(batches[i])
+            if i < len(micro_batches):
+                loss, metrics = loss_and_metrics(micro_batches[i])
             else:
                 loss, metrics = filler_loss(policies, filler), {}
 
@@ -336,9 +340,10 @@ def update_or_skip(policies: Policies, grad_norm: float, max_skipped: int) -> bo
 
     if 0 < max_skipped <= policies.skipped_in_a_row:
         raise ValueError(
-            f"{policies.skipped_in_a_row} updates in a row had a gradient that is not "
-            "finite, so the run stops; no weight was changed by them. The last checkpoint in the "
-            "run's folder is good: lower --lr, or look at the data, and go on with --resume"
+            f"{policies.skipped_in_a_row} updates in a row had a gradient that is not finite, so "
+            "the run stops. None of them changed a weight: the checkpoints in its folder are good. "
+            "Look at the data, or start another run with a lower --lr; --resume with a larger "
+            "--max_skipped goes on past these updates"
         )
     return not is_finite
 
@@ -366,13 +371,14 @@ def no_grad_logps(
     Trap: a sharded policy gathers its weights from all ranks in every pass, also without gradient.
     A rank that stops earlier is missed, and the others wait for ever (test_scoring_does_not_hang).
     """
-    batches = micro_batches(groups, cfg.max_tokens_per_micro_batch)
+    batches = micro_batches_of(groups, cfg.max_tokens_per_micro_batch)
     num_passes = len(batches)
     if is_sharded(policy):
         num_passes = max(gather_objects(num_passes, accelerator))
 
     logps = []
     for i in range(num_passes):
+        # A wrapped policy enters autocast by itself; the bare one, DPO's reference, does not.
         with accelerator.autocast():
             if i < len(batches):
                 logp = token_logps(policy, batches[i].groups, temperature)  # (b, t)
@@ -385,23 +391,28 @@ def no_grad_logps(
 # --- 5. The learning rate ----------------------------------------------------------------------
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, step: int, cfg, num_steps: int) -> float:
-    """Set the learning rate of a step, counted from 0, and return it.
+def set_lr(
+    optimizer: torch.optim.Optimizer, steps_done: int, cfg, num_steps: int
+) -> float:
+    """Set the learning rate of the next step, and return it; `steps_done` is 0 before the first.
 
     GRPO counts rollouts: all updates of a rollout share one rate, so --updates_per_rollout does not
     change the schedule.
     """
-    lr = learning_rate(step, cfg, num_steps)
+    lr = learning_rate(steps_done, cfg, num_steps)
     for param_group in optimizer.param_groups:
         param_group["lr"] = lr
     return lr
 
 
-def learning_rate(step: int, cfg, num_steps: int) -> float:
-    """Linear warm-up, then constant, or cosine to a tenth at `num_steps`. Source: MM-EUREKA."""
-    lr = cfg.lr * min(1.0, (step + 1) / max(1, cfg.warmup_steps))
+def learning_rate(steps_done: int, cfg, num_steps: int) -> float:
+    """Linear warm-up in --warmup_steps; then constant, or cosine to a tenth at `num_steps`.
+
+    Source: MM-EUREKA.
+    """
+    lr = cfg.lr * min(1.0, (steps_done + 1) / max(1, cfg.warmup_steps))
     if cfg.schedule == "cosine":
-        progress = max(0, step - cfg.warmup_steps) / max(1, num_steps - cfg.warmup_steps)
+        progress = max(0, steps_done - cfg.warmup_steps) / max(1, num_steps - cfg.warmup_steps)
         cosine = 0.5 * (1 + math.cos(math.pi * progress))  # from 1 to 0
         lr *= 0.1 + 0.9 * cosine
     return lr

@@ -11,8 +11,9 @@ which the policy prefers chosen, measured against the frozen start model; SFT ke
 Here logp(w) is the sum over the tokens of w, and L is averaged over pairs.
 
 DPO sums log-probabilities over a response, since its derivation is about sequences. SFT takes the
-mean over the response's tokens, as LLaMA-Factory does, which the paper used. What lambda balances
-shows in -dL / d logp of a token, how hard the loss pulls at it. At the start h is 0; with |w| = 27:
+mean over the response's tokens, as LLaMA-Factory does, which the paper used. To see what lambda
+balances, take -dL / d logp of a single token, how hard the loss pulls at it. At the start, where
+h = 0 and sigmoid(h) = 1/2, for beta 0.1, lambda 1 and |w| = 27:
 
     a token of chosen      + beta / 2 (DPO) + lambda / |w| (SFT)      0.05 + 0.037, pulled up
     a token of rejected    - beta / 2 (DPO)                           -0.05, pushed down
@@ -20,8 +21,8 @@ shows in -dL / d logp of a token, how hard the loss pulls at it. At the start h 
 As a loop:
 
     0. score every response once under the start model            cached_reference, in set_up
-    1. shuffle the pairs of each epoch, cut them into steps, and  step_order
-       these into the shares of the ranks
+    1. shuffle the pairs of each epoch, cut them into steps,      pairs_of_steps
+       and these into the shares of the ranks
     for each step
         2. take this rank's pairs, encoded, and their logp_ref    Pairs.batches (sources/read_pairs)
         3. the hybrid loss over micro-batches, one update         update
@@ -33,15 +34,12 @@ the base model before it is trained, and kept in a file. No second model is need
 Where this departs from the paper, or fills in what it leaves open:
   1. beta 0.1: LLaMA-Factory's default; the paper does not state it.
   2. One epoch, as in the paper, whose plot has 140 steps of 64 pairs: once through its 9k. The
-     learning rate is constant after a warm-up; the paper does not state its schedule.
+     paper does not state its schedule; by default the rate is constant after a warm-up.
   3. SFT alone keeps the mean per response, so that it differs from DPO+SFT by the DPO term only. A
      usual SFT trainer takes one mean over the tokens of a batch: long responses weigh more there.
 
-Dimension key: N pairs, one `Group` each, T tokens of the longest response
-    section 0     N are all pairs, n those of a chunk
-    `update`      N are this rank's share of a step, (n, t) those of a micro-batch
-    the losses    N and T of whatever they are given
-Rows of a (2N, T) alternate: chosen, rejected, chosen, ...
+Dimension key: N pairs that a function is given, one `Group` each, T tokens of the longest response;
+(n, t) the part of one chunk or micro-batch. Rows of a (2N, T) alternate: chosen, rejected, ...
 
     accelerate launch dpo_sft.py --pairs runs/prefs          about 20 seconds on one core
     accelerate launch dpo_sft.py --loss sft ...              ablation: sft or dpo alone
@@ -57,7 +55,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from common import micro_batches, no_grad_logps, optimizer_step, set_learning_rate, token_logps
+from common import MicroBatch, micro_batches_of, no_grad_logps, optimizer_step, set_lr, token_logps
 from harness import settings
 from harness.cli import flag, parse_cli, run_stage
 from harness.metrics import Means
@@ -90,7 +88,6 @@ class Config(settings.Inputs, settings.Training):
     batch_pairs: int = flag(16, "pairs per optimizer step, over all processes; paper: 64")
     epochs: int = flag(1, "passes over the pairs; paper: 1 by its plot", changeable=True)
     max_steps: int = flag(0, "stop after so many steps, 0: --epochs says", changeable=True)
-    lr: float = flag(2e-4, "AdamW learning rate; paper: 1e-6")
     warmup_steps: int = flag(3, "steps of linear warm-up; paper: not stated")
     adam_beta2: float = flag(0.999, "AdamW's decay of the squared gradient; LLaMA-Factory")
     save_every: int = flag(16, "steps between checkpoints (--resume, evaluate.py --gf_runs)",
@@ -193,8 +190,8 @@ def as_bytes(tensor: Tensor) -> bytes:
 # --- 1. The order of the pairs ------------------------------------------------------------------
 
 
-def step_order(num_pairs: int, cfg: Config) -> list[list[int]]:
-    """Which pairs each step takes, over all epochs; at most --max_steps of them, if it is set.
+def pairs_of_steps(num_pairs: int, cfg: Config) -> list[list[int]]:
+    """The indices of the pairs of each step, over all epochs; at most --max_steps steps, if set.
 
     The last step of an epoch may have fewer pairs.
     """
@@ -211,7 +208,9 @@ def step_order(num_pairs: int, cfg: Config) -> list[list[int]]:
 
 def dpo_loss(chosen_logp: Tensor, rejected_logp: Tensor, chosen_logp_ref: Tensor,
              rejected_logp_ref: Tensor, beta: float) -> dict[str, Tensor]:
-    """-log sigmoid of the margin, as `dpo`, and what the margin is made of: (N,) each.
+    """The DPO term of each pair, and beside it the margin and its two rewards: (N,) each.
+
+    returns  `dpo` = -log sigmoid(margin), `margin` = h, `chosen_reward`, `rejected_reward`
 
     All inputs (N,): summed log-probabilities of a response, nats. At the start policy and reference
     are the same, so the margin is 0 and the loss log 2 = 0.6931 (test_dpo_starts_at_log2).
@@ -247,7 +246,7 @@ def sft_loss(logp: Tensor, mask: Tensor) -> Tensor:
 
 def hybrid_loss(logp: Tensor, logp_ref: Tensor | None, mask: Tensor,
                 cfg: Config) -> dict[str, Tensor]:
-    """L_DPO + lambda * L_SFT, and what is logged: one entry per pair, (N,) each.
+    """The loss of --loss, L_DPO + lambda * L_SFT or one of the two alone, and what is logged: (N,).
 
     logp, mask  (2N, T), chosen, rejected, chosen, ...; for SFT alone (N, T), chosen
     logp_ref    (N, 2) summed, chosen and rejected; None for SFT alone
@@ -262,11 +261,13 @@ def hybrid_loss(logp: Tensor, logp_ref: Tensor | None, mask: Tensor,
     chosen_logp_ref, rejected_logp_ref = logp_ref.unbind(-1)  # (N,) each
     terms = dpo_loss(chosen_logp, rejected_logp, chosen_logp_ref, rejected_logp_ref, cfg.beta)
 
-    sft = sft_loss(logp[0::2], mask[0::2])  # (N,) of chosen alone
-    sft_weight = cfg.sft_weight if cfg.loss == "hybrid" else 0.0  # lambda
+    sft = sft_loss(logp[0::2], mask[0::2])  # (N,) of chosen alone; logged with --loss dpo too
+    loss = terms["dpo"]  # (N,)
+    if cfg.loss == "hybrid":
+        loss = loss + cfg.sft_weight * sft  # lambda
     return {
         **terms,
-        "loss": terms["dpo"] + sft_weight * sft,
+        "loss": loss,
         "sft": sft,
         # Its mean is the fraction of pairs with a positive margin. In the first step it means
         # nothing: policy and reference are equal, and margins are 0 but for rounding.
@@ -277,7 +278,7 @@ def hybrid_loss(logp: Tensor, logp_ref: Tensor | None, mask: Tensor,
 
 def update(groups: list[Group], logp_ref: Tensor | None, filler: Group, policies: Policies,
            accelerator, cfg: Config) -> dict[str, float]:
-    """One optimizer step over the pairs of a step, of which each rank passes its share.
+    """One update by the pairs of a step: each rank passes its share through the model.
 
     groups    this rank's share, [chosen, rejected] each; for SFT alone [chosen]
     logp_ref  (N, 2) of these pairs, None for SFT alone
@@ -286,7 +287,7 @@ def update(groups: list[Group], logp_ref: Tensor | None, filler: Group, policies
     """
     num_pairs = sum_over_ranks({"pairs": len(groups)}, accelerator)["pairs"]  # of the whole step
 
-    def loss_and_metrics(micro) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss_and_metrics(micro: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
         logp = token_logps(policies.trained, micro.groups)  # (2n, t), for SFT alone (n, t)
         mask = completion_mask(micro.groups).to(logp.device)  # of the same shape
 
@@ -301,9 +302,9 @@ def update(groups: list[Group], logp_ref: Tensor | None, filler: Group, policies
         return micro_sums["loss"], micro_sums
 
     # A pair is never split: the sigmoid needs both of its log-probabilities at once.
-    batches = micro_batches(groups, cfg.max_tokens_per_micro_batch, split=False)
-    return optimizer_step(policies, accelerator, batches, loss_and_metrics, normalizer=num_pairs,
-                          filler=filler, cfg=cfg)
+    micro_batches = micro_batches_of(groups, cfg.max_tokens_per_micro_batch, split=False)
+    return optimizer_step(policies, accelerator, micro_batches, loss_and_metrics,
+                          normalizer=num_pairs, filler=filler, cfg=cfg)
 
 
 # --- The loop ----------------------------------------------------------------------------------
@@ -358,7 +359,7 @@ def main(cfg: Config) -> None:
     # 1. Shuffle and cut into steps: for each, the indices of its pairs, and of these this rank's
     # share. A share is sorted, so that similar lengths are in one micro-batch: attention pads
     # blocks of completions (`model/attention.py`).
-    pairs_of_step = step_order(len(pairs), cfg)
+    pairs_of_step = pairs_of_steps(len(pairs), cfg)
     share_of_step = [sorted(indices[rank::world_size], key=lambda i: pairs.lengths[i])
                      for indices in pairs_of_step]
     num_steps = len(pairs_of_step)
@@ -370,7 +371,7 @@ def main(cfg: Config) -> None:
 
     for step in range(run.start_step + 1, num_steps + 1):
         began = time.perf_counter()
-        lr = set_learning_rate(policies.optimizer, step - 1, cfg, num_steps)
+        lr = set_lr(policies.optimizer, step - 1, cfg, num_steps)
         # 2. Take this rank's pairs, encoded, and their logp_ref.
         groups = next(upcoming_groups)
         logp_ref_of_step = None if logp_ref is None else logp_ref[share_of_step[step - 1]]  # (N, 2)

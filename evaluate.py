@@ -9,9 +9,10 @@
 The set `id` (in distribution) has questions like those of training, `shuffled` the same ones with
 their images exchanged; all other sets are OOD (out of distribution). What is measured:
 
-    format      share of responses in exactly the format that was asked for
-    accuracy    share of right answers, sampled (at --temperature, 1 as in training), on `id` greedy
-                as well; for bounding boxes the mean score, between 0 and 1
+    format      share of responses in exactly the format that was asked for; outside of the embedded
+                world always the think format, whatever the instruction says
+    accuracy    share of right answers (of bounding boxes the mean score, 0 to 1). Responses are
+                sampled as in training, at --temperature 1; those to `id` are also decoded greedily
     shuffled    accuracy with another question's image. A model that does not look keeps its
                 accuracy; one that looks loses it, and may end below `guessing`
     guessing    the best blind guess: to each kind of question its most common gold answer
@@ -30,8 +31,10 @@ Where this departs from the paper, or fills in what it leaves open:
   1. GF is 0 where a gain is not positive: an F-measure has no meaning there. Each OOD format is
      shown beside their mean: a good mean can hide one lost format, for example one that resembles
      the rejected responses.
-  2. Intervals are 95 %, over questions: Wilson's for rates, bootstrapped for pass@k. For scores
-     between 0 and 1 (bounding boxes) Wilson's is too wide: of one mean, 0 and 1 vary most.
+  2. Intervals are 95 %, over questions: Wilson's for rates, bootstrapped for pass@k. Wilson's takes
+     each score for 0 or 1; those of bounding boxes scatter less, so it is too wide for them.
+  3. GF has no interval. It is made of two differences of rates, each known to some 6 points at 255
+     questions, and a small gain may be cut to 0 by chance: compare runs over several seeds.
 
 `--rescore FILE` grades a completions.jsonl again, by repaired rules, or against a gold answer that
 was edited in it. `--benchmark NAME` asks a public benchmark and grades by its authors' rule, never
@@ -44,7 +47,7 @@ by the training reward; `--benchmark NAME --score FILE` does so with responses m
 """
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -79,7 +82,7 @@ from sources.lazily import Prompts
 from sources.stream import EncodedSets
 from sources.understood import LOOKED_AT, say_what_was_understood
 
-ID = "id"  # name of the set in distribution; record["id"] is something else, a question's name
+IN_DISTRIBUTION = "id"  # the name of that set in records and reports
 
 
 @dataclass(frozen=True)
@@ -164,18 +167,18 @@ def list_measurements(cfg: Config, sets: list[str], rank: int, world_size: int
     --pass_items of its questions.
     """
     if cfg.greedy_only:
-        return [Measurement(ID, "greedy", temperature=0.0)]
-    others = [name for name in sets if name != ID]
+        return [Measurement(IN_DISTRIBUTION, "greedy", temperature=0.0)]
+    others = [name for name in sets if name != IN_DISTRIBUTION]
     measurements = [
-        Measurement(ID, "sampled", cfg.temperature, branching=True),
-        Measurement(ID, "greedy", temperature=0.0),
+        Measurement(IN_DISTRIBUTION, "sampled", cfg.temperature, branching=True),
+        Measurement(IN_DISTRIBUTION, "greedy", temperature=0.0),
         *[Measurement(name, "sampled", cfg.temperature) for name in others],
     ]
     if cfg.pass_items:
-        # This rank has the questions rank, rank + world_size, ...: which are below --pass_items?
-        share = range(rank, cfg.pass_items, world_size)
-        measurements.append(
-            Measurement(ID, "pass", cfg.temperature, cfg.pass_samples, max_prompts=len(share)))
+        # This rank has the questions rank, rank + world_size, ...: so many below --pass_items.
+        count = len(range(rank, cfg.pass_items, world_size))
+        measurements.append(Measurement(IN_DISTRIBUTION, "pass", cfg.temperature,
+                                        cfg.pass_samples, max_prompts=count))
     return measurements
 
 
@@ -192,7 +195,7 @@ class Evaluator:
         """The records of one model: all measurements of all sets."""
         policy, encoder = self.open_model(folder, "--models")
         prompts_of_set = encoded.for_encoder(encoder)
-        looked_at = prompts_of_set[ID][:LOOKED_AT]
+        looked_at = prompts_of_set[IN_DISTRIBUTION][:LOOKED_AT]
         say_what_was_understood(self.run, encoder, looked_at, judge=self.judge)
 
         accelerator = self.run.accelerator
@@ -210,16 +213,16 @@ class Evaluator:
         would give a GF that looks measured (test_gf_of_what_cannot_be_scored_is_an_error).
         """
         # Without --gf_id the sets are the formats of the embedded world, measured by format.
-        key = "score" if self.cfg.gf_id else "in_format"
+        field = "score" if self.cfg.gf_id else "in_format"
         policy, encoder = self.open_model(str(folder), "--gf_runs")
 
         rates = {}
         for set_name, prompts in encoded.for_encoder(encoder).items():
             measurement = Measurement(set_name, "sampled", self.cfg.temperature)
             records = self.sample_and_grade(policy, encoder, prompts, measurement, name)
-            mine = [{key: record[key]} for record in records]  # all that travels between ranks
-            of_all_ranks = sum(gather_objects(mine, self.run.accelerator), [])
-            rate = rate_with_interval(of_all_ranks, key)
+            outcomes = [{field: record[field]} for record in records]  # what goes to other ranks
+            all_outcomes = sum(gather_objects(outcomes, self.run.accelerator), [])
+            rate = rate_with_interval(all_outcomes, field)
             if rate["count"] == 0:
                 raise ValueError(f"--gf_runs {name}: no response to {set_name} could be scored")
             rates[set_name] = rate["mean"]
@@ -277,13 +280,13 @@ def gf_curve(rates: dict[int, dict[str, float]], beta: float = 2.0) -> list[dict
     """
     curve = []
     for step, by_set in rates.items():
-        ood = [rate for name, rate in by_set.items() if name != ID]
+        ood = [rate for name, rate in by_set.items() if name != IN_DISTRIBUTION]
         curve.append({"step": step, **by_set, "ood": sum(ood) / len(ood)})
 
     start = curve[0]
     for entry in curve:
-        gain_id, gain_ood = entry[ID] - start[ID], entry["ood"] - start["ood"]
-        entry["gf"] = generalization_factor(gain_id, gain_ood, beta)
+        gain_id = entry[IN_DISTRIBUTION] - start[IN_DISTRIBUTION]
+        entry["gf"] = generalization_factor(gain_id, entry["ood"] - start["ood"], beta)
     return curve
 
 
@@ -312,7 +315,7 @@ def measure_gf(evaluator: Evaluator) -> dict[str, list[dict]]:
 def summarize(records: list[dict]) -> dict:
     """The report of one model, from its records only. What was not measured is left out.
 
-    "SET MODE"     format and accuracy with intervals, mean length, share that is truncated
+    "id greedy"    and other SET MODE: format and accuracy with intervals, length, share truncated
     "branching"    mean size of the nucleus
     "guessing"     accuracy of the best blind guess at these questions
     "categories"   of a benchmark: heading -> category -> accuracy, greedy if there is
@@ -332,16 +335,16 @@ def summarize(records: list[dict]) -> dict:
                 "truncated": sum(record["truncated"] for record in measured) / len(measured),
             }
 
-    sampled = by_measurement.get((ID, "sampled"), [])
-    greedy = by_measurement.get((ID, "greedy"), [])
-    for_pass = by_measurement.get((ID, "pass"), [])
+    sampled = by_measurement.get((IN_DISTRIBUTION, "sampled"), [])
+    greedy = by_measurement.get((IN_DISTRIBUTION, "greedy"), [])
+    for_pass = by_measurement.get((IN_DISTRIBUTION, "pass"), [])
     nucleus_sum = sum(record["nucleus_sum"] for record in sampled)
     if nucleus_sum > 0:  # 0: not measured, since a nucleus has at least one token
         report["branching"] = nucleus_sum / sum(record["tokens"] for record in sampled)
-    once = greedy or sampled  # a response to each question
-    if once:
-        report["guessing"] = guessing_rate(once)  # of their gold answers only
-    if categories := category_rates(once, accuracy):
+    one_a_question = greedy or sampled
+    if one_a_question:
+        report["guessing"] = guessing_rate(one_a_question)  # of their gold answers only
+    if categories := category_rates(one_a_question, accuracy):
         report["categories"] = categories
     if for_pass:
         report["pass@k"] = mean_pass_at_k(for_pass)
@@ -362,9 +365,9 @@ def mean_pass_at_k(records: list[dict]) -> dict[str, dict]:
     for k in (1, 2, 4, 8, 16, 32, 64):
         questions = [outcomes for outcomes in outcomes_of.values() if len(outcomes) >= k]
         if questions:
-            chances = [pass_at_k(n=len(outcomes), c=sum(outcomes), k=k) for outcomes in questions]
-            low, high = bootstrap(chances)
-            rates[str(k)] = {"mean": sum(chances) / len(chances), "low": low, "high": high}
+            estimates = [pass_at_k(len(outcomes), sum(outcomes), k) for outcomes in questions]
+            low, high = bootstrap(estimates)
+            rates[str(k)] = {"mean": sum(estimates) / len(estimates), "low": low, "high": high}
     return rates
 
 
@@ -395,7 +398,7 @@ def evaluate(cfg: Config) -> None:
     # 1. Load the questions, set by set, the same for all models.
     judge = make_judge(cfg, run.warn)
     sets = load_sets(cfg, run.warn, run.say)
-    save_images(sets.get(ID, []), run)
+    save_images(sets.get(IN_DISTRIBUTION, []), run)
     encoded = EncodedSets(sets, run.accelerator, cfg.max_prompt_tokens, run.warn)
     evaluator = Evaluator(cfg, run, judge, Parts(run))
 
@@ -408,8 +411,9 @@ def evaluate(cfg: Config) -> None:
 
     # 3. Each checkpoint of --gf_runs answers the sets of GF.
     curves = measure_gf(evaluator)
-    if judge is not None:  # each rank has counted its own calls, and `warn` prints from every rank
-        run.warn(f"the judge: {take_counts(judge)}")
+    if judge is not None:
+        counts = sum(map(Counter, gather_objects(take_counts(judge), run.accelerator)), Counter())
+        run.say(f"the judge, calls of all ranks: {dict(counts)}")
 
     # 4. Records to rates with intervals, and a table.
     if run.writes:

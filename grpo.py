@@ -2,8 +2,8 @@
 
 For each prompt q, sample G completions o_1..o_G from the current policy, reward each, and compare
 it with its own group. If a completion did better than the group's mean, the probability of each of
-its tokens is raised, else lowered. The clip stops this for a token whose probability, divided by
-what it was when the completion was sampled, leaves a band:
+its tokens is raised; if worse, lowered. The ratio of a token is its probability now over that when
+it was sampled. The clip ends the push once it has gone far enough, past the end of a band:
 
     R_i     = 0.5 format_i + 1 accuracy_i                          one reward per completion
     A_i     = (R_i - mean(R)) / (std(R) + 1e-6)                    mean and std over its group
@@ -31,13 +31,13 @@ Where this departs from the paper, or fills in what it leaves open:
   1. Clip band 0.2 / 0.28: the paper says "similar to DAPO", these are DAPO's.
   2. M counts the tokens of a whole update, over prompts, micro-batches and processes (DAPO eq. 8 is
      printed for one prompt).
-  3. A rollout is used for --updates_per_rollout updates. With a single one every ratio is 1, and
-     the clip never acts. The paper's 128 prompts x 8 in batches of 128 completions make 8.
+  3. A rollout is cut into --updates_per_rollout mini-batches: each completion is used once. With
+     one, every ratio is 1, and the clip never acts. The paper's 128 prompts x 8, 128 at a time: 8.
   4. Built, off: dynamic sampling, overlong shaping, masked truncations, Dr. GRPO, TIS, KL.
 
-Dimension key, for one update on one process (*rank*): N prompts with G completions each; B of the
-N G completions, those of groups with a gradient, are passed through the model; the longest has T
-tokens. (b, t) is the part of a (B, T) that one micro-batch holds.
+Dimension key, of one update on one process (*rank*): N prompts, G completions of each; B of these,
+those of groups with a gradient, go through the model, the longest has T tokens. (b, t) is the part
+of a (B, T) that one micro-batch holds.
 
     accelerate launch grpo.py                                   the embedded world, 16 steps, 20 s
     accelerate launch grpo.py --model runs/warmup/model         stage 3
@@ -51,7 +51,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from common import micro_batches, no_grad_logps, optimizer_step, set_learning_rate, token_logps
+from common import MicroBatch, micro_batches_of, no_grad_logps, optimizer_step, set_lr, token_logps
 from harness import settings
 from harness.cli import flag, parse_cli, run_stage
 from harness.metrics import Stopwatch, kl_k3, sampler_gap
@@ -97,7 +97,7 @@ class Config(settings.Data, settings.Sampling, settings.Training, settings.Judge
     clip_high: float = flag(0.28, "no gradient above ratio 1 + this, at positive advantage; DAPO")
     kl_beta: float = flag(0.0, "weight of the KL to the start model (k3), nats; paper: 0")
     tis: float = flag(0.0, "cap of a token's weight exp(logp_old - logp_sampler), 0: off; TIS: 2")
-    updates_per_rollout: int = flag(2, "optimizer steps per rollout; paper, as MM-EUREKA counts: 8")
+    updates_per_rollout: int = flag(2, "mini-batches of a rollout; paper, as MM-EUREKA: 8")
     # record
     eval_every: int = flag(0, "rollouts between accuracies on held-out questions, 0: off; ours")
     eval_items: int = flag(128, "held-out questions, answered greedily, not trained on; ours")
@@ -124,8 +124,8 @@ def collect_rollout(sampler: Policy, stream: PromptStream, reward_groups, genera
     reward_groups  a function: sampled groups -> rewarded groups
     sampling_time  counts the seconds in which tokens are drawn
 
-    With dynamic sampling, draw on until there are enough informative groups; a surplus is thrown
-    away. Reward and accuracy are then logged for the kept groups only.
+    With dynamic sampling only groups with right and wrong completions are kept, and prompts are
+    drawn until there are enough; a surplus is thrown away. Only what is kept is logged.
     """
     count = cfg.prompts_per_step // accelerator.num_processes  # of this rank
     num_draws = cfg.max_draws if cfg.dynamic_sampling else 1
@@ -214,15 +214,15 @@ def prepare_mini_batch(part: list[RewardedGroup], policies: Policies, accelerato
                        is_first: bool) -> MiniBatch:
     """The part of a rollout that one update learns from: advantages, mask, M and logp_old."""
     # 2a. Advantages: each completion against its own group.
-    rewards = torch.tensor([rewarded.totals for rewarded in part])  # (N, G) R_i, weighted sums
-    advantages = group_advantages(rewards, divide_by_std=not cfg.dr_grpo)  # (N, G)
+    totals = torch.tensor([rewarded.totals for rewarded in part])  # (N, G) R_i; nan: unscored
+    advantages = group_advantages(totals, divide_by_std=not cfg.dr_grpo)  # (N, G)
 
     # 2b. The mask: which completions are in the loss, and in them which tokens exist.
-    in_loss = ~rewards.isnan()  # (N, G)
+    in_loss = ~totals.isnan()  # (N, G)
     if cfg.mask_truncated:  # their rewards stay in the mean and std of the group
         in_loss &= ~torch.tensor([rewarded.truncated for rewarded in part])
-    mask = completion_mask([rewarded.group for rewarded in part])  # (N * G, T)
-    mask = mask.unflatten(0, in_loss.shape) * in_loss[..., None]  # (N, G, T)
+    exists = completion_mask([rewarded.group for rewarded in part])  # (N * G, T of all groups)
+    mask = exists.unflatten(0, in_loss.shape) * in_loss[..., None]  # (N, G, T of all groups)
 
     # 2c. This rank's part of M. Groups of equal rewards count, though they add nothing to the sum:
     # with more of them than usual the gradient is smaller. --dynamic_sampling avoids them.
@@ -230,10 +230,11 @@ def prepare_mini_batch(part: list[RewardedGroup], policies: Policies, accelerato
     if cfg.dr_grpo:  # a constant instead, as if every completion had the largest length
         part_of_m = float(in_loss.numel() * cfg.max_new_tokens)
 
-    # 2d. The groups that are passed: the gradient of one of equal rewards is exactly 0, unless the
-    # KL term pulls on it (test_groups_without_gradient_change_nothing). Sorted by their lengths.
+    # 2d. Only groups with a gradient are passed through the model. That of a group of equal rewards
+    # is exactly 0, unless the KL term pulls on it (test_groups_without_gradient_change_nothing).
     has_gradient = ((advantages != 0) & in_loss).any(-1) | (cfg.kl_beta > 0)  # (N,)
     passed = [i for i in range(len(part)) if has_gradient[i]]
+    # Sorted, so that a micro-batch holds similar lengths: attention pads them to one another.
     passed.sort(key=lambda i: max(len(c) for c in part[i].group.completions))
     groups = [part[i].group for i in passed]
 
@@ -251,7 +252,7 @@ def prepare_mini_batch(part: list[RewardedGroup], policies: Policies, accelerato
     return MiniBatch(
         groups=groups,
         advantages=advantages[passed].flatten(),  # (N, G) -> (B,)
-        mask=mask[passed].flatten(0, 1)[:, : logp_sampler.shape[1]],  # (N, G, T of all) -> (B, T)
+        mask=mask[passed].flatten(0, 1)[:, : logp_sampler.shape[1]],  # -> (B, T)
         logp_sampler=logp_sampler,
         logp_old=logp_old,
         part_of_m=part_of_m,
@@ -305,7 +306,7 @@ def update(batch: MiniBatch, policies: Policies, accelerator, cfg: Config) -> di
     # Where no token is in the loss, M is 0: then the loss is 0 / 1, not 0 / 0.
     m = max(1.0, sum_over_ranks({"M": batch.part_of_m}, accelerator)["M"])
 
-    def loss_and_metrics(micro) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss_and_metrics(micro: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
         logp = token_logps(policies.trained, micro.groups, cfg.temperature)  # (b, t)
         mask = micro.rows_of(batch.mask, like=logp)  # (b, t)
         logp_sampler = micro.rows_of(batch.logp_sampler, like=logp)  # (b, t)
@@ -321,19 +322,19 @@ def update(batch: MiniBatch, policies: Policies, accelerator, cfg: Config) -> di
             weight = (logp_old - logp_sampler).exp().clamp(max=cfg.tis)  # (b, t)
             terms["loss"] = terms["loss"] * weight
         if policies.reference is not None:
-            # accelerate has not wrapped it. With LoRA it is the policy with its adapters off.
+            # The reference is not wrapped. With LoRA it is the policy with its adapters off.
             with torch.no_grad(), accelerator.autocast(), adapters_off(policies.reference):
                 logp_ref = token_logps(policies.reference, micro.groups, cfg.temperature)
-            terms["kl_ref"] = kl_k3(logp, logp_ref)
+            terms["kl_ref"] = kl_k3(logp, logp_ref)  # e^d - d - 1, d = logp_ref - logp
             terms["loss"] = terms["loss"] + cfg.kl_beta * terms["kl_ref"]
 
         terms |= sampler_gap(logp_old, logp_sampler, cfg.clip_low, cfg.clip_high)
         micro_sums = {name: (values * mask).sum() for name, values in terms.items()}
         return micro_sums["loss"], {**micro_sums, "tokens_passed": mask.sum()}
 
-    update_sums = optimizer_step(
-        policies, accelerator, micro_batches(batch.groups, cfg.max_tokens_per_micro_batch),
-        loss_and_metrics, normalizer=m, filler=batch.filler, cfg=cfg)
+    micro_batches = micro_batches_of(batch.groups, cfg.max_tokens_per_micro_batch)
+    update_sums = optimizer_step(policies, accelerator, micro_batches, loss_and_metrics,
+                                 normalizer=m, filler=batch.filler, cfg=cfg)
     return {**update_sums, "part_of_m": batch.part_of_m}
 
 
@@ -365,7 +366,7 @@ def set_up(cfg: Config) -> tuple[Run, Policies, PromptEncoder, PromptStream, Hel
         stream.restore(state["stream"])
         generator.set_state(state["generator"])
 
-    run.say(f"a rollout: {cfg.prompts_per_step} prompts x {cfg.group_size} samples -> "
+    run.say(f"a rollout: {cfg.prompts_per_step} prompts x {cfg.group_size} completions -> "
             f"{cfg.updates_per_rollout} optimizer steps; {accelerator.num_processes} process(es); "
             f"{run.folder}; reward = {rewarder.formula()}")
     return run, policies, encoder, stream, held_out, rewarder, generator
@@ -376,13 +377,14 @@ def main(cfg: Config) -> None:
     accelerator = run.accelerator
 
     for step in range(run.start_step + 1, cfg.steps + 1):
-        lr = set_learning_rate(policies.optimizer, step - 1, cfg, cfg.steps)
+        lr = set_lr(policies.optimizer, step - 1, cfg, cfg.steps)
         # 0. Give the sampler the policy's weights.
         refresh(policies.sampler, policies.bare)
         # The reward of bounding boxes gets stricter as the run goes on; the others stay.
         reward_groups = rewarder.at(progress=step / cfg.steps)
-        # Now and then (--eval_every): greedy accuracy on held-out questions, before the update.
-        evaluation = held_out.accuracy(step, policies.sampler, reward_groups, accelerator, cfg)
+        # Now and then (--eval_every) accuracy on held-out questions, by the strict rule of the end.
+        evaluation = held_out.accuracy(
+            step, policies.sampler, rewarder.at(progress=1.0), accelerator, cfg)
 
         step_time, sampling_time = Stopwatch(), Stopwatch()
         with step_time:

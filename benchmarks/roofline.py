@@ -26,7 +26,7 @@ from contextlib import nullcontext
 import torch
 from workloads import SIZES, random_group, random_policy, random_prompt
 
-from common import micro_batches, token_logps
+from common import micro_batches_of, token_logps
 from model.sampling import sample_groups, sampling_copy
 
 # --- What the device can do ----------------------------------------------------------------------
@@ -133,7 +133,7 @@ def measure_update(policy, args, device: str, flops: float) -> dict:
     def update():
         context = torch.autocast("cuda", torch.bfloat16) if device == "cuda" else nullcontext()
         with context:
-            for batch in micro_batches(groups, 16384):
+            for batch in micro_batches_of(groups, 16384):
                 token_logps(policy, batch.groups).sum().backward()
         policy.zero_grad()
 

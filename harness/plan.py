@@ -92,7 +92,7 @@ def typical_micro_batch(work: Work) -> tuple[int, int]:
     if groups:
         return groups, groups * work.group_size
 
-    completions = work.group_size  # halved until it fits, as `common.micro_batches` does
+    completions = work.group_size  # halved until it fits, as `common.micro_batches_of` does
     while (work.prompt_tokens + completions * work.completion_tokens > work.max_pass_tokens
            and completions > work.never_split):
         completions = math.ceil(completions / 2)

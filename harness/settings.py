@@ -179,7 +179,7 @@ class Optimizer(Settings):
     adam_beta2: float = flag(0.95, "AdamW beta2 (decay of the mean squared gradient); MM-EUREKA")
     grad_clip: float = flag(1.0, "largest gradient norm; MM-EUREKA, LLaMA-Factory")
     max_skipped: int = flag(
-        5, "stop after this many steps in a row with a gradient that is not finite, 0: never; ours",
+        5, "stop after this many updates in a row without a finite gradient, 0: never; ours",
         changeable=True,
     )  # fmt: skip
     max_tokens_per_micro_batch: int = flag(

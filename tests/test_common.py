@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import common
 import grpo
-from common import learning_rate, micro_batches, plain_token_logps, token_logps
+from common import learning_rate, micro_batches_of, plain_token_logps, token_logps
 from conftest import make_groups
 from model.records import Group, completion_mask
 
@@ -373,14 +373,14 @@ def test_micro_batches_hold_every_completion_once(tiny):
     completions = [c.tolist() for g in groups for c in g.completions]
 
     for budget in (1, 60, 120, 10_000):
-        parts = micro_batches(groups, budget)
+        parts = micro_batches_of(groups, budget)
         assert [c.tolist() for p in parts for g in p.groups for c in g.completions] == completions
         for part in parts:
             in_part = [c.tolist() for g in part.groups for c in g.completions]
             assert completions[part.span] == in_part
 
-    assert all(len(g.completions) == 1 for part in micro_batches(groups, 1) for g in part.groups)
-    assert len(micro_batches(groups, 10_000)) == 1
+    assert all(len(g.completions) == 1 for part in micro_batches_of(groups, 1) for g in part.groups)
+    assert len(micro_batches_of(groups, 10_000)) == 1
 
 
 def test_learning_rate():

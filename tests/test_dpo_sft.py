@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from PIL import Image
 
 import dpo_sft
-from common import micro_batches, no_grad_logps, token_logps
+from common import micro_batches_of, no_grad_logps, token_logps
 from conftest import KeepGradients, blank, fresh_policy, make_example, make_groups, policies_of
 from dpo_sft import Config, dpo_loss, hybrid_loss, reference_key, sft_loss
 from model.loading import load_model, save_model
@@ -186,7 +186,7 @@ def test_micro_batches_of_pairs_give_the_same_gradient(tiny64, budget):
 
     whole, cut = grads
     assert all(torch.allclose(whole[name], cut[name], atol=1e-10) for name in whole)
-    for part in micro_batches(pairs, budget, split=False):
+    for part in micro_batches_of(pairs, budget, split=False):
         assert all(len(pair.completions) == 2 for pair in part.groups)
 
 

@@ -311,10 +311,10 @@ def test_ranks_share_the_pass_questions_exactly():
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (dict(models="a={start},b={empty}/model"), "--models .*/model: not a model folder"),
+        (dict(models="a={start},b={empty}/model"), "--models .*/model: no such folder"),
         (dict(models="a={start},b={empty}"), "--models .*config.json is missing"),
         (dict(models="a={start}", gf_runs="r={empty}/run"), "--gf_runs .*/run: not the folder of"),
-        (dict(models="a={start}", gf_runs="r={lost}"), "--gf_runs .*/gone/model: not a model"),
+        (dict(models="a={start}", gf_runs="r={lost}"), "--gf_runs .*/gone/model: no such folder"),
     ],
 )
 def test_missing_folders_are_named_before_anything_is_measured(

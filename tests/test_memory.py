@@ -264,7 +264,7 @@ def test_a_pass_holds_whole_groups():
     assert pairs.completions_per_pass == 13, "beside one prompt: the bound for memory"
 
     group = Work(True, True, 1, 3000, 1024, group_size=8, max_pass_tokens=8192)
-    assert typical_micro_batch(group) == (1, 4), "halved, as micro_batches does; five would fit"
+    assert typical_micro_batch(group) == (1, 4), "halved, as micro_batches_of does; five fit"
     assert work_of(grpo.Config(sample_batch=512), "cpu", ranks=2).sequences == 16 * 8 // 2
 
 

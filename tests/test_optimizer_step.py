@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import common
 import dpo_sft
 import grpo
-from common import micro_batches, optimizer_step, token_logps
+from common import micro_batches_of, optimizer_step, token_logps
 from conftest import KeepGradients, make_groups, policies_of
 from model.policies import build_policies
 
@@ -34,7 +34,7 @@ def one_step(policies, groups, loss=None, max_tokens=10_000):
     return optimizer_step(
         policies,
         Accelerator(cpu=True),
-        micro_batches(groups, max_tokens),
+        micro_batches_of(groups, max_tokens),
         loss or negative_logp(policies),
         normalizer=7.0,
         filler=groups[0],
@@ -55,7 +55,7 @@ def test_filler_passes_add_nothing(tiny, monkeypatch, num_batches):
     wanted = dict(policies.optimizer.grads)
 
     monkeypatch.setattr(common, "gather_objects", lambda value, accelerator: [value, 3])
-    batches = micro_batches(groups, 10_000)[:num_batches]
+    batches = micro_batches_of(groups, 10_000)[:num_batches]
     sums = optimizer_step(
         policies,
         Accelerator(cpu=True),
@@ -118,7 +118,7 @@ def test_metrics_wait_for_the_device_once_a_step(tiny):
 
     reads = []
     for max_tokens in (10_000, 1):
-        fixed = micro_batches(groups, max_tokens)
+        fixed = micro_batches_of(groups, max_tokens)
         losses = {id(b): negative_logp(policies)(b) for b in fixed}  # the loss's own reads are here
         with CountReads() as count:
             optimizer_step(
@@ -131,7 +131,7 @@ def test_metrics_wait_for_the_device_once_a_step(tiny):
                 cfg=CFG,
             )
         reads.append(count.reads)
-    assert len(micro_batches(groups, 1)) == 8
+    assert len(micro_batches_of(groups, 1)) == 8
     assert reads[0] == reads[1] > 0
 
 
