@@ -110,6 +110,8 @@ class Config(settings.Data, settings.Sampling, settings.Training, settings.Judge
                             "sample_every")
         self.check_at_least(2, "group_size")  # or there is nothing to compare with
         check_shares(self, ranks=1)
+        if not 0 < self.clip_low < 1 or self.clip_high <= 0:
+            raise ValueError("--clip_low must be between 0 and 1, --clip_high positive")
         if self.temperature <= 0:
             raise ValueError("--temperature must be positive, or all samples are the same")
 

@@ -94,7 +94,7 @@ def run_stage(main, config) -> None:
 def split_names(text: str, flag_name: str) -> dict[str, str]:
     """The text "NAME=FOLDER,NAME=FOLDER" as a dictionary; "" is an empty one.
 
-    Raises ValueError naming the flag if a part has no `=`.
+    Raises ValueError naming the flag if a part has no `=`, or if two have one name.
     """
     folders = {}
     for part in text.split(","):
@@ -106,6 +106,8 @@ def split_names(text: str, flag_name: str) -> dict[str, str]:
                 f"{flag_name} {part}: wanted NAME=FOLDER, as in {flag_name} {name}={part}"
             )
         name, folder = part.split("=", 1)
+        if name in folders:
+            raise ValueError(f"{flag_name} {text}: the name {name} is given twice")
         folders[name] = folder
     return folders
 
@@ -209,10 +211,12 @@ SYNONYMS = {
     "save_steps": "save_every", "report_to": "log_with", "pref_beta": "beta",
 }  # fmt: skip
 # What another stage calls it.
-OTHER_STAGES = {"steps": "max_steps", "max_steps": "steps", "items": "max_examples",
-                "max_examples": "items", "rows": "items", "prompts_per_step": "batch_pairs",
-                "batch_pairs": "prompts_per_step", "samples": "group_size",
-                "group_size": "samples"}  # fmt: skip
+OTHER_STAGES = {
+    "steps": "max_steps", "max_steps": "steps", "items": "max_examples",
+    "questions": "max_examples", "max_examples": "items", "rows": "items",
+    "prompts_per_step": "batch_pairs", "batch_pairs": "prompts_per_step",
+    "samples": "group_size", "group_size": "samples",
+}  # fmt: skip
 
 
 def unknown_flag_message(flag_text: str, config_class) -> str:

@@ -100,9 +100,18 @@ def record_settings(config, stage: str, file: Path, history: list[dict], ranks: 
 
 
 def code_of_stage() -> str:
-    """A hash of the file that was started: it tells a variant from its stage."""
-    file = Path(getattr(sys.modules["__main__"], "__file__", None) or "")
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:16] if file.is_file() else ""
+    """A hash of the file that was started, of common.py and of rewards/: what one edits.
+
+    It tells a variant from its stage, and a reward that was changed since.
+    """
+    started = Path(getattr(sys.modules["__main__"], "__file__", None) or "")
+    project = Path(__file__).resolve().parent.parent
+    edited = [started, project / "common.py", *sorted((project / "rewards").glob("*.py"))]
+    digest = hashlib.sha256()
+    for file in edited:
+        if file.is_file():
+            digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def change_of(changes: dict[str, list], step: int) -> dict:

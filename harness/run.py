@@ -92,8 +92,8 @@ class Run:
         used = is_used(self.folder)
         if used and not (self.config.resume or self.config.overwrite):
             raise FileExistsError(
-                f"--run_dir {name} is not empty: "
-                "--resume continues that run, --overwrite empties the folder"
+                f"--run_dir {name} is not empty: --resume continues the run there"
+                f"{self.whose_run()}, --overwrite empties the folder"
             )
         if used and not (self.folder / "config.json").is_file():
             raise FileExistsError(
@@ -109,6 +109,12 @@ class Run:
             file = self.folder / "config.json"
             record_settings(self.config, self.stage, file, history, self.ranks)
         self.accelerator.wait_for_everyone()
+
+    def whose_run(self) -> str:
+        """Words about a run of another stage in the folder, "" if it is one of this stage."""
+        file = self.folder / "config.json"
+        stage = json.loads(file.read_text()).get("stage") if file.is_file() else self.stage
+        return f" (of {stage}, not of {self.stage})" if stage != self.stage else ""
 
     def history_of_changes(self) -> list[dict]:
         """The changes of settings so far, and those that this --resume makes; these are said."""
@@ -127,7 +133,7 @@ class Run:
         if stored.get("code", code) != code:  # a variant, or a stage that was edited
             changes["code"] = [stored["code"], code]
             self.say(f"--resume with other code: {sys.argv[0]} is not the file that began this run "
-                     "(a variant?), or it was edited since")
+                     "(a variant?), or it, common.py or rewards/ was edited since")
 
         history = stored.get("history", [])
         if changes:
@@ -340,6 +346,8 @@ class Run:
         load_optimizer(optimizer, state["optimizer"], self.optimizer_folder(self.start_step))
         self.forget_after(self.start_step)
         self.say(f"resuming {self.folder} after step {self.start_step}")
+        if getattr(self.config, "steps", None) == self.start_step:
+            self.say("all its steps are done; a larger --steps goes on")
         return state["ranks"][self.accelerator.process_index]
 
     def has_state(self) -> bool:

@@ -132,8 +132,11 @@ def check_folder(name: str, flag: str) -> None:
             raise ValueError(f"{flag} {name}: not a model folder, {files[0]} is missing")
 
     must_have("config.json")
+    config = json.loads((Path(name) / "config.json").read_text())
+    if "run_dir" in config:
+        raise ValueError(f"{flag} {name}: that is the folder of a run, its model is {name}/model")
     try:  # before the other files: a model without images does not have them
-        check_family(json.loads((Path(name) / "config.json").read_text()).get("model_type"))
+        check_family(config.get("model_type"))
     except ValueError as error:
         raise ValueError(f"{flag} {name}: {error}") from error
     must_have("tokenizer_config.json")

@@ -39,7 +39,6 @@ def build_page(folders: list[Path], experiments: Path | None = None) -> str:
     images = ImageStore()
     evaluated = [run for run in first_of_arms(runs, "evaluation") if is_evaluated(run)]
     evaluations = [evaluation_section(run) for run in evaluated]
-    guesses = [e["guessing"] for e in evaluations if e["guessing"] is not None]
     metrics = json.loads(experiments.read_text()) if experiments else None
 
     of_all = ImageStore()  # also of groups that do not fit
@@ -58,11 +57,26 @@ def build_page(folders: list[Path], experiments: Path | None = None) -> str:
         runs=runs,
         experiments=experiment_sections(metrics) if metrics else [],
         evaluations=evaluations,
-        charts=training_charts(runs, guesses[0] if guesses else None),
+        charts=training_charts(runs, guess_for(runs, evaluated, evaluations)),
         lecture=explain_update(runs),
         data=data,
         recorded=sum(len(run.samples) for run in runs if run.stage == "GRPO"),
     )
+
+
+def guess_for(
+    runs: list[LoadedRun], evaluated: list[LoadedRun], evaluations: list[dict]
+) -> float | None:
+    """The best blind guess to draw beside the accuracies of training.
+
+    None if no evaluation asked questions like those of the training runs: of other data it would be
+    a line of no meaning.
+    """
+    trained_on = {run.config.get("data") for run in runs if run.stage == "GRPO"}
+    for run, evaluation in zip(evaluated, evaluations):
+        if {run.config.get("data")} == trained_on and evaluation["guessing"] is not None:
+            return evaluation["guessing"]
+    return None
 
 
 # --- Evaluations ---------------------------------------------------------------------------------

@@ -183,6 +183,8 @@ def parse_weights(text: str, rewards: dict[str, Reward] | None = None) -> dict[s
     weights = {}
     for part in text.split(","):
         name, _, weight = part.partition("=")
+        if name.strip() in weights:
+            raise ValueError(f"--reward_weights {text}: {name.strip()} is given twice")
         try:
             weights[name.strip()] = finite(weight)
         except ValueError as error:

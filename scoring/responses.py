@@ -82,10 +82,14 @@ def append_records(file: Path, records: list[dict], run: Run) -> None:
 
 def read_records(file: str | Path) -> dict[str, list[dict]]:
     """The records of a completions.jsonl by model. ValueError naming --rescore if there is none."""
+    if Path(file).is_dir():
+        file = Path(file) / "completions.jsonl"
     if not Path(file).is_file():
         raise ValueError(f"--rescore {file}: no such file")
     by_model = defaultdict(list)
     for record in read_jsonl(Path(file)):
+        if "model" not in record:
+            raise ValueError(f"--rescore {file}: wanted the completions.jsonl of an evaluation")
         by_model[record["model"]].append(record)
     return by_model
 

@@ -319,6 +319,9 @@ def resolve_path(image, source: str, where: str = "an example"):
         return image  # what it cannot be is refused where it is opened
     if re.match(r"https?://", image):
         raise ExampleError(f"{where}: image {image[:60]} is on the web: save it as a file")
+    if image.startswith("["):
+        raise ExampleError(f"{where}: image {image[:40]} is a list as text: csv has no lists, "
+                           "take jsonl or parquet")
     if image.startswith("data:") or len(image) > 1000:
         raise ExampleError(f"{where}: image {image[:20]}... is an image as text: save it as a file")
     if Path(image).is_absolute():

@@ -18,7 +18,10 @@ from model.prompts import chat_messages, full_question
 # one name collide.
 TABLE_PATH = "data/train-{:05d}-of-{:05d}.parquet"  # number of the process, number of processes
 
-README = """{count} preference pairs. `datasets.load_dataset` opens this folder.
+README = """---
+tags: [preference-pairs]
+---
+{count} preference pairs. `datasets.load_dataset` opens this folder.
 TRL reads `prompt`, `chosen`, `rejected`, `images`;
 LLaMA-Factory reads `conversations`, `chosen_message`, `rejected_message`, `images` (see
 dataset_info.json);

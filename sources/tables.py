@@ -9,6 +9,7 @@ The arrows show the order of the calls:
 """
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,6 +110,8 @@ def open_table(
         raise ValueError(f"{flag} {source}: holds no examples") from error
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = error.__cause__ or error  # `datasets` wraps what the file's reader said
+        if "corresponds to no data" in str(reason):  # a header alone
+            reason = "it holds no examples"
         raise ValueError(f"{flag} {source}: cannot be opened: {reason}") from error
 
     # Reading a parquet leaves buffers behind, 90 MB for 4,000 images
@@ -152,8 +155,14 @@ def open_folder(folder: Path, split: str) -> datasets.Dataset:
             raise ValueError(f"it has no split {split!r}, only {', '.join(map(repr, saved))}")
         return saved[split]
 
+    config = folder / "config.json"
+    stage = json.loads(config.read_text()).get("stage") if config.is_file() else None
+    if stage not in (None, "build_prefs"):  # that one writes a data set into its folder
+        raise ValueError(f"that is the folder of a run of {stage}, and no data set")
+
     files = [file for file in folder.iterdir() if file.is_file()]
-    examples = sorted(f for f in files if f.suffix in FILE_TYPES and f.stem != "metadata")
+    ours = ("metadata", "config", "dataset_info", "funnel")  # no tables of examples
+    examples = sorted(f for f in files if f.suffix in FILE_TYPES and f.stem not in ours)
     if examples and any(IMAGE_FILE.search(file.name) for file in files):
         raise ValueError(
             f"it holds pictures beside {', '.join(file.name for file in examples)}: name the file, "

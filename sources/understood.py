@@ -151,9 +151,11 @@ class Unknown:
             special = set(encoder.tokenizer.all_special_tokens)
             known = sorted(word for word in vocabulary if word not in special)
             text += (
-                f"The embedded model knows {len(known)} words and no others: {' '.join(known)}. "
-                f"An instruction in its words: --instruction '{THINK.instruction}'. "
+                f"An instruction in words of the embedded model: --instruction "
+                f"'{THINK.instruction}'. --allow_unknown goes on all the same. It knows "
+                f"{len(known)} words, and no letters of choices: {' '.join(known)}"
             )
+            return text
         return text + "--allow_unknown goes on all the same"
 
 

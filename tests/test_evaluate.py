@@ -479,6 +479,17 @@ def test_gf_on_any_sets(start, tmp_path):
         Config(gf_id="toy", gf_ood="id=toy")  # it would take the place of the set in distribution
 
 
+def test_what_is_no_file_of_responses_is_named(tmp_path):
+    """Samples of a training run have no model; a folder stands for its completions.jsonl."""
+    (tmp_path / "samples.jsonl").write_text('{"step": 1}\n')
+    with pytest.raises(ValueError, match="wanted the completions.jsonl of an evaluation"):
+        main(Config(rescore=str(tmp_path / "samples.jsonl")))
+    with pytest.raises(ValueError, match="completions.jsonl: no such file"):
+        main(Config(rescore=str(tmp_path)))
+    with pytest.raises(ValueError, match="--models .*: the name a is given twice"):
+        Config(models="a=x,a=y")
+
+
 def test_gf_of_what_cannot_be_scored_is_an_error(start, tmp_path, monkeypatch):
     """A rate of 0 at the start would show a gain that is none."""
     monkeypatch.setattr(evaluate, "rate_with_interval", lambda records, key: {

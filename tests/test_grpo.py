@@ -105,6 +105,10 @@ def test_weights_in_force_are_said():
     cfg = replace(CFG, reward_weights="accuracy=0.5")
     formula = Rewarder(cfg, encoder=None, eos_ids=[99], judge=None).formula()
     assert "1 format" in formula and "0.5 accuracy" in formula
+    with pytest.raises(ValueError, match="format is given twice"):
+        replace(CFG, reward_weights="format=1,format=2")
+    with pytest.raises(ValueError, match="--clip_low must be between 0 and 1"):
+        replace(CFG, clip_low=2.0)
     cfg = replace(CFG, reward_weights="accuracy=0,format=0")
     with pytest.raises(ValueError, match="all are 0"):
         Rewarder(cfg, encoder=None, eos_ids=[99], judge=None)

@@ -21,6 +21,7 @@ from harness.cli import parse_cli, run_stage
 from harness.lock import free_lock, take_lock
 from harness.ranks import check_world_size, choose_precision
 from harness.run import read_jsonl
+from sources.tables import open_table
 
 ROOT = Path(__file__).parent.parent
 
@@ -93,6 +94,8 @@ def test_resume_without_a_run_is_a_sentence(run, tmp_path, capsys):
 
     with pytest.raises(ValueError, match="that is a run of grpo, not of dpo_sft"):
         dpo_sft.main(resume(run, stage=dpo_sft))
+    with pytest.raises(ValueError, match="that is the folder of a run of grpo, and no data set"):
+        open_table(run, "train", "--pairs")
 
 
 # --- Signals -------------------------------------------------------------------------------------

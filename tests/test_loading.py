@@ -91,6 +91,13 @@ def test_a_folder_that_is_not_there_is_no_hub_name():
         load_model("toy/nope")  # there is a folder toy, so it is no owner on the hub
 
 
+def test_the_folder_of_a_run_names_its_model(tmp_path):
+    """Its config.json is that of the run: the family would seem to be wrong."""
+    (tmp_path / "config.json").write_text('{"run_dir": "runs/zero", "stage": "grpo"}')
+    with pytest.raises(ValueError, match=f"its model is {tmp_path}/model"):
+        load_model(str(tmp_path))
+
+
 def test_missing_weights_are_refused(start):
     """from_pretrained would fill them in with random ones and only warn."""
     file = f"{start}/model.safetensors"

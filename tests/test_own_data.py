@@ -64,6 +64,7 @@ def test_images_in_every_form(tmp_path, name, form):
         ("https://example.org/a.png", "on the web"),
         ("data:image/png;base64,iVBOR", "an image as text"),
         ("A" * 5000, "an image as text"),
+        ("['a.png', 'b.png']", "a list as text: csv has no lists"),
     ],
 )
 def test_texts_that_are_no_paths_are_refused(image, words):
@@ -410,6 +411,9 @@ def test_data_with_other_answers_are_refused_at_resume(tmp_path, tiny):
 
 def test_messages_about_columns_say_what_is_wrong(tmp_path):
     """Semicolons, a part that does not exist, a share that is none, a line that is no JSON."""
+    (tmp_path / "a.csv").write_text("question,answer\n")
+    with pytest.raises(ValueError, match="holds no examples|has no examples"):
+        load_examples(str(tmp_path / "a.csv"))
     (tmp_path / "a.csv").write_text("question;answer\nx;1\n")
     with pytest.raises(ValueError, match="by commas, not by semicolons"):
         load_examples(str(tmp_path / "a.csv"))

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from variants import apply as apply_module
 from variants.apply import VARIANTS, apply, names
 
 ROOT = Path(__file__).parent.parent
@@ -120,6 +121,14 @@ def test_ipo_stops_at_a_finite_margin(beta, tmp_path):
     assert torch.allclose(chosen.grad, 2 * (margins - 1 / (2 * beta)))
     rewards = terms["chosen_reward"]
     assert torch.allclose(rewards, beta * margins), "what is logged stays DPO's reward"
+
+
+def test_a_patch_that_changes_nothing_is_named(tmp_path, monkeypatch):
+    """A sentence alone: what belongs behind it is said."""
+    (tmp_path / "mine.patch").write_text("An idea of my own.\n")
+    monkeypatch.setattr(apply_module, "VARIANTS", tmp_path)
+    with pytest.raises(ValueError, match="variants/mine.patch changes nothing: wanted a sentence"):
+        apply("mine", tmp_path)
 
 
 @pytest.mark.slow

@@ -35,7 +35,13 @@ def apply(name: str, out: Path) -> Path:
     if name not in names():
         raise ValueError(f"no variant {name!r}; there are {', '.join(names())}")
     patch_file = VARIANTS / f"{name}.patch"
-    stage = re.search(r"^--- a/(\S+)", patch_file.read_text(), re.MULTILINE)[1]
+    changed = re.search(r"^--- a/(\S+)", patch_file.read_text(), re.MULTILINE)
+    if changed is None:
+        raise ValueError(
+            f"variants/{name}.patch changes nothing: wanted a sentence, its paper, and then what "
+            "`git diff grpo.py` (or dpo_sft.py) prints"
+        )
+    stage = changed[1]
 
     out.mkdir(parents=True, exist_ok=True)
     copy = out / stage
@@ -55,7 +61,7 @@ def apply(name: str, out: Path) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("name", help=f"one of {', '.join(names())}")
+    parser.add_argument("name", nargs="?", default="", help=f"one of {', '.join(names())}")
     parser.add_argument("--out", type=Path, help="folder; default runs/variants/NAME")
     args = parser.parse_args()
 
