@@ -8,21 +8,24 @@ writes the chosen response, the *base* model the rejected one:
                                  -> reasoning agrees with the answer?
     rejected    sampled by base  -> complete, right answer?
                                  -> one of five corruptions, or unchanged if already out of format
-    pairs       of each question: equal texts of a side kept once, then the i-th chosen with the
-                i-th rejected
+    pairs       of each question: repeats dropped on each side, then the i-th chosen with the i-th
+                rejected, at most --pairs_per_question
 
 As a program:
 
     1. sample responses for both sides                           open_responder, sample_responses
-    2. make pairs of them (a judge is asked everything before)   make_pairs, ask_ahead
+    2. make pairs of them                                        make_pairs
+         if there is a judge, ask it all that a and b will ask   ask_ahead
          a. each response as chosen, or the reason against it    choose
          b. each response as rejected, or the reason against it  reject
          c. drop repeats, match the i-th chosen with the i-th rejected
     3. write the pairs, and what became of every response        save_pairs
 
-Both answers are right, so correctness does not separate them; the format does (and the style of two
-models). The paper calls such pairs "decoupled". With --coupled the rejected answer is wrong, and
-its format corrupted as well: correctness and format are mixed, which the paper finds worse.
+Both answers are right as sampled, so correctness does not separate them; the format does (and the
+style of two models). A corrupted response is not graded again: without its tags the grader may find
+another number first. The paper calls such pairs "decoupled". With --coupled the rejected answer is
+wrong, and its format corrupted as well: correctness and format are mixed, which the paper finds
+worse.
 
 Where the paper is silent:
   1. "Format supplement" is not defined: here a missing closing tag is put where it belongs.
@@ -47,7 +50,6 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 from accelerate import Accelerator
 
@@ -114,13 +116,13 @@ class Config(settings.Data, settings.Sampling, settings.Judge, settings.RunFolde
             raise ValueError(f"--unsure {self.unsure}: wanted drop or keep")
 
 
-AS_SAMPLED = "as sampled"  # the note of a candidate whose text was left as it was
+AS_SAMPLED = "as sampled"  # the note of a candidate whose text was only stripped of white space
 
 
 # --- 1. Sample responses for both sides ----------------------------------------------------------
 
 
-Responder = Callable[[Prompts], list[list[Response]]]  # the responses to each prompt
+Responder = Callable[[Prompts], list[list[Response]]]  # prompts -> responses, [prompt][sample]
 
 
 def open_responder(side: str, base_model: Policy, encoder: PromptEncoder, cfg: Config,
@@ -141,16 +143,16 @@ def open_responder(side: str, base_model: Policy, encoder: PromptEncoder, cfg: C
     if source == "base":
         policy = base_model
     elif source == "zero":
-        policy = load_responder(cfg.zero, "--zero", encoder, cfg, run)
+        policy = load_other_model(cfg.zero, "--zero", encoder, cfg, run)
     else:
-        policy = load_responder(source, flag_name, encoder, cfg, run)
-    return partial(sample_responses, policy, encoder, cfg=cfg, accelerator=run.accelerator,
-                   parts=parts, side=side)
+        policy = load_other_model(source, flag_name, encoder, cfg, run)
+    return lambda prompts: sample_responses(policy, encoder, prompts, cfg, run.accelerator, parts,
+                                            side)
 
 
-def load_responder(folder: str, flag_name: str, encoder: PromptEncoder, cfg: Config,
-                   run: Run) -> Policy:
-    """A model that answers the prompts of the base's `encoder`.
+def load_other_model(folder: str, flag_name: str, encoder: PromptEncoder, cfg: Config,
+                     run: Run) -> Policy:
+    """A model beside the base, for the prompts of the base's `encoder`.
 
     Trap: the base's tokenizer encodes the prompts and decodes the responses of every model. One
     that was trained with another vocabulary would read and write garbage
@@ -221,7 +223,7 @@ def why_unusable(response: Response, example: dict, judge: Judge | None,
 
 
 def supplement(text: str) -> str | None:
-    """The response in the full format, a missing *closing* tag added; None if that fails.
+    """The response with its missing *closing* tags added; None if it is out of format even then.
 
     Adding it is what we take the paper's "format supplement" to be. A response that is in the
     format comes back as it is, without white space around it.
@@ -274,7 +276,9 @@ CORRUPTIONS = {
 
 
 def corrupt(text: str, rng: random.Random) -> tuple[str, str]:
-    """(the text out of format, name of the corruption); one that was out of it is only stripped.
+    """Take a response out of the format: its text now, and the name of the corruption.
+
+    One that is out of it already is only stripped, and the name is AS_SAMPLED.
 
     Source: the five kinds are SPECS'; the uniform draw is ours.
 
@@ -302,7 +306,7 @@ def reject(response: Response, example: dict, judge: Judge | None, rng: random.R
     return Candidate(text, note=corruption)
 
 
-# --- 2c. Match them ------------------------------------------------------------------------------
+# --- 2. Make pairs: ask the judge ahead, then a, b and c -----------------------------------------
 
 
 def ask_ahead(examples: list[dict], chosen_side: list[list[Response]],
@@ -332,7 +336,7 @@ def make_pairs(examples: list[dict], chosen_side: list[list[Response]],
                rng: random.Random) -> tuple[list[dict], Counter]:
     """(pairs, funnel): the i-th chosen with the i-th rejected of each question.
 
-    chosen_side, rejected_side  of each question, the responses that were sampled for that side
+    chosen_side, rejected_side  [question][sample]: the responses sampled for that side
 
     i has no meaning: samples of one question come in no particular order.
     """
@@ -341,17 +345,17 @@ def make_pairs(examples: list[dict], chosen_side: list[list[Response]],
 
     pairs, funnel = [], Counter()
     for example, for_chosen, for_rejected in zip(examples, chosen_side, rejected_side):
-        # Each response becomes a candidate: a text, or the reason why it is dropped. Repeats are
-        # those of the final text: one response, corrupted in two ways, counts as two.
-        chosen_candidates = drop_repeats(
-            [choose(response, example, judge, cfg) for response in for_chosen])
-        rejected_candidates = drop_repeats(
-            [reject(response, example, judge, rng, cfg) for response in for_rejected])
+        # 2a, 2b. Each response becomes a candidate: a text, or the reason why it is dropped.
+        chosen = [choose(response, example, judge, cfg) for response in for_chosen]
+        rejected = [reject(response, example, judge, rng, cfg) for response in for_rejected]
 
-        matched = list(zip(kept(chosen_candidates), kept(rejected_candidates)))
-        for chosen, rejected in matched[: cfg.pairs_per_question]:
-            pairs.append(pair_record(example, chosen.text, rejected.text, corruption=rejected.note))
-        funnel += count_question(chosen_candidates, rejected_candidates, cfg.pairs_per_question)
+        # 2c. Drop those with the same final text, and match the i-th with the i-th. (Two equal
+        # responses that were corrupted in different ways have different texts.)
+        chosen, rejected = drop_repeats(chosen), drop_repeats(rejected)
+        matched = list(zip(kept(chosen), kept(rejected)))
+        for good, bad in matched[: cfg.pairs_per_question]:
+            pairs.append(pair_record(example, good.text, bad.text, corruption=bad.note))
+        funnel += count_question(chosen, rejected, cfg.pairs_per_question)
     return pairs, funnel
 
 
@@ -409,7 +413,7 @@ def main(cfg: Config) -> None:
 
     # 3. Write the pairs, and what became of every response.
     questions_of_rank = range(rank, len(examples), world_size)
-    funnel += Counter({
+    funnel += Counter({  # adding leaves out what is 0: the funnel lists what happened
         "questions: skipped, see the warnings": len(questions_of_rank) - len(prompts),
         f"chosen: from {cfg.source}": sum(map(len, chosen_side)),
         f"rejected: from {cfg.rejected_source}": sum(map(len, rejected_side)),

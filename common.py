@@ -94,9 +94,9 @@ def token_logps(policy: nn.Module, groups: list[Group], temperature: float = 1.0
 
 
 def score_groups(policy: Policy, groups: list[Group], temperature: float) -> Tensor:
-    """The body of `token_logps`, on the bare policy."""
-    prompts = [group.prompt for group in groups]
-    prompt_of = [n for n, group in enumerate(groups) for _ in group.completions]  # B indices
+    """The body of `token_logps`, on the bare policy: groups -> logp (B, T)."""
+    prompts = [group.prompt for group in groups]  # N
+    prompt_of = [n for n, group in enumerate(groups) for _ in group.completions]  # B, each below N
     completions = [c for group in groups for c in group.completions]
     inputs = [c[:-1] for c in completions]  # nothing is predicted from the last token
 
@@ -135,6 +135,12 @@ def packed_positions(prompts: list[Prompt], inputs: list[Tensor], prompt_of: lis
 def predictor_indices(layout: Layout, completions: list[Tensor], prompt_of: list[int]) -> Tensor:
     """(targets,) for each token of all completions, the index of the hidden state that predicts it.
 
+    For a prompt p1 p2 p3 and its completion "a b EOS" the packed sequence is
+
+        index       0   1   2   3   4
+        token       p1  p2  p3  a   b
+        predicts            a   b   EOS        -> [2, 3, 4]
+
     Trap: token 0 of a completion is predicted by the last token of its *prompt*, token j by token
     j - 1. Off by one, each token would be scored where it is the input, which is no prediction
     (test_perfect_predictor_has_logp_zero).
@@ -158,9 +164,9 @@ def chunked_logps(
     kept for the backward pass, which computes them again, chunk by chunk (`checkpoint`).
     """
 
-    def head(h: Tensor, target: Tensor) -> Tensor:
-        logits = policy.logits(h, temperature)  # (chunk, V)
-        target_logit = logits.gather(-1, target[:, None])[:, 0]  # (chunk,)
+    def head(hidden_chunk: Tensor, target_chunk: Tensor) -> Tensor:
+        logits = policy.logits(hidden_chunk, temperature)  # (chunk, V)
+        target_logit = logits.gather(-1, target_chunk[:, None])[:, 0]  # (chunk,)
         # log_softmax at the target; the other V - 1 of it are not needed.
         return target_logit - logits.logsumexp(-1)  # (chunk,)
 
@@ -169,11 +175,11 @@ def chunked_logps(
     chunks = list(zip(hidden.split(chunk_size), targets.split(chunk_size)))
 
     logps = []
-    for h, target in chunks:
+    for chunk in chunks:
         if torch.is_grad_enabled() and len(chunks) > 1:
-            logps.append(checkpoint(head, h, target, use_reentrant=False))
+            logps.append(checkpoint(head, *chunk, use_reentrant=False))
         else:
-            logps.append(head(h, target))
+            logps.append(head(*chunk))
     return torch.cat(logps)
 
 
@@ -197,9 +203,10 @@ class MicroBatch:
 
 
 def micro_batches_of(groups: list[Group], max_tokens: int, split: bool = True) -> list[MicroBatch]:
-    """Cut the groups of an update into micro-batches, of at most `max_tokens` tokens if possible.
+    """Cut the groups of an update into micro-batches of at most `max_tokens` tokens.
 
-    A prompt counts once per group. Groups keep their order, and every completion is in exactly one
+    What cannot be cut (one completion with its prompt; without `split`, a group) may be over it. A
+    prompt counts once per group. Groups keep their order, and every completion is in exactly one
     micro-batch. With `split`, a group over the limit is halved, again and again if need be; a
     completion is never cut. Each half has the prompt, which is then encoded once per half.
     """
@@ -221,7 +228,10 @@ def micro_batches_of(groups: list[Group], max_tokens: int, split: bool = True) -
 
 
 def num_tokens(groups: list[Group]) -> int:
-    """Tokens of these groups, each prompt once. (The packed sequence has one a completion less.)"""
+    """Tokens of these groups, each prompt once.
+
+    The packed sequence is shorter by one token per completion: its last is no input.
+    """
     return sum(len(g.prompt.ids) + sum(len(c) for c in g.completions) for g in groups)
 
 
@@ -267,17 +277,18 @@ def optimizer_step(
     weight than one in a long one (test_micro_batch_split_does_not_change_gradient).
     """
     # 1. How many passes: as many as the rank with the most micro-batches has, and at least one.
-    # Why one, if no rank has any? At a gradient of 0 AdamW still moves the weights by its momentum,
-    # at None it does not. GRPO leaves out groups whose gradient is 0, which must change nothing: so
-    # a filler pass makes the zeros (test_without_any_gradient_adamw_still_steps).
+    # Why one, if no rank has any? GRPO does not pass groups whose gradient is 0 through the model,
+    # and the update must be as if it did. AdamW tells a gradient of 0 from no gradient: at 0 its
+    # momentum still moves the weights, at None nothing moves. A filler pass makes the zeros
+    # (test_without_any_gradient_adamw_still_steps).
     num_passes = max(1, *gather_objects(len(micro_batches), accelerator))
 
     # 2. The passes: gradients add up over micro-batches and, in the end, over ranks.
     sums: dict[str, Tensor] = {}
     for i in range(num_passes):
-        # DDP: ranks average their gradients in the last pass; `no_sync` holds it back before. With
-        # --shard `no_sync` does nothing, and every pass averages: a rank keeps only its part of the
-        # summed gradient, and waiting would need room for all of it.
+        # DDP averages gradients over ranks in a backward pass. Once per update is enough: `no_sync`
+        # switches it off in all passes but the last. With --shard it does nothing: each pass
+        # averages, since a rank that waited would have to hold the whole gradient.
         is_last = i == num_passes - 1
         maybe_no_sync = nullcontext() if is_last else accelerator.no_sync(policies.trained)
         with maybe_no_sync:
@@ -297,7 +308,7 @@ def optimizer_step(
     grad_norm = float(whole(grad_norm))  # with --shard, `grad_norm` is one rank's part of it
     is_skipped = update_or_skip(policies, grad_norm, cfg.max_skipped)
 
-    # 4. Read the sums back, once per update: `float` waits for the device.
+    # 4. Read the sums back only now: `float` waits for the device, in each pass it would cost time.
     result = {name: float(value) for name, value in sums.items()}
     result["skipped_updates"] = float(is_skipped)
     result["grad_norm"] = grad_norm if math.isfinite(grad_norm) else 0.0
@@ -383,7 +394,7 @@ def no_grad_logps(
             if i < len(batches):
                 logp = token_logps(policy, batches[i].groups, temperature)  # (b, t)
                 logps += list(logp.cpu())
-            else:
+            else:  # a filler pass: it takes part in gathering the weights, its result is not used
                 token_logps(policy, filler_groups(filler or groups[0]))
     return padded(logps)  # (B, T)
 
@@ -406,9 +417,11 @@ def set_lr(
 
 
 def learning_rate(steps_done: int, cfg, num_steps: int) -> float:
-    """Linear warm-up in --warmup_steps; then constant, or cosine to a tenth at `num_steps`.
+    """Linear warm-up in --warmup_steps, from lr / warmup_steps on; then constant, or cosine to a
+    tenth at `num_steps`.
 
-    Source: MM-EUREKA.
+    Trap: the cosine depends on `num_steps`. A run that --resume makes longer jumps to a higher rate
+    (test_a_longer_run_has_another_cosine). Source: MM-EUREKA.
     """
     lr = cfg.lr * min(1.0, (steps_done + 1) / max(1, cfg.warmup_steps))
     if cfg.schedule == "cosine":

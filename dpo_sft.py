@@ -11,18 +11,20 @@ which the policy prefers chosen, measured against the frozen start model; SFT ke
 Here logp(w) is the sum over the tokens of w, and L is averaged over pairs.
 
 DPO sums log-probabilities over a response, since its derivation is about sequences. SFT takes the
-mean over the response's tokens, as LLaMA-Factory does, which the paper used. To see what lambda
-balances, take -dL / d logp of a single token, how hard the loss pulls at it. At the start, where
-h = 0 and sigmoid(h) = 1/2, for beta 0.1, lambda 1 and |w| = 27:
+mean over the response's tokens, as LLaMA-Factory, the paper's trainer, does. How hard the loss
+pulls at the log-probability of a single token, -dL / d logp, shows what lambda balances:
 
-    a token of chosen      + beta / 2 (DPO) + lambda / |w| (SFT)      0.05 + 0.037, pulled up
-    a token of rejected    - beta / 2 (DPO)                           -0.05, pushed down
+    a token of chosen      + beta sigmoid(-h) (DPO) + lambda / |w| (SFT)      pulled up
+    a token of rejected    - beta sigmoid(-h) (DPO)                           pushed down
 
-As a loop:
+At the start h = 0: with beta 0.1, lambda 1 and |w| = 27 these are 0.05 + 0.037 and -0.05. As the
+margin grows, DPO's pull fades; that of SFT stays.
+
+As a program:
 
     0. score every response once under the start model            cached_reference, in set_up
-    1. shuffle the pairs of each epoch, cut them into steps,      pairs_of_steps
-       and these into the shares of the ranks
+    1. shuffle the pairs of each epoch, cut them into steps,      shuffled_steps
+       and each step into the shares of the ranks                 main
     for each step
         2. take this rank's pairs, encoded, and their logp_ref    Pairs.batches (sources/read_pairs)
         3. the hybrid loss over micro-batches, one update         update
@@ -38,8 +40,9 @@ Where this departs from the paper, or fills in what it leaves open:
   3. SFT alone keeps the mean per response, so that it differs from DPO+SFT by the DPO term only. A
      usual SFT trainer takes one mean over the tokens of a batch: long responses weigh more there.
 
-Dimension key: N pairs that a function is given, one `Group` each, T tokens of the longest response;
-(n, t) the part of one chunk or micro-batch. Rows of a (2N, T) alternate: chosen, rejected, ...
+Dimension key: P pairs of the data set; N pairs that a function is given, one `Group` each; T tokens
+of the longest response. Log-probabilities are (2N, T), rows alternate: chosen, rejected, chosen,
+...; for SFT alone (N, T), chosen. n and t are the same for one chunk or micro-batch.
 
     accelerate launch dpo_sft.py --pairs runs/prefs          about 20 seconds on one core
     accelerate launch dpo_sft.py --loss sft ...              ablation: sft or dpo alone
@@ -48,6 +51,7 @@ Dimension key: N pairs that a function is given, one `Group` each, T tokens of t
 import hashlib
 import math
 import time
+import uuid
 from dataclasses import dataclass
 
 import torch
@@ -116,7 +120,7 @@ PANELS = {"loss": ["loss", "dpo", "sft"],
 
 def cached_reference(policy: Policy, pairs: Pairs, cfg: Config, accelerator,
                      run: Run) -> Tensor | None:
-    """(N, 2) reference log-probs of all pairs, from the cache beside the run folder, or computed.
+    """(P, 2) reference log-probs of all pairs, from the cache beside the run folder, or computed.
 
     None for SFT alone, which has no reference.
     """
@@ -127,21 +131,22 @@ def cached_reference(policy: Policy, pairs: Pairs, cfg: Config, accelerator,
     # All ranks read it, or all of them score: a rank that scored alone would wait for the others.
     if all(gather_objects(file.exists(), accelerator)):
         run.say(f"reference log-probs: {file}")
-        return load_file(file)["logp_ref"]  # (N, 2)
+        return load_file(file)["logp_ref"]  # (P, 2)
 
     logp_ref = reference_logps(policy, pairs, cfg, accelerator, run.writes)
     if run.writes:
         file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(".partial")
+        # A name that no other process has: another run may write the same file.
+        partial = file.with_name(f"{uuid.uuid4().hex}.partial")
         save_file({"logp_ref": logp_ref}, partial)
         partial.replace(file)
     return logp_ref
 
 
 def reference_logps(policy: Policy, pairs: Pairs, cfg: Config, accelerator, show: bool) -> Tensor:
-    """(N, 2) summed log-probabilities of chosen and rejected under the start model.
+    """(P, 2) summed log-probabilities of chosen and rejected under the start model.
 
-    Each rank scores its share of the N pairs, and all ranks get all of them.
+    Each rank scores its share of the P pairs, and all ranks get all of them.
     """
     rank, world_size = accelerator.process_index, accelerator.num_processes
     share = range(rank, len(pairs), world_size)
@@ -154,7 +159,8 @@ def reference_logps(policy: Policy, pairs: Pairs, cfg: Config, accelerator, show
     for groups in progress(pairs.batches(chunks), "reference log-probs", show, len(chunks)):
         # A pair may be cut in two here: no loss needs both of its log-probabilities at once.
         logp = no_grad_logps(policy, groups, accelerator, cfg, filler=filler)  # (2n, t)
-        response_logps.append(logp.sum(-1).view(-1, 2))  # (n, 2) chosen, rejected; padding is 0
+        # No mask is needed: `token_logps` gives 0 where there is no token.
+        response_logps.append(logp.sum(-1).view(-1, 2))  # (n, 2) chosen, rejected
 
     # Rank r scored the pairs r, r + world_size, r + 2 world_size, ...
     logp_ref = torch.zeros(len(pairs), 2)
@@ -166,7 +172,8 @@ def reference_logps(policy: Policy, pairs: Pairs, cfg: Config, accelerator, show
 def reference_key(policy: Policy, pairs: Pairs, accelerator) -> str:
     """A hash of what the reference log-probs depend on: precision, pairs, suppressed ids, weights.
 
-    Each rank hashes a part of the weights.
+    Each rank hashes a part of the weights. The code is not in it: who changes how responses are
+    scored has to delete the folder `reference_logps`.
     """
     rank, world_size = accelerator.process_index, accelerator.num_processes
     digests = {}
@@ -190,7 +197,7 @@ def as_bytes(tensor: Tensor) -> bytes:
 # --- 1. The order of the pairs ------------------------------------------------------------------
 
 
-def pairs_of_steps(num_pairs: int, cfg: Config) -> list[list[int]]:
+def shuffled_steps(num_pairs: int, cfg: Config) -> list[list[int]]:
     """The indices of the pairs of each step, over all epochs; at most --max_steps steps, if set.
 
     The last step of an epoch may have fewer pairs.
@@ -246,17 +253,17 @@ def sft_loss(logp: Tensor, mask: Tensor) -> Tensor:
 
 def hybrid_loss(logp: Tensor, logp_ref: Tensor | None, mask: Tensor,
                 cfg: Config) -> dict[str, Tensor]:
-    """The loss of --loss, L_DPO + lambda * L_SFT or one of the two alone, and what is logged: (N,).
+    """The loss of each pair, L_DPO + lambda * L_SFT or one of them, and what is logged: (N,) each.
 
     logp, mask  (2N, T), chosen, rejected, chosen, ...; for SFT alone (N, T), chosen
     logp_ref    (N, 2) summed, chosen and rejected; None for SFT alone
     returns     `loss`, to be averaged over the pairs of the step, and its parts
     """
+    response_logp = (logp * mask).sum(-1)  # (2N,); (N,) for SFT alone
     if cfg.loss == "sft":  # all rows are chosen
         sft = sft_loss(logp, mask)  # (N,)
-        return {"loss": sft, "sft": sft, "chosen_logp": (logp * mask).sum(-1)}
+        return {"loss": sft, "sft": sft, "chosen_logp": response_logp}
 
-    response_logp = (logp * mask).sum(-1)  # (2N,) chosen, rejected, chosen, ...
     chosen_logp, rejected_logp = response_logp[0::2], response_logp[1::2]  # (N,) each
     chosen_logp_ref, rejected_logp_ref = logp_ref.unbind(-1)  # (N,) each
     terms = dpo_loss(chosen_logp, rejected_logp, chosen_logp_ref, rejected_logp_ref, cfg.beta)
@@ -323,7 +330,7 @@ def summarize(sums: dict[str, float], pairs_of_rank: int, accelerator) -> dict[s
 def set_up(cfg: Config) -> tuple[Run, Policies, PromptEncoder, Pairs, Tensor | None]:
     """All that the loop works with, from a new start or from where --resume found it.
 
-    The last is logp_ref (N, 2) of all pairs, None for SFT alone.
+    The last is logp_ref (P, 2), None for SFT alone.
     """
     accelerator = make_accelerator(cfg)
     run = Run(cfg, "dpo_sft", accelerator, COLUMNS)
@@ -356,27 +363,27 @@ def main(cfg: Config) -> None:
     accelerator = run.accelerator
     rank, world_size = accelerator.process_index, accelerator.num_processes
 
-    # 1. Shuffle and cut into steps: for each, the indices of its pairs, and of these this rank's
-    # share. A share is sorted, so that similar lengths are in one micro-batch: attention pads
-    # blocks of completions (`model/attention.py`).
-    pairs_of_step = pairs_of_steps(len(pairs), cfg)
-    share_of_step = [sorted(indices[rank::world_size], key=lambda i: pairs.lengths[i])
-                     for indices in pairs_of_step]
-    num_steps = len(pairs_of_step)
+    # 1. Shuffle and cut into steps, and each step into the shares of the ranks. A share is sorted,
+    # so that similar lengths are in one micro-batch: attention pads blocks of completions.
+    steps = shuffled_steps(len(pairs), cfg)  # for each step, the indices of its pairs
+    shares = [sorted(indices[rank::world_size], key=lambda i: pairs.lengths[i])
+              for indices in steps]
+    num_steps = len(steps)
     run.say(f"{len(pairs)} pairs in {num_steps} steps of {cfg.batch_pairs}, "
             f"loss {cfg.loss}, {world_size} process(es), {run.folder}")
 
-    upcoming_groups = pairs.batches(share_of_step[run.start_step :])  # encodes one step ahead
+    upcoming_groups = pairs.batches(shares[run.start_step :])  # encodes one step ahead
     filler = pairs.first()
 
     for step in range(run.start_step + 1, num_steps + 1):
         began = time.perf_counter()
         lr = set_lr(policies.optimizer, step - 1, cfg, num_steps)
         # 2. Take this rank's pairs, encoded, and their logp_ref.
-        groups = next(upcoming_groups)
-        logp_ref_of_step = None if logp_ref is None else logp_ref[share_of_step[step - 1]]  # (N, 2)
+        share = shares[step - 1]  # N indices
+        groups = next(upcoming_groups)  # of these pairs, in this order
+        logp_ref_of_share = None if logp_ref is None else logp_ref[share]  # (N, 2)
         # 3. The hybrid loss over micro-batches, one update.
-        sums = update(groups, logp_ref_of_step, filler, policies, accelerator, cfg)
+        sums = update(groups, logp_ref_of_share, filler, policies, accelerator, cfg)
 
         run.log(step, num_steps, {**summarize(sums, len(groups), accelerator), "lr": lr,
                                   "step_s": time.perf_counter() - began})

@@ -12,7 +12,7 @@ their images exchanged; all other sets are OOD (out of distribution). What is me
     format      share of responses in exactly the format that was asked for; outside of the embedded
                 world always the think format, whatever the instruction says
     accuracy    share of right answers (of bounding boxes the mean score, 0 to 1). Responses are
-                sampled as in training, at --temperature 1; those to `id` are also decoded greedily
+                sampled at --temperature, 1 as in training; on `id` they are also decoded greedily
     shuffled    accuracy with another question's image. A model that does not look keeps its
                 accuracy; one that looks loses it, and may end below `guessing`
     guessing    the best blind guess: to each kind of question its most common gold answer
@@ -82,7 +82,7 @@ from sources.lazily import Prompts
 from sources.stream import EncodedSets
 from sources.understood import LOOKED_AT, say_what_was_understood
 
-IN_DISTRIBUTION = "id"  # the name of that set in records and reports
+IN_DISTRIBUTION = "id"  # a record's "set"; its own "id" is that of the question
 
 
 @dataclass(frozen=True)
@@ -175,10 +175,10 @@ def list_measurements(cfg: Config, sets: list[str], rank: int, world_size: int
         *[Measurement(name, "sampled", cfg.temperature) for name in others],
     ]
     if cfg.pass_items:
-        # This rank has the questions rank, rank + world_size, ...: so many below --pass_items.
-        count = len(range(rank, cfg.pass_items, world_size))
+        # Ranks take the questions in turn; of the first --pass_items, these are this rank's:
+        share = range(rank, cfg.pass_items, world_size)
         measurements.append(Measurement(IN_DISTRIBUTION, "pass", cfg.temperature,
-                                        cfg.pass_samples, max_prompts=count))
+                                        cfg.pass_samples, max_prompts=len(share)))
     return measurements
 
 
@@ -209,7 +209,7 @@ class Evaluator:
     def checkpoint_rates(self, name: str, folder: Path, encoded: EncodedSets) -> dict[str, float]:
         """The rate of each set for the model of one checkpoint, over the shares of all ranks.
 
-        Trap: if no response could be scored, the mean is that of nothing. Read as a rate of 0, it
+        Trap: if no response could be scored, the mean is 0 over a count of 0. Used as a rate, it
         would give a GF that looks measured (test_gf_of_what_cannot_be_scored_is_an_error).
         """
         # Without --gf_id the sets are the formats of the embedded world, measured by format.
@@ -220,7 +220,8 @@ class Evaluator:
         for set_name, prompts in encoded.for_encoder(encoder).items():
             measurement = Measurement(set_name, "sampled", self.cfg.temperature)
             records = self.sample_and_grade(policy, encoder, prompts, measurement, name)
-            outcomes = [{field: record[field]} for record in records]  # what goes to other ranks
+            # Only the field that is averaged goes to the other ranks, not the responses.
+            outcomes = [{field: record[field]} for record in records]
             all_outcomes = sum(gather_objects(outcomes, self.run.accelerator), [])
             rate = rate_with_interval(all_outcomes, field)
             if rate["count"] == 0:
@@ -239,9 +240,9 @@ class Evaluator:
                          measurement: Measurement, model_name: str) -> list[dict]:
         """One record per response to this rank's prompts.
 
-        The seed is made of set, mode and rank, not of the model's name: a model gives the same
-        records under any name. This does not pair two models: once their completions differ in
-        length, they draw different random numbers.
+        The seed depends on set, mode and rank, not on the model's name, so one model under two
+        names gives the same records. Two models are not compared with common random numbers: once
+        their completions differ in length, their draws no longer line up.
         """
         cfg, accelerator = self.cfg, self.run.accelerator
         purpose = f"{measurement.set_name} {measurement.mode}"
@@ -315,11 +316,13 @@ def measure_gf(evaluator: Evaluator) -> dict[str, list[dict]]:
 def summarize(records: list[dict]) -> dict:
     """The report of one model, from its records only. What was not measured is left out.
 
-    "id greedy"    and other SET MODE: format and accuracy with intervals, length, share truncated
-    "branching"    mean size of the nucleus
+    "SET MODE"     as "id greedy": format and accuracy with intervals, mean length, share truncated
+    "branching"    mean size of the nucleus, over the tokens sampled on `id`
     "guessing"     accuracy of the best blind guess at these questions
-    "categories"   of a benchmark: heading -> category -> accuracy, greedy if there is
+    "categories"   of a benchmark: heading -> category -> accuracy
     "pass@k"       k -> mean with its interval
+
+    The last but one need a response to each question: the greedy one, else the sampled one.
     """
     by_measurement = defaultdict(list)
     for record in records:
@@ -341,10 +344,10 @@ def summarize(records: list[dict]) -> dict:
     nucleus_sum = sum(record["nucleus_sum"] for record in sampled)
     if nucleus_sum > 0:  # 0: not measured, since a nucleus has at least one token
         report["branching"] = nucleus_sum / sum(record["tokens"] for record in sampled)
-    one_a_question = greedy or sampled
-    if one_a_question:
-        report["guessing"] = guessing_rate(one_a_question)  # of their gold answers only
-    if categories := category_rates(one_a_question, accuracy):
+    one_per_question = greedy or sampled
+    if one_per_question:
+        report["guessing"] = guessing_rate(one_per_question)  # of their gold answers only
+    if categories := category_rates(one_per_question, accuracy):
         report["categories"] = categories
     if for_pass:
         report["pass@k"] = mean_pass_at_k(for_pass)
@@ -407,12 +410,15 @@ def evaluate(cfg: Config) -> None:
     if run.writes:
         file.write_text("")  # written anew; what --resume has kept is not sampled again
     for name, folder in split_names(cfg.models, "--models").items():
-        append_records(file, evaluator.model_records(name, folder, encoded), run)
+        records = evaluator.model_records(name, folder, encoded)
+        append_records(file, records, run)
 
     # 3. Each checkpoint of --gf_runs answers the sets of GF.
     curves = measure_gf(evaluator)
     if judge is not None:
-        counts = sum(map(Counter, gather_objects(take_counts(judge), run.accelerator)), Counter())
+        counts = Counter()
+        for counts_of_rank in gather_objects(take_counts(judge), run.accelerator):
+            counts.update(counts_of_rank)
         run.say(f"the judge, calls of all ranks: {dict(counts)}")
 
     # 4. Records to rates with intervals, and a table.

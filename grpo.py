@@ -3,7 +3,8 @@
 For each prompt q, sample G completions o_1..o_G from the current policy, reward each, and compare
 it with its own group. If a completion did better than the group's mean, the probability of each of
 its tokens is raised; if worse, lowered. The ratio of a token is its probability now over that when
-it was sampled. The clip ends the push once it has gone far enough, past the end of a band:
+it was sampled. Once it has left the band [1 - low, 1 + high] in the direction of the push, the clip
+stops the gradient of that token:
 
     R_i     = 0.5 format_i + 1 accuracy_i                          one reward per completion
     A_i     = (R_i - mean(R)) / (std(R) + 1e-6)                    mean and std over its group
@@ -32,12 +33,13 @@ Where this departs from the paper, or fills in what it leaves open:
   2. M counts the tokens of a whole update, over prompts, micro-batches and processes (DAPO eq. 8 is
      printed for one prompt).
   3. A rollout is cut into --updates_per_rollout mini-batches: each completion is used once. With
-     one, every ratio is 1, and the clip never acts. The paper's 128 prompts x 8, 128 at a time: 8.
+     one, every ratio is 1, and the clip never acts. The paper takes 128 of its 128 x 8 completions
+     an update: 8 updates.
   4. Built, off: dynamic sampling, overlong shaping, masked truncations, Dr. GRPO, TIS, KL.
 
-Dimension key, of one update on one process (*rank*): N prompts, G completions of each; B of these,
-those of groups with a gradient, go through the model, the longest has T tokens. (b, t) is the part
-of a (B, T) that one micro-batch holds.
+Dimension key, of one update on one process (*rank*): N prompts with G completions each. Only groups
+with a gradient go through the model: B completions, the longest of T tokens. (b, t) is the part of
+a (B, T) that one micro-batch holds.
 
     accelerate launch grpo.py                                   the embedded world, 16 steps, 20 s
     accelerate launch grpo.py --model runs/warmup/model         stage 3
@@ -83,8 +85,8 @@ class Config(settings.Data, settings.Sampling, settings.Training, settings.Judge
     prompts_per_step: int = flag(16, "prompts per rollout, over all processes; paper: 128")
     group_size: int = flag(8, "completions per prompt (G); paper: 8")
     temperature: float = flag(1.0, "of sampling and of scoring alike; MM-EUREKA")
-    lora_merge: bool = flag(True, "with --lora_rank a copy with the adapters merged in samples; "
-                            "--no_lora_merge: base and adapters do, slower, where no copy fits")
+    lora_merge: bool = flag(True, "with --lora_rank, sample from a copy with merged adapters; "
+                            "--no_lora_merge: from base and adapters, slower, where no copy fits")
     dynamic_sampling: bool = flag(False, "draw again for groups all right or all wrong; DAPO")
     max_draws: int = flag(10, "batches of prompts that --dynamic_sampling may use for a step; verl")
     # reward and advantage
@@ -194,7 +196,7 @@ class MiniBatch:
     mask: Tensor  # (B, T) 1 where a token is in the loss
     logp_sampler: Tensor  # (B, T) what the sampler gave its tokens
     logp_old: Tensor | None  # (B, T); None in the first update, where it equals logp
-    part_of_m: float  # what this rank adds to M; groups without a gradient count too
+    normalizer_share: float  # what this rank adds to M; groups without a gradient count too
     filler: Group  # any group, for filler passes (see `common.py`)
 
 
@@ -207,38 +209,37 @@ def prepare_mini_batches(rollout: list[RewardedGroup], policies: Policies, accel
     size = len(rollout) // cfg.updates_per_rollout  # without remainder, `check_shares` says
     batches = []
     for u in range(cfg.updates_per_rollout):
-        part = rollout[u * size : (u + 1) * size]
-        batches.append(prepare_mini_batch(part, policies, accelerator, cfg, is_first=(u == 0)))
+        groups = rollout[u * size : (u + 1) * size]
+        batches.append(prepare_mini_batch(groups, policies, accelerator, cfg, is_first=(u == 0)))
     return batches
 
 
-def prepare_mini_batch(part: list[RewardedGroup], policies: Policies, accelerator, cfg: Config,
+def prepare_mini_batch(rewarded: list[RewardedGroup], policies: Policies, accelerator, cfg: Config,
                        is_first: bool) -> MiniBatch:
     """The part of a rollout that one update learns from: advantages, mask, M and logp_old."""
     # 2a. Advantages: each completion against its own group.
-    totals = torch.tensor([rewarded.totals for rewarded in part])  # (N, G) R_i; nan: unscored
+    totals = torch.tensor([r.totals for r in rewarded])  # (N, G) R_i; nan: unscored
     advantages = group_advantages(totals, divide_by_std=not cfg.dr_grpo)  # (N, G)
 
-    # 2b. The mask: which completions are in the loss, and in them which tokens exist.
+    # 2b. Which completions are in the loss.
     in_loss = ~totals.isnan()  # (N, G)
     if cfg.mask_truncated:  # their rewards stay in the mean and std of the group
-        in_loss &= ~torch.tensor([rewarded.truncated for rewarded in part])
-    exists = completion_mask([rewarded.group for rewarded in part])  # (N * G, T of all groups)
-    mask = exists.unflatten(0, in_loss.shape) * in_loss[..., None]  # (N, G, T of all groups)
+        in_loss &= ~torch.tensor([r.truncated for r in rewarded])
 
-    # 2c. This rank's part of M. Groups of equal rewards count, though they add nothing to the sum:
+    # 2c. This rank's share of M. Groups of equal rewards count, though they add nothing to the sum:
     # with more of them than usual the gradient is smaller. --dynamic_sampling avoids them.
-    part_of_m = float(mask.sum())
+    lengths = torch.tensor([[len(c) for c in r.group.completions] for r in rewarded])  # (N, G)
+    normalizer_share = float((lengths * in_loss).sum())
     if cfg.dr_grpo:  # a constant instead, as if every completion had the largest length
-        part_of_m = float(in_loss.numel() * cfg.max_new_tokens)
+        normalizer_share = float(in_loss.numel() * cfg.max_new_tokens)
 
-    # 2d. Only groups with a gradient are passed through the model. That of a group of equal rewards
+    # 2d. Only groups with a gradient go through the model. The gradient of a group of equal rewards
     # is exactly 0, unless the KL term pulls on it (test_groups_without_gradient_change_nothing).
     has_gradient = ((advantages != 0) & in_loss).any(-1) | (cfg.kl_beta > 0)  # (N,)
-    passed = [i for i in range(len(part)) if has_gradient[i]]
+    passed = [i for i in range(len(rewarded)) if has_gradient[i]]
     # Sorted, so that a micro-batch holds similar lengths: attention pads them to one another.
-    passed.sort(key=lambda i: max(len(c) for c in part[i].group.completions))
-    groups = [part[i].group for i in passed]
+    passed.sort(key=lambda i: int(lengths[i].max()))
+    groups = [rewarded[i].group for i in passed]
 
     # 2e. logp_old. In the first update the policy has not moved yet: logp_old is logp. Before the
     # later ones it will have moved, so logp_old is computed now.
@@ -248,17 +249,16 @@ def prepare_mini_batch(part: list[RewardedGroup], policies: Policies, accelerato
     logp_old = None
     if not is_first:
         logp_old = no_grad_logps(policies.trained, groups, accelerator, cfg, cfg.temperature,
-                                 filler=part[0].group)
+                                 filler=rewarded[0].group)
 
-    logp_sampler = padded([logp for group in groups for logp in group.logps])  # (B, T)
     return MiniBatch(
         groups=groups,
         advantages=advantages[passed].flatten(),  # (N, G) -> (B,)
-        mask=mask[passed].flatten(0, 1)[:, : logp_sampler.shape[1]],  # -> (B, T)
-        logp_sampler=logp_sampler,
+        mask=completion_mask(groups) * in_loss[passed].flatten()[:, None],  # (B, T)
+        logp_sampler=padded([logp for group in groups for logp in group.logps]),
         logp_old=logp_old,
-        part_of_m=part_of_m,
-        filler=part[0].group,
+        normalizer_share=normalizer_share,
+        filler=rewarded[0].group,
     )
 
 
@@ -305,8 +305,8 @@ def policy_loss(logp: Tensor, logp_old: Tensor, advantages: Tensor, mask: Tensor
 
 def update(batch: MiniBatch, policies: Policies, accelerator, cfg: Config) -> dict[str, float]:
     """One update. Returns the sums of `optimizer_step`, and what this rank adds to M."""
-    # Where no token is in the loss, M is 0: then the loss is 0 / 1, not 0 / 0.
-    m = max(1.0, sum_over_ranks({"M": batch.part_of_m}, accelerator)["M"])
+    # M, over all ranks. Where no token is in the loss it is 0: then the loss is 0 / 1, not 0 / 0.
+    normalizer = max(1.0, sum_over_ranks({"M": batch.normalizer_share}, accelerator)["M"])
 
     def loss_and_metrics(micro: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
         logp = token_logps(policies.trained, micro.groups, cfg.temperature)  # (b, t)
@@ -314,9 +314,10 @@ def update(batch: MiniBatch, policies: Policies, accelerator, cfg: Config) -> di
         logp_sampler = micro.rows_of(batch.logp_sampler, like=logp)  # (b, t)
         advantages = batch.advantages[micro.span].to(logp.device)  # (b,)
 
-        logp_old = logp.detach()  # first update: the ratio is 1, and its gradient that of logp
-        if batch.logp_old is not None:
-            logp_old = micro.rows_of(batch.logp_old, like=logp)
+        if batch.logp_old is None:  # the ratio is 1, but no constant: its gradient is that of logp
+            logp_old = logp.detach()
+        else:
+            logp_old = micro.rows_of(batch.logp_old, like=logp)  # (b, t)
         terms = policy_loss(logp, logp_old, advantages, mask, cfg.clip_low, cfg.clip_high)
 
         # Truncated importance sampling: the sampler, not quite the old policy, drew the tokens.
@@ -331,13 +332,14 @@ def update(batch: MiniBatch, policies: Policies, accelerator, cfg: Config) -> di
             terms["loss"] = terms["loss"] + cfg.kl_beta * terms["kl_ref"]
 
         terms |= sampler_gap(logp_old, logp_sampler, cfg.clip_low, cfg.clip_high)
+        # sum_i sum_t of J over this micro-batch, which `optimizer_step` adds up and divides by M.
         micro_sums = {name: (values * mask).sum() for name, values in terms.items()}
         return micro_sums["loss"], {**micro_sums, "tokens_passed": mask.sum()}
 
     micro_batches = micro_batches_of(batch.groups, cfg.max_tokens_per_micro_batch)
     update_sums = optimizer_step(policies, accelerator, micro_batches, loss_and_metrics,
-                                 normalizer=m, filler=batch.filler, cfg=cfg)
-    return {**update_sums, "part_of_m": batch.part_of_m}
+                                 normalizer=normalizer, filler=batch.filler, cfg=cfg)
+    return {**update_sums, "normalizer_share": batch.normalizer_share}
 
 
 # --- The loop ----------------------------------------------------------------------------------
@@ -369,7 +371,7 @@ def set_up(cfg: Config) -> tuple[Run, Policies, PromptEncoder, PromptStream, Hel
         generator.set_state(state["generator"])
 
     run.say(f"a rollout: {cfg.prompts_per_step} prompts x {cfg.group_size} completions -> "
-            f"{cfg.updates_per_rollout} optimizer steps; {accelerator.num_processes} process(es); "
+            f"{cfg.updates_per_rollout} updates; {accelerator.num_processes} process(es); "
             f"{run.folder}; reward = {rewarder.formula()}")
     return run, policies, encoder, stream, held_out, rewarder, generator
 
@@ -382,9 +384,9 @@ def main(cfg: Config) -> None:
         lr = set_lr(policies.optimizer, step - 1, cfg, cfg.steps)
         # 0. Give the sampler the policy's weights.
         refresh(policies.sampler, policies.bare)
-        # The reward of bounding boxes gets stricter as the run goes on; the others stay.
+        # Bounding boxes are rewarded more strictly as the run goes on, other answers all the same.
+        # The accuracy on held-out questions (--eval_every) is always by the strictest rule.
         reward_groups = rewarder.at(progress=step / cfg.steps)
-        # Now and then (--eval_every) accuracy on held-out questions, by the strict rule of the end.
         evaluation = held_out.accuracy(
             step, policies.sampler, rewarder.at(progress=1.0), accelerator, cfg)
 

@@ -56,14 +56,15 @@ class SampledGroup(Group):
 def completion_mask(groups: list[Group]) -> Tensor:
     """Which entries of a (B, T) tensor are tokens and which are padding.
 
-    Returns (B, T) float: 1 where completion b has a token t (its EOS is one), 0 elsewhere.
+    Returns (B, T) float: 1 where completion i has a token j (its EOS is one), 0 elsewhere; (0, 0)
+    without any group.
 
     Trap: lengths come from the records, never from `ids != pad`. Where padding and EOS share an id,
     that would mask the EOS out, and the model would never be taught to stop
     (test_mask_survives_pad_equals_eos).
     """
     lengths = torch.tensor([len(c) for group in groups for c in group.completions])  # (B,)
-    token = torch.arange(int(lengths.max()))  # (T,)
+    token = torch.arange(max(lengths.tolist(), default=0))  # (T,)
     return (token < lengths[:, None]).float()
 
 

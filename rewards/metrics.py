@@ -49,7 +49,7 @@ def summarize(rollout: list[RewardedGroup], sums: Counter, counts: dict[str, int
         means.add_number(name, count)
 
     # The loss is a mean over M, the tokens of all groups, also of those without a gradient.
-    means.add("loss", sums["loss"], sums["part_of_m"])
+    means.add("loss", sums["loss"], sums["normalizer_share"])
 
     # The others are means over the tokens that were passed through the model.
     for name in ("ratio", "kl_ref", "gap", "gap_k3"):

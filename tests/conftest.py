@@ -163,8 +163,8 @@ def sampled(prompt, completions: list) -> SampledGroup:
 def mini_batch(groups, advantages, mask) -> grpo.MiniBatch:
     """What the first step of a rollout learns from, if all of its groups have a gradient."""
     logps = padded([logp for group in groups for logp in group.logps])
-    part_of_m = float(mask.sum())
-    return grpo.MiniBatch(groups, advantages, mask, logps, None, part_of_m, filler=groups[0])
+    normalizer_share = float(mask.sum())
+    return grpo.MiniBatch(groups, advantages, mask, logps, None, normalizer_share, filler=groups[0])
 
 
 def train_on(rollout, policies, accelerator, cfg) -> Counter:

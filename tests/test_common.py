@@ -1,6 +1,7 @@
 """`token_logps` against HF, and the ways in which log-probabilities go wrong."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -381,6 +382,13 @@ def test_micro_batches_hold_every_completion_once(tiny):
 
     assert all(len(g.completions) == 1 for part in micro_batches_of(groups, 1) for g in part.groups)
     assert len(micro_batches_of(groups, 10_000)) == 1
+
+
+def test_a_longer_run_has_another_cosine():
+    """At the end of 100 steps the rate is a tenth; in a run of 200 it is more than half there."""
+    cfg = SimpleNamespace(lr=1.0, warmup_steps=0, schedule="cosine")
+    assert learning_rate(100, cfg, 100) == pytest.approx(0.1)
+    assert learning_rate(100, cfg, 200) == pytest.approx(0.55)
 
 
 def test_learning_rate():

@@ -449,7 +449,7 @@ def test_masked_completions_count_nowhere(tiny64):
     assert sums["tokens_passed"] == without_second.sum()
     assert same_gradients(masked, alone)
 
-    nothing, _ = one_step(policy, replace(batch, mask=batch.mask * 0, part_of_m=0.0), CFG)
+    nothing, _ = one_step(policy, replace(batch, mask=batch.mask * 0, normalizer_share=0.0), CFG)
     assert all(grad.abs().max() == 0 for grad in nothing.values())
 
 
@@ -470,7 +470,7 @@ def test_groups_without_gradient_change_nothing(tiny64):
 
     advantages = group_advantages(torch.tensor([r.totals for r in rollout])).flatten()
     whole = mini_batch(groups, advantages.double(), completion_mask(groups).double())
-    assert batch.part_of_m == whole.part_of_m
+    assert batch.normalizer_share == whole.normalizer_share
 
     fast, sums = one_step(policy, batch, CFG)
     slow, all_sums = one_step(policy, whole, CFG)
@@ -478,7 +478,7 @@ def test_groups_without_gradient_change_nothing(tiny64):
     assert sums["loss"] == pytest.approx(all_sums["loss"], abs=1e-12)
     assert sums["tokens_passed"] < all_sums["tokens_passed"]
 
-    other = replace(batch, part_of_m=float(batch.mask.sum()))
+    other = replace(batch, normalizer_share=float(batch.mask.sum()))
     wrong, _ = one_step(policy, other, CFG)
     assert not same_gradients(slow, wrong, atol=1e-4)
 
@@ -625,7 +625,7 @@ def summary_of(cfg=CFG):
         ),
     ]  # fmt: skip
     totals = Counter(
-        tokens_passed=20, part_of_m=40, loss=-4.0, ratio=22.0, clipped=3.0, kl_ref=1.0,
+        tokens_passed=20, normalizer_share=40, loss=-4.0, ratio=22.0, clipped=3.0, kl_ref=1.0,
         gap=0.4, gap_k3=0.2, gap_outside=2.0, grad_norm=7.0, skipped_updates=1.0,
     )  # fmt: skip
     cfg = replace(cfg, updates_per_rollout=2)

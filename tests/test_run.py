@@ -156,7 +156,7 @@ def test_run_folder_is_complete_and_safe(start, tmp_path, capsys):
     grpo.main(grpo_config(start, folder, steps=2))
 
     out = capsys.readouterr().out
-    assert "a rollout: 4 prompts x 3 completions -> 2 optimizer steps" in out
+    assert "a rollout: 4 prompts x 3 completions -> 2 updates" in out
     for name in ("config.json", "metrics.jsonl", "samples.jsonl", "curves.png", "state.pt"):
         assert (folder / name).is_file(), name
     assert (folder / "model/config.json").is_file()
