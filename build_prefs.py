@@ -1,7 +1,8 @@
 """Preference pairs that differ in format, not in correctness: stage 2a of SPECS.
 
-Two models answer the same questions. The *zero* model (the base after stage 1: self-distillation)
-writes the chosen response, the *base* model the rejected one:
+Two models answer the same questions. The *base* model writes the rejected response; the *zero*
+model, the base after stage 1, writes the chosen one: the base will learn from its own descendant,
+which is SPECS' self-distillation.
 
     chosen      sampled by zero  -> complete, right answer?
                                  -> in format, perhaps after the supplement of a closing tag?
@@ -21,11 +22,11 @@ As a program:
          c. drop repeats, match the i-th chosen with the i-th rejected
     3. write the pairs, and what became of every response        save_pairs
 
-Both answers are right as sampled, so correctness does not separate them; the format does (and the
-style of two models). A corrupted response is not graded again: without its tags the grader may find
-another number first. The paper calls such pairs "decoupled". With --coupled the rejected answer is
-wrong, and its format corrupted as well: correctness and format are mixed, which the paper finds
-worse.
+The paper calls such pairs *decoupled*: both answers are right as sampled, so correctness does not
+separate them; the format does. (So do two things that nobody asked for: the style of two models,
+and length: in the embedded world chosen has 27 tokens on average, rejected 18.) With --coupled the
+rejected answer is wrong, and its format corrupted as well, which the paper finds worse. A corrupted
+response is not graded again: without its tags the grader may find another number first.
 
 Where the paper is silent:
   1. "Format supplement" is not defined: here a missing closing tag is put where it belongs.
@@ -112,6 +113,8 @@ class Config(settings.Data, settings.Sampling, settings.Judge, settings.RunFolde
     def __post_init__(self):
         super().__post_init__()
         self.check_at_least(1, "samples", "pairs_per_question")
+        if self.temperature <= 0:
+            raise ValueError("--temperature must be positive, or all --samples are the same")
         if self.unsure not in ("drop", "keep"):
             raise ValueError(f"--unsure {self.unsure}: wanted drop or keep")
 
@@ -225,8 +228,8 @@ def why_unusable(response: Response, example: dict, judge: Judge | None,
 def supplement(text: str) -> str | None:
     """The response with its missing *closing* tags added; None if it is out of format even then.
 
-    Adding it is what we take the paper's "format supplement" to be. A response that is in the
-    format comes back as it is, without white space around it.
+    This is what we take the paper's "format supplement" to be. A response that is in the format
+    only loses the white space around it.
 
     >>> supplement("<think> a <answer> 2 </answer>")
     '<think> a </think> <answer> 2 </answer>'
@@ -235,9 +238,10 @@ def supplement(text: str) -> str | None:
     """
     if "</think>" not in text and "<answer>" in text:
         thought, rest = text.split("<answer>", 1)
-        words = thought.rstrip()  # </think> belongs behind the last of them
-        blanks = thought[len(words):]  # these stay in front of <answer>
-        text = words + " </think>" + blanks + "<answer>" + rest
+        # The tag goes behind the last word; the white space stays in front of <answer>.
+        words = thought.rstrip()
+        white_space = thought[len(words):]
+        text = words + " </think>" + white_space + "<answer>" + rest
     if "</answer>" not in text and "<answer>" in text:
         text = text.rstrip() + " </answer>"
     return text.strip() if is_in_format(text) else None
@@ -311,7 +315,7 @@ def reject(response: Response, example: dict, judge: Judge | None, rng: random.R
 
 def ask_ahead(examples: list[dict], chosen_side: list[list[Response]],
               rejected_side: list[list[Response]], cfg: Config, judge: Judge) -> None:
-    """Ask the judge all that `make_pairs` will ask, many questions at a time: singly takes hours.
+    """Ask the judge all that `make_pairs` will ask, many questions at a time, to save hours.
 
         round 1    answers that only a judge can grade, and the reasoning behind those that a rule
                    has found right

@@ -17,7 +17,7 @@ loop: in DPO one update, in GRPO one rollout and the several updates that use it
 Several processes (*ranks*) wait for each other: under DDP in the last pass of an update, where
 gradients are averaged; under FSDP in every pass, where weights are gathered. A rank that did not
 come to such a pass would leave the others waiting for ever. So all run as many passes as the rank
-with the most micro-batches: the others add *filler passes*, whose result is thrown away.
+with the most micro-batches: the others add *filler passes*, which add a gradient of zero.
 
 One alignment holds for every per-token tensor of the project: shape (B, T), entry [i, j] is about
 token j of completion i. (The formulas of the stages write t for j, as the papers do; in a shape t
@@ -135,11 +135,11 @@ def packed_positions(prompts: list[Prompt], inputs: list[Tensor], prompt_of: lis
 def predictor_indices(layout: Layout, completions: list[Tensor], prompt_of: list[int]) -> Tensor:
     """(targets,) for each token of all completions, the index of the hidden state that predicts it.
 
-    For a prompt p1 p2 p3 and its completion "a b EOS" the packed sequence is
+    For a prompt p1 p2 p3 and its completions "a b EOS" and "c EOS" the packed sequence is
 
-        index       0   1   2   3   4
-        token       p1  p2  p3  a   b
-        predicts            a   b   EOS        -> [2, 3, 4]
+        index       0   1   2      3   4     5
+        token       p1  p2  p3     a   b     c
+        predicts            a, c   b   EOS   EOS        -> [2, 3, 4, 2, 5]
 
     Trap: token 0 of a completion is predicted by the last token of its *prompt*, token j by token
     j - 1. Off by one, each token would be scored where it is the input, which is no prediction
@@ -203,12 +203,13 @@ class MicroBatch:
 
 
 def micro_batches_of(groups: list[Group], max_tokens: int, split: bool = True) -> list[MicroBatch]:
-    """Cut the groups of an update into micro-batches of at most `max_tokens` tokens.
+    """Cut the groups of an update into micro-batches of at most `max_tokens` tokens, in order.
 
-    What cannot be cut (one completion with its prompt; without `split`, a group) may be over it. A
-    prompt counts once per group. Groups keep their order, and every completion is in exactly one
-    micro-batch. With `split`, a group over the limit is halved, again and again if need be; a
-    completion is never cut. Each half has the prompt, which is then encoded once per half.
+    split   a group over the limit is halved, again and again if need be; each half has the prompt,
+            which is then encoded once per half. A completion is never cut: alone it may be over
+            the limit. Without `split` (DPO needs both of a pair) a group is never cut.
+
+    A prompt counts once per group. Every completion is in exactly one micro-batch.
     """
     batches: list[list[Group]] = []
     waiting = list(groups)
@@ -417,10 +418,13 @@ def set_lr(
 
 
 def learning_rate(steps_done: int, cfg, num_steps: int) -> float:
-    """Linear warm-up in --warmup_steps, from lr / warmup_steps on; then constant, or cosine to a
-    tenth at `num_steps`.
+    """The rate of the next step, after s = `steps_done`; W = --warmup_steps.
 
-    Trap: the cosine depends on `num_steps`. A run that --resume makes longer jumps to a higher rate
+        warm-up, s < W    lr (s + 1) / W
+        constant          lr
+        cosine            lr (0.1 + 0.9 (1 + cos(pi p)) / 2),   p = (s - W) / (num_steps - W)
+
+    Trap: the cosine depends on `num_steps`. If --resume makes a run longer, its rate jumps up
     (test_a_longer_run_has_another_cosine). Source: MM-EUREKA.
     """
     lr = cfg.lr * min(1.0, (steps_done + 1) / max(1, cfg.warmup_steps))

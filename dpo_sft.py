@@ -217,9 +217,10 @@ def dpo_loss(chosen_logp: Tensor, rejected_logp: Tensor, chosen_logp_ref: Tensor
              rejected_logp_ref: Tensor, beta: float) -> dict[str, Tensor]:
     """The DPO term of each pair, and beside it the margin and its two rewards: (N,) each.
 
+    inputs   (N,) each, the log-probability of a response, summed over its tokens, nats
     returns  `dpo` = -log sigmoid(margin), `margin` = h, `chosen_reward`, `rejected_reward`
 
-    All inputs (N,): summed log-probabilities of a response, nats. At the start policy and reference
+    At the start policy and reference
     are the same, so the margin is 0 and the loss log 2 = 0.6931 (test_dpo_starts_at_log2).
 
     A sum over more tokens moves further for the same change per token, so a longer response has
@@ -269,9 +270,10 @@ def hybrid_loss(logp: Tensor, logp_ref: Tensor | None, mask: Tensor,
     terms = dpo_loss(chosen_logp, rejected_logp, chosen_logp_ref, rejected_logp_ref, cfg.beta)
 
     sft = sft_loss(logp[0::2], mask[0::2])  # (N,) of chosen alone; logged with --loss dpo too
-    loss = terms["dpo"]  # (N,)
     if cfg.loss == "hybrid":
-        loss = loss + cfg.sft_weight * sft  # lambda
+        loss = terms["dpo"] + cfg.sft_weight * sft  # (N,) L_DPO + lambda * L_SFT
+    else:
+        loss = terms["dpo"]  # (N,)
     return {
         **terms,
         "loss": loss,
@@ -337,7 +339,8 @@ def set_up(cfg: Config) -> tuple[Run, Policies, PromptEncoder, Pairs, Tensor | N
 
     base, encoder = load_policy(cfg, None, accelerator)
     pairs = load_pairs(cfg, encoder, base, run.warn, accelerator)
-    looked_at = next(pairs.batches([range(min(LOOKED_AT, len(pairs)))]))
+    first_pairs = range(min(LOOKED_AT, len(pairs)))
+    looked_at = next(pairs.batches([first_pairs]))
     say_what_was_understood(run, encoder, [group.prompt for group in looked_at])
     if cfg.shard:  # before it scores: a whole model may not fit on one card
         shard(base)
@@ -359,6 +362,7 @@ def set_up(cfg: Config) -> tuple[Run, Policies, PromptEncoder, Pairs, Tensor | N
 
 
 def main(cfg: Config) -> None:
+    # 0. Score every response once under the start model: logp_ref (P, 2).
     run, policies, encoder, pairs, logp_ref = set_up(cfg)
     accelerator = run.accelerator
     rank, world_size = accelerator.process_index, accelerator.num_processes

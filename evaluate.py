@@ -33,8 +33,8 @@ Where this departs from the paper, or fills in what it leaves open:
      the rejected responses.
   2. Intervals are 95 %, over questions: Wilson's for rates, bootstrapped for pass@k. Wilson's takes
      each score for 0 or 1; those of bounding boxes scatter less, so it is too wide for them.
-  3. GF has no interval. It is made of two differences of rates, each known to some 6 points at 255
-     questions, and a small gain may be cut to 0 by chance: compare runs over several seeds.
+  3. GF has no interval. It is made of two gains, differences of rates. A rate of 255 questions is
+     known to 6 points, a gain to 9, and a small one may be cut to 0 by chance: compare seeds.
 
 `--rescore FILE` grades a completions.jsonl again, by repaired rules, or against a gold answer that
 was edited in it. `--benchmark NAME` asks a public benchmark and grades by its authors' rule, never
@@ -111,6 +111,8 @@ class Config(settings.Columns, settings.Benchmark, settings.Generalization, sett
         if self.instruction is not None and self.data == "toy" and not (self.benchmark or self.ask):
             raise ValueError("--instruction: each set of --data toy comes with its own")
         split_names(self.models, "--models")
+        self.check_at_least(1, "pass_samples")
+        self.check_at_least(0, "pass_items", "temperature")
 
 
 # --- The metrics: pure functions, used by 2, 3 and 4 ----------------------------------------------
@@ -322,7 +324,7 @@ def summarize(records: list[dict]) -> dict:
     "categories"   of a benchmark: heading -> category -> accuracy
     "pass@k"       k -> mean with its interval
 
-    The last but one need a response to each question: the greedy one, else the sampled one.
+    "guessing" and "categories" take one response per question: the greedy one, else the sampled.
     """
     by_measurement = defaultdict(list)
     for record in records:

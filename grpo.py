@@ -2,9 +2,9 @@
 
 For each prompt q, sample G completions o_1..o_G from the current policy, reward each, and compare
 it with its own group. If a completion did better than the group's mean, the probability of each of
-its tokens is raised; if worse, lowered. The ratio of a token is its probability now over that when
-it was sampled. Once it has left the band [1 - low, 1 + high] in the direction of the push, the clip
-stops the gradient of that token:
+its tokens is raised; if worse, lowered. The ratio of a token is its probability now over that
+before the rollout's first update. Once it has left the band [1 - low, 1 + high] in the direction of
+the push, the clip stops the gradient of that token:
 
     R_i     = 0.5 format_i + 1 accuracy_i                          one reward per completion
     A_i     = (R_i - mean(R)) / (std(R) + 1e-6)                    mean and std over its group
@@ -332,7 +332,8 @@ def update(batch: MiniBatch, policies: Policies, accelerator, cfg: Config) -> di
             terms["loss"] = terms["loss"] + cfg.kl_beta * terms["kl_ref"]
 
         terms |= sampler_gap(logp_old, logp_sampler, cfg.clip_low, cfg.clip_high)
-        # sum_i sum_t of J over this micro-batch, which `optimizer_step` adds up and divides by M.
+        # sum_i sum_t over this micro-batch. `optimizer_step` divides that of the loss by M; those of
+        # the metrics are only added up, and become means when they are logged.
         micro_sums = {name: (values * mask).sum() for name, values in terms.items()}
         return micro_sums["loss"], {**micro_sums, "tokens_passed": mask.sum()}
 
@@ -384,15 +385,14 @@ def main(cfg: Config) -> None:
         lr = set_lr(policies.optimizer, step - 1, cfg, cfg.steps)
         # 0. Give the sampler the policy's weights.
         refresh(policies.sampler, policies.bare)
-        # Bounding boxes are rewarded more strictly as the run goes on, other answers all the same.
-        # The accuracy on held-out questions (--eval_every) is always by the strictest rule.
-        reward_groups = rewarder.at(progress=step / cfg.steps)
+        # Measured only, every --eval_every steps: accuracy on held-out questions; {} in the others.
         evaluation = held_out.accuracy(
             step, policies.sampler, rewarder.at(progress=1.0), accelerator, cfg)
 
         step_time, sampling_time = Stopwatch(), Stopwatch()
         with step_time:
-            # 1. Sample a group for each prompt, and reward it.
+            # 1. Sample a group for each prompt, and reward it (boxes by a rule that gets stricter).
+            reward_groups = rewarder.at(progress=step / cfg.steps)
             rollout = collect_rollout(policies.sampler, stream, reward_groups, generator,
                                       sampling_time, accelerator, cfg)
             # 2. Cut it into mini-batches: advantages, logp_old.

@@ -79,6 +79,7 @@ def test_wrong_flags_are_named(argv, words, capsys):
         ("grpo", "save_every"),
         ("dpo_sft", "batch_pairs"),
         ("build_prefs", "samples"),
+        ("evaluate", "pass_samples"),
     ],
 )
 def test_a_count_of_nothing_is_named(stage, name):
