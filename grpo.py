@@ -332,8 +332,8 @@ def update(batch: MiniBatch, policies: Policies, accelerator, cfg: Config) -> di
             terms["loss"] = terms["loss"] + cfg.kl_beta * terms["kl_ref"]
 
         terms |= sampler_gap(logp_old, logp_sampler, cfg.clip_low, cfg.clip_high)
-        # sum_i sum_t over this micro-batch. `optimizer_step` divides that of the loss by M; those of
-        # the metrics are only added up, and become means when they are logged.
+        # sum_i sum_t over this micro-batch. `optimizer_step` divides that of the loss by M; the
+        # metrics are only added up, and become means when they are logged.
         micro_sums = {name: (values * mask).sum() for name, values in terms.items()}
         return micro_sums["loss"], {**micro_sums, "tokens_passed": mask.sum()}
 
