@@ -100,7 +100,9 @@ class Config(settings.Inputs, settings.Training):
     def __post_init__(self):
         super().__post_init__()
         self.check_at_least(1, "batch_pairs", "epochs")
-        self.check_at_least(0, "max_steps")
+        self.check_at_least(0, "max_steps", "sft_weight")
+        if self.beta <= 0:
+            raise ValueError(f"--beta {self.beta}: must be positive, or DPO pulls the wrong way")
         if self.loss not in ("hybrid", "dpo", "sft"):
             raise ValueError(f"--loss {self.loss}: wanted hybrid, dpo or sft")
 

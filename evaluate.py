@@ -111,7 +111,9 @@ class Config(settings.Columns, settings.Benchmark, settings.Generalization, sett
         if self.instruction is not None and self.data == "toy" and not (self.benchmark or self.ask):
             raise ValueError("--instruction: each set of --data toy comes with its own")
         split_names(self.models, "--models")
-        self.check_at_least(1, "pass_samples")
+        self.check_at_least(1, "pass_samples", "gf_items")
+        if self.items is not None:
+            self.check_at_least(1, "items")
         self.check_at_least(0, "pass_items", "temperature")
 
 

@@ -47,7 +47,10 @@ def free_lock(folder: Path) -> None:
 
 
 def is_used(folder: Path) -> bool:
-    """True if there is anything in the folder but a lock, or the settings of a refused start."""
+    """True if there is anything in the folder but what a refused start leaves.
+
+    That is a lock, its settings, and folders without a file.
+    """
     return folder.is_dir() and any(
-        entry.name not in (NAME, "config.json") for entry in folder.iterdir()
+        file.is_file() for file in folder.rglob("*") if file.name not in (NAME, "config.json")
     )

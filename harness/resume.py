@@ -63,8 +63,11 @@ def check_changes(config, stage: str, stored: dict, ranks: int) -> dict[str, lis
         )
 
     if stored.get("processes", ranks) != ranks:
+        saved = stored["processes"]
+        start = "python" if saved == 1 else f"torchrun --nproc_per_node {saved}"
         raise ValueError(
-            f"--resume {config.run_dir}: saved by {stored['processes']} processes, now {ranks}"
+            f"--resume {config.run_dir}: saved by {saved} processes, now {ranks}; go on with "
+            f"{start} {sys.argv[0]} --run_dir {config.run_dir} --resume"
         )
 
     changes, refused = {}, []
@@ -93,6 +96,7 @@ def record_settings(config, stage: str, file: Path, history: list[dict], ranks: 
     """
     settings = {**dataclasses.asdict(config), "stage": stage, "processes": ranks}
     settings["code"] = code_of_stage()
+    settings["file"] = str(started_file())
     settings["history"] = history
     partial = file.with_name(file.name + ".partial")
     partial.write_text(json.dumps(settings, indent=2) + "\n")
@@ -104,14 +108,18 @@ def code_of_stage() -> str:
 
     It tells a variant from its stage, and a reward that was changed since.
     """
-    started = Path(getattr(sys.modules["__main__"], "__file__", None) or "")
     project = Path(__file__).resolve().parent.parent
-    edited = [started, project / "common.py", *sorted((project / "rewards").glob("*.py"))]
+    edited = [started_file(), project / "common.py", *sorted((project / "rewards").glob("*.py"))]
     digest = hashlib.sha256()
     for file in edited:
         if file.is_file():
             digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def started_file() -> Path:
+    """The file that was started: a stage, or a variant of one."""
+    return Path(getattr(sys.modules["__main__"], "__file__", None) or "")
 
 
 def change_of(changes: dict[str, list], step: int) -> dict:

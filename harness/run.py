@@ -482,7 +482,12 @@ def read_jsonl(file: Path) -> list[dict]:
     string, and a model may write them (test_odd_line_breaks_survive).
     """
     *lines, last = file.read_text(encoding="utf-8", errors="replace").split("\n")
-    records = [json.loads(line) for line in lines if line]
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            records += [json.loads(line)] if line else []
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{file}, line {number}: not JSON ({error.msg})") from error
     if last:
         with contextlib.suppress(json.JSONDecodeError):
             records.append(json.loads(last))

@@ -32,7 +32,7 @@ class Settings:
     def check_at_least(self, least: int, *names: str) -> None:
         """Raise ValueError naming the flag if one of these settings is smaller."""
         for name in names:
-            if getattr(self, name) < least:
+            if not getattr(self, name) >= least:  # also refuses nan
                 raise ValueError(f"--{name} {getattr(self, name)}: must be at least {least}")
 
 
@@ -211,8 +211,9 @@ class Optimizer(Settings):
         super().__post_init__()
         self.check_at_least(1, "save_every")
         self.check_at_least(0, "keep_last", "max_skipped", "warmup_steps")
-        if self.lr <= 0:
-            raise ValueError(f"--lr {self.lr}: must be positive")
+        self.check_at_least(0, "weight_decay", "adam_beta1", "adam_beta2")
+        if not (self.lr > 0 and self.grad_clip > 0):  # also refuses nan
+            raise ValueError(f"--lr {self.lr} and --grad_clip {self.grad_clip}: must be positive")
         if self.schedule not in ("constant", "cosine"):
             raise ValueError(f"--schedule {self.schedule}: wanted constant or cosine")
         if self.shard and getattr(self, "lora_rank", 0):

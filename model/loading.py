@@ -120,14 +120,15 @@ def check_folder(name: str, flag: str) -> None:
     # OWNER/NAME has one slash, so a folder of that form that is missing is tried on the hub.
     # Where OWNER is a folder here, it is no owner.
     is_in_a_folder = "/" in name and Path(name).parent.is_dir()
-    looks_like_path = name.startswith((".", "/")) or name.count("/") > 1 or is_in_a_folder
+    is_no_owner = is_in_a_folder or name.count("/") != 1 or name.startswith("toy/")
+    looks_like_path = name.startswith((".", "/")) or is_no_owner
     if not Path(name).exists() and not looks_like_path:
         return
 
     def must_have(*files: str) -> None:
         """At least one of them."""
         if not Path(name).exists():
-            raise ValueError(f"{flag} {name}: no such folder")
+            raise ValueError(f"{flag} {name}: no such folder in {Path.cwd()}")
         if not any((Path(name) / file).is_file() for file in files):
             raise ValueError(f"{flag} {name}: not a model folder, {files[0]} is missing")
 

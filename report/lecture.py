@@ -1,7 +1,10 @@
 """One update explained: a real group, from its rewards to the clipped loss, number by number."""
 
+from pathlib import Path
+
 import torch
 
+import grpo
 from grpo import group_advantages, policy_loss
 from report.gallery import padded
 from report.runs import LoadedRun
@@ -13,6 +16,8 @@ def explain_update(runs: list[LoadedRun]) -> dict | None:
     """The numbers of the group that shows most; None if no run has recorded one with them."""
     candidates = []
     for run in runs:
+        if is_variant(run):
+            continue  # the numbers of grpo.py's own loss would not be those of the run
         for sample in run.samples:
             if run.stage == "GRPO" and "logp_sampler" in sample and None not in sample["totals"]:
                 candidates.append((run, sample))
@@ -21,6 +26,12 @@ def explain_update(runs: list[LoadedRun]) -> dict | None:
         return None
     run, sample = max(candidates, key=lambda candidate: how_telling(*candidate))
     return explain(run, sample)
+
+
+def is_variant(run: LoadedRun) -> bool:
+    """True if a patched copy of grpo.py made the run."""
+    file = Path(run.config.get("file", ""))
+    return file.name == "grpo.py" and file.resolve().parent != Path(grpo.__file__).parent
 
 
 def how_telling(run: LoadedRun, sample: dict) -> tuple:

@@ -16,6 +16,12 @@ from model.prompts import PromptEncoder
 from model.records import SampledGroup, is_truncated
 from rewards import Completion, Judge, Reward, ask_judge, grade, make_rewards
 
+# Names of metrics: a reward is logged by its own name, and may have none of these.
+TAKEN = {"step", "reward", "length", "trunc%", "zero_std%", "unscored", "entropy", "loss", "ratio",
+         "clip%", "gap", "gap_k3", "gap_outside%", "kl_ref", "grad_norm", "lr", "gen%", "step_s",
+         "eval_accuracy", "skipped_examples", "skipped_updates", "judge_calls", "judge_hits",
+         "judge_tokens"}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class RewardedGroup:
@@ -61,6 +67,9 @@ class Rewarder:
         warn: Callable[[str], None] = print,
     ):
         self.functions = make_rewards(cfg, judge)  # by name
+        for name in self.functions:
+            if name in TAKEN:  # its values would be added to those of the metric
+                raise ValueError(f"a reward cannot be called {name}: a metric has that name")
         self.weights = parse_weights(cfg.reward_weights, self.functions)  # by name, 1 if not named
         if not any(self.weights.get(name, 1.0) for name in self.functions):
             raise ValueError(f"--reward_weights {cfg.reward_weights}: all are 0, nothing is learnt")

@@ -217,7 +217,7 @@ def to_example(record: dict, index: int, instruction: str, source: str) -> dict:
     example_id = str(index if record.get("id") in (None, "") else record["id"])
     where = f"--data {source}: example {example_id}"
 
-    if isinstance(record.get("answer"), (list, dict)):
+    if isinstance(record.get("answer"), (list, dict, bool)):
         raise ExampleError(f"{where} has {type(record['answer']).__name__} as answer, wanted text")
     answer = "" if record.get("answer") is None else str(record["answer"]).strip()
     if not answer:

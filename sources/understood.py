@@ -135,9 +135,10 @@ def best_blind_guess(examples: Sequence[dict], count: int = 2000) -> float:
 class Unknown:
     """The words of some prompts that the tokenizer has no token for."""
 
-    def __init__(self, share: float, words: list[str]):
+    def __init__(self, share: float, words: list[str], in_instruction: bool = False):
         self.share = share  # of all tokens
         self.words = words
+        self.in_instruction = in_instruction  # some of them are words of the instruction
 
     def message(self, encoder: PromptEncoder, flag: str = "--data") -> str:
         """What to do about them. A model with few words has them listed."""
@@ -150,12 +151,15 @@ class Unknown:
         if len(vocabulary) < SMALL_VOCABULARY:
             special = set(encoder.tokenizer.all_special_tokens)
             known = sorted(word for word in vocabulary if word not in special)
-            text += (
-                f"An instruction in words of the embedded model: --instruction "
-                f"'{THINK.instruction}'. --allow_unknown goes on all the same. It knows "
-                f"{len(known)} words, and no letters of choices: {' '.join(known)}"
+            if self.in_instruction:
+                text += (
+                    "An instruction in words of the embedded model: --instruction "
+                    f"'{THINK.instruction}'. "
+                )
+            return text + (
+                f"--allow_unknown goes on all the same. The embedded model knows {len(known)} "
+                f"words, and no letters of choices: {' '.join(known)}"
             )
-            return text
         return text + "--allow_unknown goes on all the same"
 
 
@@ -165,7 +169,7 @@ def unknown_words(prompts: list[Prompt], encoder: PromptEncoder) -> Unknown:
     if unknown_id is None:  # Qwen's tokenizer: bytes, it knows everything
         return Unknown(0.0, [])
 
-    tokens, unknown, words = 0, 0, Counter()
+    tokens, unknown, words, in_instruction = 0, 0, Counter(), False
     for prompt in prompts:
         ids = prompt.ids[prompt.ids != encoder.image_token_id]
         tokens += len(ids)
@@ -175,4 +179,6 @@ def unknown_words(prompts: list[Prompt], encoder: PromptEncoder) -> Unknown:
         for word in full_question(prompt.example).split():
             if unknown_id in encoder.tokenizer(word, add_special_tokens=False)["input_ids"]:
                 words[word] += 1
-    return Unknown(unknown / max(1, tokens), [word for word, _ in words.most_common()])
+                in_instruction |= word in prompt.example.get("instruction", "").split()
+    by_count = [word for word, _ in words.most_common()]
+    return Unknown(unknown / max(1, tokens), by_count, in_instruction)

@@ -89,6 +89,22 @@ def test_a_count_of_nothing_is_named(stage, name):
 
 
 @pytest.mark.parametrize(
+    "stage, name, value",
+    [
+        ("dpo_sft", "beta", -1.0),  # the margin grew, by unlearning
+        ("dpo_sft", "beta", 0.0),
+        ("dpo_sft", "sft_weight", -1.0),
+        ("grpo", "kl_beta", -1.0),
+        ("grpo", "lr", float("nan")),
+        ("evaluate", "items", 0),
+    ],
+)
+def test_weights_that_would_train_backwards_are_named(stage, name, value):
+    with pytest.raises(ValueError, match=f"--{name}"):
+        importlib.import_module(stage).Config(**{name: value})
+
+
+@pytest.mark.parametrize(
     "stage, name, wanted",
     [
         ("grpo.py", "learning_rate", "lr"),  # as the help calls it

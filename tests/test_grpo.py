@@ -25,7 +25,7 @@ from conftest import (
 from grpo import Config, MiniBatch, group_advantages, policy_loss
 from harness.metrics import kl_k3, sampler_gap
 from model.records import Group, Prompt, completion_mask
-from rewards import overlong_penalty
+from rewards import groups, overlong_penalty
 from rewards.groups import RewardedGroup, Rewarder
 from test_run import grpo_config
 
@@ -98,6 +98,18 @@ def test_a_reward_that_forgets_its_return_is_named():
 
     rewards.functions = {"mine": lambda example, completion: numpy.float32(0.5)}
     assert rewards.reward_groups([group], progress=0.0)[0].known("mine") == [0.5, 0.5]
+
+
+def test_a_reward_may_not_have_the_name_of_a_metric(monkeypatch):
+    """Its values would be added to those of the metric: `length` was the mean of both.
+
+    All names that a step logs are taken, but those of the rewards themselves.
+    """
+    monkeypatch.setattr(groups, "make_rewards", lambda cfg, judge: {"length": None})
+    with pytest.raises(ValueError, match="a reward cannot be called length"):
+        Rewarder(CFG, encoder=None, eos_ids=[99], judge=None)
+    shown = {*grpo.COLUMNS, *[name for names in grpo.PANELS.values() for name in names]}
+    assert shown <= groups.TAKEN
 
 
 def test_weights_in_force_are_said():

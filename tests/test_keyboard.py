@@ -18,7 +18,7 @@ import grpo
 from conftest import small_grpo
 from harness import ranks, stopping
 from harness.cli import parse_cli, run_stage
-from harness.lock import free_lock, take_lock
+from harness.lock import free_lock, is_used, take_lock
 from harness.ranks import check_world_size, choose_precision
 from harness.run import read_jsonl
 from sources.tables import open_table
@@ -185,6 +185,15 @@ sys.stdin.read()
 """
 
 
+def test_a_refused_start_leaves_no_used_folder(tmp_path):
+    """A wrong path was refused, and the folder as well, at the next try with the right one."""
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "config.json").write_text("{}")
+    assert not is_used(tmp_path)
+    (tmp_path / "parts/rank0.jsonl").write_text("")
+    assert is_used(tmp_path)
+
+
 def test_a_second_run_is_kept_out(run, start):
     """Neither --resume nor --overwrite comes into a folder where another process writes.
 
@@ -292,7 +301,7 @@ def test_a_line_that_is_cut_off_is_dropped(tmp_path):
     assert read_jsonl(tmp_path / "b.jsonl") == [{"a": 1}]
 
     (tmp_path / "c.jsonl").write_text('{"a": \n{"a": 1}\n')
-    with pytest.raises(json.JSONDecodeError):
+    with pytest.raises(ValueError, match="c.jsonl, line 1: not JSON"):
         read_jsonl(tmp_path / "c.jsonl")
 
 

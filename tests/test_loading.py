@@ -91,6 +91,14 @@ def test_a_folder_that_is_not_there_is_no_hub_name():
         load_model("toy/nope")  # there is a folder toy, so it is no owner on the hub
 
 
+def test_names_that_are_none_of_the_hub(monkeypatch):
+    """One word is no OWNER/NAME, and `toy/base` is ours: no hub is asked, which takes a minute."""
+    for name in ("nope", "toy/base"):
+        monkeypatch.chdir("/")
+        with pytest.raises(ValueError, match=f"--model {name}: no such folder in /"):
+            load_model(name)
+
+
 def test_the_folder_of_a_run_names_its_model(tmp_path):
     """Its config.json is that of the run: the family would seem to be wrong."""
     (tmp_path / "config.json").write_text('{"run_dir": "runs/zero", "stage": "grpo"}')

@@ -218,6 +218,15 @@ def test_the_lecture_adds_up(runs):
     assert told["loss"] == pytest.approx(loss / tokens, rel=1e-5)
 
 
+def test_a_variants_update_is_not_explained_by_grpos_loss(runs):
+    """GSPO has one ratio a completion: the numbers would be those of another loss."""
+    run = load_runs([runs / "zero"])[0]
+    run.config["file"] = "runs/variants/gspo/grpo.py"
+    assert explain_update([run]) is None
+    run.config["file"] = "grpo.py"  # started in the project's folder
+    assert explain_update([run]) is not None
+
+
 def test_a_record_of_an_older_run_is_shown(tmp_path):
     """Without log-probabilities there are words and rewards, and no lecture."""
     folder = make_grpo_run(tmp_path / "old")
