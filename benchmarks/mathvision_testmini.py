@@ -63,13 +63,15 @@ def main() -> None:
         "--benchmark_dir", str((args.out / "data").resolve()), "--items", str(args.items),
         "--models", f"model={args.model}", "--max_new_tokens", str(args.max_new_tokens),
         "--max_pixels", str(args.max_pixels), "--sample_batch", "32", "--overwrite",
-        "--run_dir", str((args.out / "run").resolve()),
+        "--run_dir", str((args.out / "run").resolve()), "--allow_unknown",
     ]  # fmt: skip
     start = time.monotonic()
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     seconds = time.monotonic() - start
 
-    print(done.stdout or done.stderr[-2000:])
+    if done.returncode != 0:
+        sys.exit(done.stderr[-2000:])
+    print(done.stdout)
     refused = [line for line in done.stderr.split("\n") if "skipped:" in line]
     print("\n".join(refused))
     peak_gb = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6

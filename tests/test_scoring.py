@@ -7,6 +7,8 @@ import gzip
 import io
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import datasets
@@ -15,6 +17,7 @@ from PIL import Image
 
 import evaluate
 from conftest import blank
+from harness.run import read_jsonl
 from model.records import ExampleError
 from scoring import BENCHMARKS, category_rates, find_benchmark, grade_example, mathvision, mmmu
 from scoring.benchmark import grade_extraction, open_benchmark, read_list
@@ -77,6 +80,8 @@ def score(name: str, row: dict, response: str, **more) -> float | None:
     """A row of the data set and a response, as evaluate.py grades them."""
     return grade_example(find_benchmark(name).read({**row, **more}), response).score
 
+
+ROOT = Path(__file__).parent.parent
 
 # --- Loading -------------------------------------------------------------------------------------
 
@@ -448,3 +453,29 @@ def test_every_benchmark_has_what_a_run_needs():
     """Names are unique and lower case, as on the command line."""
     assert set(BENCHMARKS) >= {"mathvista", "mathverse", "mathvision", "mmmu", "mmmu_pro", "toy"}
     assert Image.open(io.BytesIO(IMAGE["bytes"])).size == blank().size
+
+
+@pytest.mark.slow
+def test_mathvision_from_a_folder_end_to_end(tmp_path):
+    """The script that takes real pictures, on three drawn ones: a parquet, a model, a report."""
+    images = tmp_path / "mathvision_testmini_images"
+    images.mkdir()
+    rows = []
+    for name in ("1", "2", "3"):
+        rows.append({"id": name, "question": "How many ?<image1>", "options": [], "answer": "2",
+                     "image": f"images/{name}.jpg", "solution": None, "level": 1,
+                     "subject": "counting"})  # fmt: skip
+        blank((56, 28)).save(images / f"{name}.jpg")
+    with gzip.open(tmp_path / "mathvision_test.jsonl.gz", "wt") as file:
+        file.write("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "mathvision_testmini_ids.txt").write_text("1\n2\n3\n")
+
+    command = [sys.executable, "benchmarks/mathvision_testmini.py", "--out", str(tmp_path / "out")]
+    done = subprocess.run(
+        [*command, "--max_new_tokens", "2"], cwd=ROOT, capture_output=True, text=True,
+        env={**os.environ, "SPECS_REAL_DATA": str(tmp_path), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "0 of 304 refused" in done.stdout and "counting" in done.stdout
+    assert len(read_jsonl(tmp_path / "out/run/completions.jsonl")) == 3
+
