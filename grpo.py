@@ -112,7 +112,7 @@ class Config(settings.Data, settings.Sampling, settings.Training, settings.Judge
                             "sample_every")
         self.check_at_least(2, "group_size")  # or there is nothing to compare with
         self.check_at_least(0, "kl_beta", "tis", "overlong_buffer", "eval_every")
-        check_shares(self, ranks=1)
+        check_shares(self)
         if not 0 < self.clip_low < 1 or self.clip_high <= 0:
             raise ValueError("--clip_low must be between 0 and 1, --clip_high positive")
         if self.temperature <= 0:

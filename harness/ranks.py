@@ -108,12 +108,15 @@ LOST = re.compile(
 )
 
 
-def check_shares(cfg, ranks: int, what: str = "processes") -> None:
+def check_shares(cfg, ranks: int | None = None, what: str = "processes") -> None:
     """Raise ValueError if a rollout cannot be shared out evenly over ranks and updates.
 
     cfg     the settings of grpo.py
+    ranks   how many; None: as many as a launcher has started
     what    the ranks are, for the message
     """
+    if ranks is None:
+        ranks = int(os.environ.get("WORLD_SIZE", 1))
     if cfg.prompts_per_step % (ranks * cfg.updates_per_rollout):
         raise ValueError(
             f"--prompts_per_step {cfg.prompts_per_step} must be a multiple of "

@@ -89,14 +89,18 @@ def check_changes(config, stage: str, stored: dict, ranks: int) -> dict[str, lis
     return changes
 
 
-def record_settings(config, stage: str, file: Path, history: list[dict], ranks: int) -> None:
+def record_settings(
+    config, stage: str, file: Path, history: list[dict], ranks: int, stored: dict | None = None
+) -> None:
     """Write config.json: the settings, the stage, its processes, and the history of changes.
+
+    stored   the config.json of a run that goes on: it keeps the code that the run began with
 
     It is written under another name first: a run that is killed here keeps its old one.
     """
     settings = {**dataclasses.asdict(config), "stage": stage, "processes": ranks}
-    settings["code"] = code_of_stage()
-    settings["file"] = str(started_file())
+    settings["code"] = (stored or {}).get("code", code_of_stage())
+    settings["file"] = (stored or {}).get("file", str(started_file()))
     settings["history"] = history
     partial = file.with_name(file.name + ".partial")
     partial.write_text(json.dumps(settings, indent=2) + "\n")

@@ -75,6 +75,8 @@ class Run:
         name = config.run_dir or f"runs/{stage}_{time.strftime('%Y%m%d_%H%M%S')}"
         name = gather_objects(name, accelerator)[0]  # ranks may start in different seconds
         self.folder = Path(name)
+        if self.folder.is_file():
+            raise ValueError(f"--run_dir {name}: that is a file, wanted a folder")
         self.prepare_folder(name)
 
         # After `prepare_folder`, which must find the folder empty: a tracker writes into it.
@@ -101,13 +103,14 @@ class Run:
                 "it is left alone"
             )
         history = self.history_of_changes() if self.config.resume else []
+        stored = read_config(self.folder) if self.config.resume else None
         self.lock_folder()
 
         if self.writes:
             if used and not self.config.resume:
                 empty_run(self.folder)
             file = self.folder / "config.json"
-            record_settings(self.config, self.stage, file, history, self.ranks)
+            record_settings(self.config, self.stage, file, history, self.ranks, stored)
         self.accelerator.wait_for_everyone()
 
     def whose_run(self) -> str:
@@ -406,6 +409,8 @@ def empty_run(folder: Path) -> None:
 def command_to_resume(folder: Path, ranks: int) -> str:
     """The command that goes on with a run: it has the settings, so none is repeated."""
     start = "python" if ranks == 1 else f"torchrun --nproc_per_node {ranks}"
+    if Path(sys.argv[0]).name != sys.argv[0]:  # a variant's copy, which finds `common` by this
+        start = f"PYTHONPATH=. {start}"
     return f"{start} {sys.argv[0]} --run_dir {folder} --resume"
 
 

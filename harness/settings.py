@@ -212,8 +212,9 @@ class Optimizer(Settings):
         self.check_at_least(1, "save_every")
         self.check_at_least(0, "keep_last", "max_skipped", "warmup_steps")
         self.check_at_least(0, "weight_decay", "adam_beta1", "adam_beta2")
-        if not (self.lr > 0 and self.grad_clip > 0):  # also refuses nan
-            raise ValueError(f"--lr {self.lr} and --grad_clip {self.grad_clip}: must be positive")
+        for name in ("lr", "grad_clip"):
+            if not getattr(self, name) > 0:  # also refuses nan
+                raise ValueError(f"--{name} {getattr(self, name)}: must be positive")
         if self.schedule not in ("constant", "cosine"):
             raise ValueError(f"--schedule {self.schedule}: wanted constant or cosine")
         if self.shard and getattr(self, "lora_rank", 0):

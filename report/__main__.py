@@ -124,6 +124,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     out = args.out or args.runs[0] / "page.html"
+    if out.is_dir():
+        out = out / "page.html"
     try:
         page = build_page(args.runs, args.experiments)
     except ValueError as error:

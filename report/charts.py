@@ -12,6 +12,7 @@ from experiments.figures import FIGURES, band
 from report.runs import LoadedRun
 
 SIZE = (4.2, 2.7)  # inches: wide enough for a phone
+MOST_NAMED = 12  # lines with a legend: one of more would leave no room for the lines
 SHARES = {"format", "accuracy", "eval_accuracy", "reward_accuracy"}  # between 0 and 1
 ACCURACIES = {"accuracy", "eval_accuracy"}  # that a blind guess can be compared with
 GRPO_METRICS = {  # metric -> title
@@ -116,7 +117,10 @@ def curve_drawer(arms: dict[str, list[LoadedRun]], metric: str, title: str,
         axis.set(title=title, xlabel="step")
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=7)
+        if len(arms) <= MOST_NAMED:
+            axis.legend(fontsize=7)
+        else:
+            axis.set_title(f"{title} ({len(arms)} runs, not named)")
 
     return draw
 

@@ -29,7 +29,9 @@ def explain_update(runs: list[LoadedRun]) -> dict | None:
 
 
 def is_variant(run: LoadedRun) -> bool:
-    """True if a patched copy of grpo.py made the run."""
+    """True if a patched copy of grpo.py made the run, or perhaps a part of it."""
+    if any("code" in entry["changed"] for entry in run.config.get("history", [])):
+        return True
     file = Path(run.config.get("file", ""))
     return file.name == "grpo.py" and file.resolve().parent != Path(grpo.__file__).parent
 

@@ -218,7 +218,8 @@ def to_example(record: dict, index: int, instruction: str, source: str) -> dict:
     where = f"--data {source}: example {example_id}"
 
     if isinstance(record.get("answer"), (list, dict, bool)):
-        raise ExampleError(f"{where} has {type(record['answer']).__name__} as answer, wanted text")
+        found = type(record["answer"]).__name__
+        raise ExampleError(f"{where} has {found} as answer, wanted text or a number")
     answer = "" if record.get("answer") is None else str(record["answer"]).strip()
     if not answer:
         raise ExampleError(f"{where} has no answer")

@@ -479,6 +479,14 @@ def test_gf_on_any_sets(start, tmp_path):
         Config(gf_id="toy", gf_ood="id=toy")  # it would take the place of the set in distribution
 
 
+def test_a_file_of_responses_that_is_cut_off_says_so(tmp_path, capsys):
+    """Of 504 responses 8 were left, and the table looked like any other."""
+    line = json.dumps(RECORD)
+    (tmp_path / "cut.jsonl").write_text(f"{line}\n{line}\n{line[:20]}")
+    main(Config(rescore=str(tmp_path / "cut.jsonl")))
+    assert "the last line is cut off; 2 responses are left" in capsys.readouterr().out
+
+
 def test_what_is_no_file_of_responses_is_named(tmp_path):
     """Samples of a training run have no model; a folder stands for its completions.jsonl."""
     (tmp_path / "samples.jsonl").write_text('{"step": 1}\n')

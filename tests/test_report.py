@@ -225,6 +225,8 @@ def test_a_variants_update_is_not_explained_by_grpos_loss(runs):
     assert explain_update([run]) is None
     run.config["file"] = "grpo.py"  # started in the project's folder
     assert explain_update([run]) is not None
+    run.config["history"] = [{"changed": {"code": ["a", "b"]}}]  # it went on with other code
+    assert explain_update([run]) is None
 
 
 def test_a_record_of_an_older_run_is_shown(tmp_path):

@@ -127,8 +127,21 @@ def test_a_patch_that_changes_nothing_is_named(tmp_path, monkeypatch):
     """A sentence alone: what belongs behind it is said."""
     (tmp_path / "mine.patch").write_text("An idea of my own.\n")
     monkeypatch.setattr(apply_module, "VARIANTS", tmp_path)
-    with pytest.raises(ValueError, match="variants/mine.patch changes nothing: wanted a sentence"):
+    with pytest.raises(ValueError, match="variants/mine.patch changes nothing: a variant changes"):
         apply("mine", tmp_path)
+    two = "--- a/grpo.py\n+++ b/grpo.py\n--- a/common.py\n+++ b/common.py\n"
+    (tmp_path / "mine.patch").write_text(two)
+    with pytest.raises(ValueError, match="changes grpo.py, common.py: a variant changes one of"):
+        apply("mine", tmp_path)
+
+
+def test_a_change_that_is_still_in_the_stage_is_said(tmp_path, monkeypatch):
+    """Who forgot to take it back reads what to type, and no log of `patch`."""
+    patched = apply("rloo", tmp_path / "once").read_text()
+    (tmp_path / "grpo.py").write_text(patched)
+    monkeypatch.setattr(apply_module, "PROJECT", tmp_path)
+    with pytest.raises(ValueError, match="has this change already; `git checkout grpo.py`"):
+        apply("rloo", tmp_path / "twice")
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent
 VARIANTS = PROJECT / "variants"
+STAGES = ("grpo.py", "dpo_sft.py")  # those with a loss
 
 
 def names() -> list[str]:
@@ -35,13 +36,14 @@ def apply(name: str, out: Path) -> Path:
     if name not in names():
         raise ValueError(f"no variant {name!r}; there are {', '.join(names())}")
     patch_file = VARIANTS / f"{name}.patch"
-    changed = re.search(r"^--- a/(\S+)", patch_file.read_text(), re.MULTILINE)
-    if changed is None:
+    changed = re.findall(r"^--- a/(\S+)", patch_file.read_text(), re.MULTILINE)
+    if len(changed) != 1 or changed[0] not in STAGES:
         raise ValueError(
-            f"variants/{name}.patch changes nothing: wanted a sentence, its paper, and then what "
-            "`git diff grpo.py` (or dpo_sft.py) prints"
+            f"variants/{name}.patch changes {', '.join(changed) or 'nothing'}: a variant changes "
+            "one of grpo.py and dpo_sft.py. Wanted a sentence, its paper, and then what "
+            "`git diff grpo.py` prints"
         )
-    stage = changed[1]
+    stage = changed[0]
 
     out.mkdir(parents=True, exist_ok=True)
     copy = out / stage
@@ -52,6 +54,12 @@ def apply(name: str, out: Path) -> Path:
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode != 0:
         copy.unlink()
+        copy.with_name(stage + ".rej").unlink(missing_ok=True)
+        if "previously applied" in result.stdout:
+            raise ValueError(
+                f"variants/{name}.patch: {stage} has this change already; `git checkout {stage}` "
+                "takes it back, then the copy has it alone"
+            )
         raise ValueError(
             f"variants/{name}.patch no longer fits {stage}, whose lines have changed: redo the "
             f"change by hand and regenerate the patch.\n{result.stdout}{result.stderr}"
@@ -71,7 +79,7 @@ def main() -> None:
         sys.exit(f"error: {error}")
 
     patch = (VARIANTS / f"{args.name}.patch").read_text()
-    sentence_and_paper = patch.split("--- a/")[0].strip()
+    sentence_and_paper = re.split(r"^(?:diff --git|--- a/)", patch, flags=re.MULTILINE)[0].strip()
     print(sentence_and_paper)
     print(f"\nwrote {copy}; run it with: PYTHONPATH=. .venv/bin/python {copy}")
 
