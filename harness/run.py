@@ -340,6 +340,8 @@ class Run:
         Log lines after the saved step are dropped, since those steps will be done again.
         """
         if not self.has_state():
+            if self.config.resume:
+                self.say(f"no checkpoint in {self.folder} yet: it starts from step 1 again")
             self.forget_after(0)  # the lines of a run that stopped before its first checkpoint
             return None
 

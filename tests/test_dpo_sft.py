@@ -194,7 +194,7 @@ def test_micro_batches_of_pairs_give_the_same_gradient(tiny64, budget):
 
 
 def test_reference_cache_key(tiny, tmp_path):
-    """Another weight, answer, image or precision: another key. The same: the same."""
+    """Another weight, answer, image, precision, suppressed id: another key. The same: the same."""
     policy, encoder = tiny
     alone = SimpleNamespace(process_index=0, num_processes=1, mixed_precision="no")
 
@@ -217,7 +217,9 @@ def test_reference_cache_key(tiny, tmp_path):
     ]
     with torch.no_grad():
         policy.vlm.lm_head.weight[0, 0] += 1e-3
-    assert len({first, *others, key()}) == 7
+    others.append(key())
+    policy.suppressed[0] = ~policy.suppressed[0]
+    assert len({first, *others, key()}) == 8
 
 
 def test_pairs_are_encoded_when_needed(tiny, tmp_path, monkeypatch):

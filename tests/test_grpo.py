@@ -509,6 +509,7 @@ def test_unscored_completions_train_nothing(tiny):
 
     tokens = sum(len(c) for g in groups for c in g.completions)
     assert totals["tokens_passed"] == tokens - len(groups[0].completions[2])
+    assert totals["normalizer_share"] == totals["tokens_passed"]
     assert totals["skipped_updates"] == 0
     assert totals["grad_norm"] > 0
 

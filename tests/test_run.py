@@ -262,7 +262,7 @@ def test_odd_line_breaks_survive(tmp_path):
     assert len(text.splitlines()) == 3
 
 
-def test_images_given_as_files_are_recorded(start, tmp_path):
+def test_images_given_as_files_are_recorded(start, tmp_path, capsys):
     """Examples of a jsonl file name image files, one in CMYK; a broken example is skipped.
 
     A run that stopped before its first checkpoint starts its log anew.
@@ -287,6 +287,7 @@ def test_images_given_as_files_are_recorded(start, tmp_path):
 
     (folder / "state.pt").unlink()
     grpo.main(replace(cfg, resume=True))
+    assert "no checkpoint in" in capsys.readouterr().out
     assert [record["step"] for record in read_jsonl(folder / "metrics.jsonl")] == [1, 2]
 
 
@@ -334,6 +335,8 @@ def test_other_code_is_said_at_resume(start, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "run"
     grpo.main(grpo_config(start, folder, steps=1))
     capsys.readouterr()
-    monkeypatch.setattr("harness.run.code_of_stage", lambda: "another file")
-    grpo.main(grpo_config(start, folder, steps=1, resume=True))
-    assert "--resume with other code" in capsys.readouterr().out
+    for module in ("harness.run", "harness.resume"):
+        monkeypatch.setattr(f"{module}.code_of_stage", lambda: "another file")
+    for _ in range(2):  # each time: the code that began the run stays another one
+        grpo.main(grpo_config(start, folder, steps=1, resume=True))
+        assert "--resume with other code" in capsys.readouterr().out
