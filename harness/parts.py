@@ -16,7 +16,8 @@ import torch
 
 from harness import stopping
 from harness.progress import progress
-from harness.run import Run, append_jsonl, command_to_resume, read_jsonl
+from harness.resume import command_to_resume
+from harness.run import Run, append_jsonl, read_jsonl
 
 
 class Parts:

@@ -3,6 +3,7 @@
     settings_of_run    on the command line: the run's settings, and what was given again
     check_changes      in the folder: a setting that changes the maths is refused, others are taken
     record_settings    config.json: the settings, the stage, and what was changed at which step
+    command_to_resume  what to type to go on
 
 A flag may change where its declaration says `changeable`: it decides how long, how often or how
 fast, not what is computed.
@@ -64,10 +65,9 @@ def check_changes(config, stage: str, stored: dict, ranks: int) -> dict[str, lis
 
     if stored.get("processes", ranks) != ranks:
         saved = stored["processes"]
-        start = "python" if saved == 1 else f"torchrun --nproc_per_node {saved}"
         raise ValueError(
             f"--resume {config.run_dir}: saved by {saved} processes, now {ranks}; go on with "
-            f"{start} {sys.argv[0]} --run_dir {config.run_dir} --resume"
+            f"{command_to_resume(config.run_dir, saved)}"
         )
 
     changes, refused = {}, []
@@ -129,3 +129,11 @@ def started_file() -> Path:
 def change_of(changes: dict[str, list], step: int) -> dict:
     """An entry of the history: when and after which step a setting changed, from what to what."""
     return {"time": time.strftime("%Y-%m-%d %H:%M:%S"), "after_step": step, "changed": changes}
+
+
+def command_to_resume(folder: str | Path, ranks: int) -> str:
+    """The command that goes on with a run: it has the settings, so none is repeated."""
+    start = "python" if ranks == 1 else f"torchrun --nproc_per_node {ranks}"
+    if Path(sys.argv[0]).name != sys.argv[0]:  # a variant's copy, which finds `common` by this
+        start = f"PYTHONPATH=. {start}"
+    return f"{start} {sys.argv[0]} --run_dir {folder} --resume"

@@ -14,7 +14,6 @@
         optimizer_00020/ with --shard: the shards of the optimizer that belong to state.pt
 """
 
-import contextlib
 import json
 import os
 import shutil
@@ -33,7 +32,14 @@ from harness.lock import NAME as LOCK_NAME
 from harness.lock import free_lock, is_used, take_lock
 from harness.plots import plot_curves
 from harness.ranks import gather_objects
-from harness.resume import change_of, check_changes, code_of_stage, read_config, record_settings
+from harness.resume import (
+    change_of,
+    check_changes,
+    code_of_stage,
+    command_to_resume,
+    read_config,
+    record_settings,
+)
 from harness.trackers import log_sample, start_trackers
 from model.images import load_image
 from model.loading import check_folder, save_model
@@ -102,8 +108,8 @@ class Run:
                 f"--run_dir {name} is not the folder of a run (no config.json): "
                 "it is left alone"
             )
-        history = self.history_of_changes() if self.config.resume else []
         stored = read_config(self.folder) if self.config.resume else None
+        history = self.history_of_changes(stored) if stored is not None else []
         self.lock_folder()
 
         if self.writes:
@@ -119,9 +125,11 @@ class Run:
         stage = json.loads(file.read_text()).get("stage") if file.is_file() else self.stage
         return f" (of {stage}, not of {self.stage})" if stage != self.stage else ""
 
-    def history_of_changes(self) -> list[dict]:
-        """The changes of settings so far, and those that this --resume makes; these are said."""
-        stored = read_config(self.folder)
+    def history_of_changes(self, stored: dict) -> list[dict]:
+        """The changes of settings so far, and those that this --resume makes; these are said.
+
+        stored   the config.json of the run
+        """
         changes = check_changes(self.config, self.stage, stored, self.ranks)
         steps, done = getattr(self.config, "steps", None), self.saved_step()
         if steps is not None and steps < done:
@@ -140,7 +148,7 @@ class Run:
 
         history = stored.get("history", [])
         if changes:
-            history = [*history, change_of(changes, self.saved_step())]
+            history = [*history, change_of(changes, done)]
         return history
 
     def lock_folder(self) -> None:
@@ -408,14 +416,6 @@ def empty_run(folder: Path) -> None:
             entry.unlink()
 
 
-def command_to_resume(folder: Path, ranks: int) -> str:
-    """The command that goes on with a run: it has the settings, so none is repeated."""
-    start = "python" if ranks == 1 else f"torchrun --nproc_per_node {ranks}"
-    if Path(sys.argv[0]).name != sys.argv[0]:  # a variant's copy, which finds `common` by this
-        start = f"PYTHONPATH=. {start}"
-    return f"{start} {sys.argv[0]} --run_dir {folder} --resume"
-
-
 def checkpoints(run_folder: Path, flag: str) -> list[tuple[int, Path]]:
     """(step, model folder) of each checkpoint of a training run; step 0 is the start model.
 
@@ -479,11 +479,11 @@ def append_jsonl(file: Path, records: list[dict]) -> None:
             lines.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
-def read_jsonl(file: Path) -> list[dict]:
+def read_jsonl(file: Path, when_cut: Callable[[int], None] = lambda left: None) -> list[dict]:
     """The records of a file, one JSON object per line.
 
     A last line that is cut off is left out: a process that was killed while it wrote leaves one
-    (test_a_line_that_is_cut_off_is_dropped).
+    (test_a_line_that_is_cut_off_is_dropped). `when_cut` is then told how many records are left.
 
     Trap: `splitlines` also splits at U+2028 and other line separators. JSON allows them inside a
     string, and a model may write them (test_odd_line_breaks_survive).
@@ -496,6 +496,8 @@ def read_jsonl(file: Path) -> list[dict]:
         except json.JSONDecodeError as error:
             raise ValueError(f"{file}, line {number}: not JSON ({error.msg})") from error
     if last:
-        with contextlib.suppress(json.JSONDecodeError):
+        try:
             records.append(json.loads(last))
+        except json.JSONDecodeError:
+            when_cut(len(records))
     return records

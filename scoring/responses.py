@@ -87,10 +87,11 @@ def read_records(file: str | Path) -> dict[str, list[dict]]:
     if not Path(file).is_file():
         raise ValueError(f"--rescore {file}: no such file")
     by_model = defaultdict(list)
-    records = read_jsonl(Path(file))
-    if len(records) < sum(bool(line) for line in Path(file).read_text("utf-8").split("\n")):
-        print(f"{file}: the last line is cut off; {len(records)} responses are left")
-    for record in records:
+
+    def say_cut(left: int) -> None:
+        print(f"{file}: the last line is cut off; {left} responses are left")
+
+    for record in read_jsonl(Path(file), when_cut=say_cut):
         if "model" not in record:
             raise ValueError(f"--rescore {file}: wanted the completions.jsonl of an evaluation")
         by_model[record["model"]].append(record)
