@@ -93,7 +93,9 @@ class Config(settings.Data, settings.Sampling, settings.Training, settings.Judge
     reward_weights: str = flag("format=0.5,accuracy=1", "NAME=WEIGHT,...; 1 if not named; paper")
     overlong_buffer: int = flag(0, "tokens before the limit with a penalty, 0: off; DAPO: 4096")
     mask_truncated: bool = flag(False, "leave completions without EOS out of the loss; DAPO")
-    dr_grpo: bool = flag(False, "no division by std, constant normalizer; arXiv 2503.20783")
+    divide_by_std: bool = flag(True, "divide advantages by the std of their group; Dr. GRPO "
+                               "(arXiv 2503.20783): --no_divide_by_std --constant_normalizer")
+    constant_normalizer: bool = flag(False, "M as if every completion had the largest length")
     # loss
     clip_low: float = flag(0.2, "no gradient below ratio 1 - this, at negative advantage; DAPO")
     clip_high: float = flag(0.28, "no gradient above ratio 1 + this, at positive advantage; DAPO")
@@ -220,7 +222,7 @@ def prepare_mini_batch(rewarded: list[RewardedGroup], policies: Policies, accele
     """The part of a rollout that one update learns from: advantages, mask, M and logp_old."""
     # 2a. Advantages: each completion against its own group.
     totals = torch.tensor([r.totals for r in rewarded])  # (N, G) R_i; nan: unscored
-    advantages = group_advantages(totals, divide_by_std=not cfg.dr_grpo)  # (N, G)
+    advantages = group_advantages(totals, cfg.divide_by_std)  # (N, G)
 
     # 2b. Which completions are in the loss.
     in_loss = ~totals.isnan()  # (N, G)
@@ -231,7 +233,7 @@ def prepare_mini_batch(rewarded: list[RewardedGroup], policies: Policies, accele
     # with more of them than usual the gradient is smaller. --dynamic_sampling avoids them.
     lengths = torch.tensor([[len(c) for c in r.group.completions] for r in rewarded])  # (N, G)
     normalizer_share = float((lengths * in_loss).sum())
-    if cfg.dr_grpo:  # a constant instead, as if every completion had the largest length
+    if cfg.constant_normalizer:  # as if every completion had the largest length
         normalizer_share = float(in_loss.numel() * cfg.max_new_tokens)
 
     # 2d. Only groups with a gradient go through the model. The gradient of a group of equal rewards

@@ -3,7 +3,7 @@
     coupled        pairs whose rejected is wrong as well
     verification   a world whose zero contradicts itself more often, with and without the check
     exploration    pass@k up to 64, and branching at 120, 240 and 480 questions
-    grpo           stage 3 with one thing changed: clip, normaliser and std, dynamic sampling,
+    grpo           stage 3 with one thing changed: clip, normalizer, std, dynamic sampling,
                    updates per rollout, weight of the format reward, the variants
     leave_out      the cold start without one of the five corruptions: does its format survive?
 
@@ -24,7 +24,9 @@ CONTRADICT = "0.07"  # meant for 15 to 20 % of right answers; it gave 9 to 13 (L
 
 GRPO_ARMS = {  # name -> the flags that change in stage 3
     "clip_symmetric": ("--clip_high", "0.2"),
-    "dr_grpo": ("--dr_grpo",),
+    "dr_grpo": ("--no_divide_by_std", "--constant_normalizer"),
+    "no_std": ("--no_divide_by_std",),
+    "constant_normalizer": ("--constant_normalizer",),
     "dynamic": ("--dynamic_sampling",),
     "updates_1": ("--updates_per_rollout", "1"),
     "updates_8": ("--updates_per_rollout", "8"),

@@ -178,8 +178,8 @@ def test_advantage_values():
     by_group = (rewards - rewards.mean(-1, keepdim=True)) / rewards.std(-1, keepdim=True)
     assert torch.allclose(advantages, by_group)
 
-    dr_grpo = group_advantages(rewards, divide_by_std=False)
-    assert torch.allclose(dr_grpo[0], torch.tensor([0.75, -0.25, -0.25, -0.25]))
+    centred = group_advantages(rewards, divide_by_std=False)
+    assert torch.allclose(centred[0], torch.tensor([0.75, -0.25, -0.25, -0.25]))
 
     by_batch = (rewards - rewards.mean()) / rewards.std()
     assert not torch.allclose(advantages, by_batch), "the batch is not the group"
@@ -363,15 +363,12 @@ def same_gradients(a, b, atol=1e-10) -> bool:
 
 
 @pytest.mark.parametrize("budget", [1, 60, 120, 10_000])
-@pytest.mark.parametrize("dr_grpo", [False, True])
-def test_micro_batch_split_does_not_change_gradient(tiny64, budget, dr_grpo):
+def test_micro_batch_split_does_not_change_gradient(tiny64, budget):
     """fp64, 1e-10: one micro-batch, or one completion at a time, give the same step."""
     policy, encoder = tiny64
     batch = step_batch(encoder)
-    cfg = replace(CFG, dr_grpo=dr_grpo)
-
-    whole, whole_sums = one_step(policy, batch, cfg)
-    cut, cut_sums = one_step(policy, batch, replace(cfg, max_tokens_per_micro_batch=budget))
+    whole, whole_sums = one_step(policy, batch, CFG)
+    cut, cut_sums = one_step(policy, batch, replace(CFG, max_tokens_per_micro_batch=budget))
 
     assert same_gradients(cut, whole)
     assert all(cut_sums[k] == pytest.approx(whole_sums[k], abs=1e-9) for k in whole_sums)
@@ -493,6 +490,35 @@ def test_groups_without_gradient_change_nothing(tiny64):
     other = replace(batch, normalizer_share=float(batch.mask.sum()))
     wrong, _ = one_step(policy, other, CFG)
     assert not same_gradients(slow, wrong, atol=1e-4)
+
+
+def test_each_half_of_dr_grpo_changes_one_thing(tiny64):
+    """--no_divide_by_std changes the advantages, --constant_normalizer scales the gradient."""
+    policy, encoder = tiny64
+    groups = make_groups(encoder, sizes=(3, 3), images=(1, 0))
+    accuracies = ([1.0, 0.0, 0.0], [0.0, 1.0, 1.0])
+    rollout = [rewarded(group, [0.0] * 3, right) for group, right in zip(groups, accuracies)]
+    policies = policies_of(policy, KeepGradients(policy))
+
+    def prepared(**flags) -> MiniBatch:
+        cfg = replace(CFG, max_new_tokens=50, **flags)
+        batch = grpo.prepare_mini_batch(rollout, policies, Accelerator(cpu=True), cfg, True)
+        return replace(batch, advantages=batch.advantages.double(), mask=batch.mask.double())
+
+    plain, centred = prepared(), prepared(divide_by_std=False)
+    right = torch.tensor(accuracies[0] + accuracies[1])
+    means = torch.tensor([1 / 3] * 3 + [2 / 3] * 3)
+    assert torch.allclose(centred.advantages.float(), right - means)
+    assert not torch.allclose(plain.advantages, centred.advantages)
+    assert centred.normalizer_share == plain.normalizer_share == plain.mask.sum()
+
+    constant = prepared(constant_normalizer=True)
+    assert torch.equal(constant.advantages, plain.advantages)
+    assert constant.normalizer_share == 2 * 3 * 50  # N * G * max_new_tokens
+    by_tokens, _ = one_step(policy, plain, CFG)
+    by_constant, _ = one_step(policy, constant, CFG)
+    scale = float(plain.mask.sum()) / (2 * 3 * 50)
+    assert same_gradients(by_constant, {name: g * scale for name, g in by_tokens.items()})
 
 
 def test_unscored_completions_train_nothing(tiny):

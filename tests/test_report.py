@@ -61,7 +61,7 @@ def make_grpo_run(folder: Path, samples: list[dict] | None = None) -> Path:
     """A run of two steps, with two recorded groups of four completions."""
     folder.mkdir(parents=True, exist_ok=True)
     config = {"run_dir": str(folder), "group_size": 4, "clip_low": 0.2, "clip_high": 0.28,
-              "dr_grpo": False, "reward_weights": "format=0.5,accuracy=1"}  # fmt: skip
+              "divide_by_std": True, "reward_weights": "format=0.5,accuracy=1"}  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))
     metrics = {"reward": 0.5, "format": 0.4, "accuracy": 0.3, "length": 9.0, "entropy": 0.2}
     write_lines(folder / "metrics.jsonl", [{"step": step, **metrics} for step in (1, 2)])
