@@ -3,6 +3,7 @@
 Each function also works in a single process, where there is nothing to exchange.
 """
 
+import contextlib
 import datetime
 import os
 import re
@@ -15,6 +16,9 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGr
 from accelerate.tracking import get_available_trackers
 
 WAIT = datetime.timedelta(hours=6)  # how long a rank waits for another: a rollout may take hours
+# How long it waits at the start, when all connect. A launcher sees that a rank has died, and ends
+# the others; without one, nobody tells them. PyTorch tries again: up to 2.5 times as long in all.
+CONNECT, CONNECT_LAUNCHED = datetime.timedelta(seconds=20), datetime.timedelta(minutes=10)
 
 
 def make_accelerator(config) -> Accelerator:
@@ -23,7 +27,8 @@ def make_accelerator(config) -> Accelerator:
     config    a stage's settings: --precision and --log_with are read
 
     Raises ValueError naming --log_with if that tracker is not installed: accelerate would silently
-    log nothing. Raises ValueError if the ranks do not know each other.
+    log nothing. Raises ValueError if the ranks do not know each other, ConnectionError if one of
+    them does not come.
 
     A Mac's GPU (MPS) is not used: its kernels differ, and nothing here was tried on one.
 
@@ -39,17 +44,48 @@ def make_accelerator(config) -> Accelerator:
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
     # PyTorch has a new name for it, which accelerate does not pass on yet.
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
-    accelerator = Accelerator(
-        cpu=not torch.cuda.is_available(),
-        mixed_precision=precision,
-        log_with=config.log_with or None,
-        project_dir=config.run_dir or "runs",
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT), ddp],
-    )
+    with connecting() as patience:
+        accelerator = Accelerator(
+            cpu=not torch.cuda.is_available(),
+            mixed_precision=precision,
+            log_with=config.log_with or None,
+            project_dir=config.run_dir or "runs",
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=patience), ddp],
+        )
     check_world_size(accelerator.num_processes)
     if why:
         accelerator.print(why)
     return accelerator
+
+
+@contextlib.contextmanager
+def connecting():
+    """Yield how long to wait for the other ranks to connect; afterwards they are waited for longer.
+
+    Raises ConnectionError if one does not come.
+
+    Trap: PyTorch has one timeout for connecting and for all that follows. With one that is long
+    enough for a rollout, the other of two ranks waits for hours for one that was killed at its
+    start (test_a_rank_that_never_connects_is_not_waited_for).
+    """
+    patience = CONNECT_LAUNCHED if "TORCHELASTIC_RUN_ID" in os.environ else CONNECT
+    try:
+        yield patience
+    except RuntimeError as error:
+        if int(os.environ.get("WORLD_SIZE", 1)) == 1 or is_connected():
+            raise
+        first_line = str(error).splitlines()[0]
+        raise ConnectionError(
+            f"another process of this run has ended, or did not start within {patience.seconds} s, "
+            f"so this one ends as well. Start all of them again, together ({first_line})"
+        ) from error
+    if is_connected():
+        torch.distributed.distributed_c10d._set_pg_timeout(WAIT)
+
+
+def is_connected() -> bool:
+    """True if this process is one of several that are connected."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def choose_precision(asked: str) -> tuple[str, str]:
@@ -126,8 +162,7 @@ def check_shares(cfg, ranks: int | None = None, what: str = "processes") -> None
 
 def is_lost_rank(error: Exception) -> bool:
     """True if the error says that another rank of this run has ended."""
-    connected = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return connected and isinstance(error, RuntimeError) and bool(LOST.search(str(error)))
+    return is_connected() and isinstance(error, RuntimeError) and bool(LOST.search(str(error)))
 
 
 def leave_without(error: Exception) -> NoReturn:

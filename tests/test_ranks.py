@@ -1,5 +1,7 @@
 """Two processes (gloo, CPU) do what one does: the same gradients, no dead wait, one run folder."""
 
+import datetime
+import time
 from dataclasses import replace
 
 import pytest
@@ -9,6 +11,7 @@ from accelerate import Accelerator
 import dpo_sft
 import grpo
 from conftest import fresh_policy, keep_fp64, make_groups, mini_batch, policies_of, small_grpo
+from harness import ranks
 from harness.ranks import make_accelerator, sum_over_ranks
 from harness.run import read_jsonl
 from model.policies import Policies
@@ -198,6 +201,38 @@ def test_a_run_on_two_ranks(start, tmp_path):
 
     with pytest.raises(ValueError, match="--resume.*saved by 2 processes"):
         grpo.main(replace(cfg, resume=True, steps=4))
+
+
+SHORT = datetime.timedelta(seconds=3)
+
+
+def connect_without(rank, absent):
+    """One rank never comes."""
+    ranks.CONNECT = SHORT
+    if rank == absent:
+        return
+    with pytest.raises(ConnectionError, match="did not start within 3 s.*Start all of them again"):
+        make_accelerator(grpo.Config())
+
+
+@pytest.mark.parametrize("absent", [0, 1])
+def test_a_rank_that_never_connects_is_not_waited_for(absent):
+    """The other ends with a sentence, whether it is the one that listens or the one that calls."""
+    on_two_ranks(connect_without, absent)
+
+
+def come_late(rank):
+    """Connect at once, and be late for the first exchange."""
+    ranks.CONNECT = SHORT
+    accelerator = make_accelerator(grpo.Config())
+    if rank == 1:
+        time.sleep(2 * SHORT.seconds)
+    assert sum_over_ranks({"one": 1.0}, accelerator) == {"one": WORLD}
+
+
+def test_connected_ranks_wait_for_each_other_longer():
+    """A rollout may take much longer than a start."""
+    on_two_ranks(come_late)
 
 
 def test_buffers_are_not_broadcast():
