@@ -16,9 +16,8 @@ As a program:
 
     1. sample responses for both sides                           open_responder, sample_responses
     2. make pairs of them                                        make_pairs
-         if there is a judge, ask it all that a and b will ask   ask_ahead
-         a. each response as chosen, or the reason against it    choose
-         b. each response as rejected, or the reason against it  reject
+         a. each response as chosen, or the reason against it    chosen_candidate
+         b. each response as rejected, or the reason against it  rejected_candidate
          c. drop repeats, match the i-th chosen with the i-th rejected
     3. write the pairs, and what became of every response        save_pairs
 
@@ -65,10 +64,10 @@ from model.prompts import PromptEncoder
 from model.qwen import Policy
 from model.records import Prompt, is_truncated
 from model.sampling import sample_groups, sampling_dtype
-from rewards import AskLater, Judge, grade, is_in_format, make_judge
+from rewards import Judge, grade, is_in_format, make_judge
 from rewards.consistency import AGREES, UNSURE, check_consistency
 from rewards.format import answer_in_words, remove_tags
-from rewards.judge import QUESTIONS_AT_A_TIME, take_counts
+from rewards.judge import QUESTIONS_AT_A_TIME, ask_ahead, take_counts
 from sources import load_examples
 from sources.elsewhere import is_elsewhere, responses_from
 from sources.funnel import (
@@ -247,7 +246,8 @@ def supplement(text: str) -> str | None:
     return text.strip() if is_in_format(text) else None
 
 
-def choose(response: Response, example: dict, judge: Judge | None, cfg: Config) -> Candidate:
+def chosen_candidate(response: Response, example: dict, judge: Judge | None,
+                     cfg: Config) -> Candidate:
     """A response as the chosen side of a pair, or why it cannot be that side."""
     reason = why_unusable(response, example, judge, want_right=True)
     if reason is not None:
@@ -300,8 +300,8 @@ def corrupt(text: str, rng: random.Random) -> tuple[str, str]:
     return CORRUPTIONS[name](text), name
 
 
-def reject(response: Response, example: dict, judge: Judge | None, rng: random.Random,
-           cfg: Config) -> Candidate:
+def rejected_candidate(response: Response, example: dict, judge: Judge | None,
+                       rng: random.Random, cfg: Config) -> Candidate:
     """A response as the rejected side of a pair, or why it cannot be that side."""
     reason = why_unusable(response, example, judge, want_right=not cfg.coupled)
     if reason is not None:
@@ -310,29 +310,7 @@ def reject(response: Response, example: dict, judge: Judge | None, rng: random.R
     return Candidate(text, note=corruption)
 
 
-# --- 2. Make pairs: ask the judge ahead, then a, b and c -----------------------------------------
-
-
-def ask_ahead(examples: list[dict], chosen_side: list[list[Response]],
-              rejected_side: list[list[Response]], cfg: Config, judge: Judge) -> None:
-    """Ask the judge all that `make_pairs` will ask, many questions at a time, to save hours.
-
-        round 1    answers that only a judge can grade, and the reasoning behind those that a rule
-                   has found right
-        round 2    the reasoning behind answers that the judge found right in round 1
-
-    A round is a dry run of `choose` and `reject`, whose results are thrown away. In the judge's
-    place a recorder gives the verdicts known so far, and notes all other questions, which are then
-    asked together. What is asked does not depend on the corruption: any random numbers will do.
-    """
-    recorder = AskLater(judge)
-    for _ in range(2):
-        for example, for_chosen, for_rejected in zip(examples, chosen_side, rejected_side):
-            for response in for_chosen:
-                choose(response, example, recorder, cfg)
-            for response in for_rejected:
-                reject(response, example, recorder, random.Random(0), cfg)
-        recorder.ask_pending(QUESTIONS_AT_A_TIME)
+# --- 2. Make pairs: a and b for each response, then c --------------------------------------------
 
 
 def make_pairs(examples: list[dict], chosen_side: list[list[Response]],
@@ -344,17 +322,26 @@ def make_pairs(examples: list[dict], chosen_side: list[list[Response]],
 
     i has no meaning: samples of one question come in no particular order.
     """
-    if judge is not None:
-        ask_ahead(examples, chosen_side, rejected_side, cfg, judge)
 
+    def make_candidates(judge, rng) -> list[tuple[list[Candidate], list[Candidate]]]:
+        """Each response as a text, or the reason why it is dropped: [question] -> two lists."""
+        return [([chosen_candidate(response, example, judge, cfg) for response in for_chosen],
+                 [rejected_candidate(response, example, judge, rng, cfg)
+                  for response in for_rejected])
+                for example, for_chosen, for_rejected in zip(examples, chosen_side, rejected_side)]
+
+    # A judge is asked many questions at a time, which saves hours. First whether answers are right,
+    # then about the reasoning behind those that are. The corruptions do not change what is asked.
+    ask_ahead(judge, lambda recorder: make_candidates(recorder, random.Random(0)), rounds=2,
+              at_a_time=QUESTIONS_AT_A_TIME)
+
+    # 2a, 2b. Each response becomes a candidate for its side.
+    candidates = make_candidates(judge, rng)
+
+    # 2c. Drop those with the same final text, and match the i-th with the i-th. (Two equal
+    # responses that were corrupted in different ways have different texts.)
     pairs, funnel = [], Counter()
-    for example, for_chosen, for_rejected in zip(examples, chosen_side, rejected_side):
-        # 2a, 2b. Each response becomes a candidate: a text, or the reason why it is dropped.
-        chosen = [choose(response, example, judge, cfg) for response in for_chosen]
-        rejected = [reject(response, example, judge, rng, cfg) for response in for_rejected]
-
-        # 2c. Drop those with the same final text, and match the i-th with the i-th. (Two equal
-        # responses that were corrupted in different ways have different texts.)
+    for example, (chosen, rejected) in zip(examples, candidates):
         chosen, rejected = drop_repeats(chosen), drop_repeats(rejected)
         matched = list(zip(kept(chosen), kept(rejected)))
         for good, bad in matched[: cfg.pairs_per_question]:

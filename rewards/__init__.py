@@ -53,10 +53,10 @@ from rewards.bounding_boxes import box_reward
 from rewards.expression import MATH_VERIFY
 from rewards.format import is_in_format
 from rewards.grading import Grade, ask_judge, grade
-from rewards.judge import AskLater, Judge, make_judge
+from rewards.judge import Judge, make_judge
 
 __all__ = [
-    "AskLater", "Completion", "Grade", "Judge", "Reward", "ask_judge", "grade", "is_in_format",
+    "Completion", "Grade", "Judge", "Reward", "ask_judge", "grade", "is_in_format",
     "make_judge",
 ]  # fmt: skip
 

@@ -9,7 +9,7 @@ from rewards.boxes import boxes
 from rewards.choice import gold_letter, named_in, read_option
 from rewards.expression import same_expression
 from rewards.extract import find_answer
-from rewards.judge import AskLater, Judge
+from rewards.judge import Judge, ask_ahead
 from rewards.judge_prompts import equivalence_question
 from rewards.number import read_answer_number, read_gold_number, same_number
 from rewards.piece import is_sentence
@@ -49,18 +49,10 @@ def grade(example: dict, response: str, judge: Judge | None = None) -> Grade:
 def ask_judge(responses: Iterable[tuple[dict, str]], judge: Judge | None) -> None:
     """Ask the judge all questions in one batch, before grading.
 
-    A dry run: AskLater takes the judge's place, notes every question that `grade` asks, and asks
-    them together. Without it, `grade` would ask one question after the other.
-
     responses    (example, response)
     """
-    if judge is None:
-        return
-    later = AskLater(judge)
-    for example, response in responses:
-        if example["answer_type"] == "text":
-            grade(example, response, later)
-    later.ask_pending()
+    texts = [(e, response) for e, response in responses if e["answer_type"] == "text"]
+    ask_ahead(judge, lambda recorder: [grade(e, response, recorder) for e, response in texts])
 
 
 def read_gold(text: str, answer_type: str) -> str:

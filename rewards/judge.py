@@ -106,6 +106,22 @@ class AskLater:
         self.pending.clear()
 
 
+def ask_ahead(judge: Judge | None, dry_run: Callable[[AskLater], object], rounds: int = 1,
+              at_a_time: int | None = None) -> None:
+    """Ask a judge, many questions at the same time, what `dry_run` would ask one by one.
+
+    dry_run     does the work with a recorder in the judge's place; its results are thrown away
+    rounds      how often: 2 where one question depends on the verdict on another
+    at_a_time   questions that share one --judge_rollout_s; None: all of a round
+    """
+    if judge is None:
+        return
+    recorder = AskLater(judge)
+    for _ in range(rounds):
+        dry_run(recorder)
+        recorder.ask_pending(at_a_time)
+
+
 def take_counts(judge: Judge | None) -> dict[str, int]:
     """`judge_calls`, `judge_hits` and `judge_tokens` since the last time; {} without a judge."""
     if judge is None:

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterable
 
 from harness.cli import split_names
 from rewards import Grade, Judge, grade
-from rewards.judge import QUESTIONS_AT_A_TIME, AskLater
+from rewards.judge import QUESTIONS_AT_A_TIME, ask_ahead
 from scoring import mathverse, mathvision, mathvista, megabench, mmmu, mmmu_pro, toy
 from scoring.benchmark import Benchmark, grade_response, open_benchmark
 from sources import load_evaluation_sets, with_shuffled_images, with_unique_ids
@@ -54,14 +54,14 @@ def grade_example(example: dict, response: str, judge: Judge | None = None) -> G
 
 def ask_judge(responses: Iterable[tuple[dict, str]], judge: Judge | None) -> None:
     """Ask the judge, at once, all that the grades of these (example, response) depend on."""
-    if judge is None:
-        return
-    later = AskLater(judge)
-    for example, response in responses:
-        name = example.get("benchmark")
-        if find_benchmark(name).asks_judge if name else example["answer_type"] == "text":
-            grade_example(example, response, later)
-    later.ask_pending(QUESTIONS_AT_A_TIME)
+
+    def dry_run(recorder) -> None:
+        for example, response in responses:
+            name = example.get("benchmark")
+            if find_benchmark(name).asks_judge if name else example["answer_type"] == "text":
+                grade_example(example, response, recorder)
+
+    ask_ahead(judge, dry_run, at_a_time=QUESTIONS_AT_A_TIME)
 
 
 def load_sets(

@@ -18,8 +18,8 @@ from pathlib import Path
 from harness.run import append_jsonl
 from harness.tables import macro_line, rate_line
 from model.records import ExampleError
-from rewards import AskLater, Judge
-from rewards.judge import QUESTIONS_AT_A_TIME
+from rewards import Judge
+from rewards.judge import QUESTIONS_AT_A_TIME, ask_ahead
 from scoring import category_rates, find_benchmark
 from scoring.benchmark import Benchmark, grade_extraction, grade_response, open_benchmark
 from scoring.rates import accuracy
@@ -51,10 +51,8 @@ def score_file(benchmark: Benchmark, cfg, judge: Judge | None) -> list[dict]:
     def score_all(judge) -> list[dict]:
         return [score_row(benchmark, e, row, cfg, judge) for e, row in zip(asked, responses)]
 
-    if judge is not None and benchmark.asks_judge:  # many questions at once, not one by one
-        later = AskLater(judge)
-        score_all(later)
-        later.ask_pending(QUESTIONS_AT_A_TIME)
+    if benchmark.asks_judge:
+        ask_ahead(judge, score_all, at_a_time=QUESTIONS_AT_A_TIME)
     return score_all(judge)
 
 

@@ -14,10 +14,10 @@ import build_prefs
 from build_prefs import (
     CORRUPTIONS,
     Config,
-    choose,
+    chosen_candidate,
     corrupt,
     make_pairs,
-    reject,
+    rejected_candidate,
     supplement,
 )
 from conftest import make_example
@@ -174,7 +174,7 @@ def test_four_outcomes_of_the_consistency_check(unsure):
         text = GOOD.replace("that is 2 .", reasonings.get(outcome, "that is 2 ."))
         if outcome == "unsure":
             text = f"<think> {reasonings[outcome]} </think> <answer> 2 </answer>"
-        candidate = choose(Response(text, False), EXAMPLE, judge, cfg)
+        candidate = chosen_candidate(Response(text, False), EXAMPLE, judge, cfg)
         counts = count_question([candidate], [], limit=1)
 
         assert counts[f"chosen: reasoning {outcome}"] == 1
@@ -228,12 +228,13 @@ RESPONSES = [
 
 
 def all_chosen(responses, cfg=Config()) -> list[Candidate]:
-    return drop_repeats([choose(response, EXAMPLE, None, cfg) for response in responses])
+    return drop_repeats([chosen_candidate(response, EXAMPLE, None, cfg) for response in responses])
 
 
 def all_rejected(responses, cfg=Config()) -> list[Candidate]:
     rng = random.Random(0)
-    return drop_repeats([reject(response, EXAMPLE, None, rng, cfg) for response in responses])
+    return drop_repeats(
+        [rejected_candidate(response, EXAMPLE, None, rng, cfg) for response in responses])
 
 
 def total(counts, beginning) -> int:
@@ -373,6 +374,7 @@ def test_what_cannot_be_graded_is_neither_right_nor_wrong(coupled):
     cfg = Config(coupled=coupled)
     rng = random.Random(0)
 
-    sides = [choose(response, example, None, cfg), reject(response, example, None, rng, cfg)]
+    sides = [chosen_candidate(response, example, None, cfg),
+             rejected_candidate(response, example, None, rng, cfg)]
     assert [side.note for side in sides] == ["could not be graded"] * 2
     assert [side.text for side in sides] == [None] * 2
