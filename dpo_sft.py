@@ -48,15 +48,13 @@ of the longest response. Log-probabilities are (2N, T), rows alternate: chosen, 
     accelerate launch dpo_sft.py --loss sft ...              ablation: sft or dpo alone
 """
 
-import hashlib
 import math
 import time
-import uuid
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from common import MicroBatch, micro_batches_of, no_grad_logps, optimizer_step, set_lr, token_logps
@@ -66,13 +64,14 @@ from harness.metrics import Means
 from harness.progress import progress
 from harness.randomness import random_of
 from harness.ranks import gather_objects, make_accelerator, sum_over_ranks
+from harness.reference_cache import load_or_compute, reference_key
 from harness.run import Run
 from model.lora import adapters_off
 from model.policies import Policies, build_policies, load_policy
 from model.prompts import PromptEncoder
 from model.qwen import Policy
 from model.records import Group, completion_mask
-from model.sharding import shard, whole_weights
+from model.sharding import shard
 from sources.lazily import AT_A_TIME
 from sources.read_pairs import Pairs, load_pairs
 from sources.understood import LOOKED_AT, say_what_was_understood
@@ -128,21 +127,10 @@ def cached_reference(policy: Policy, pairs: Pairs, cfg: Config, accelerator,
     """
     if cfg.loss == "sft":
         return None
-    key = reference_key(policy, pairs, accelerator)
+    key = reference_key(policy, pairs.digest, accelerator)
     file = run.folder.parent / "reference_logps" / f"{key}.safetensors"
-    # All ranks read it, or all of them score: a rank that scored alone would wait for the others.
-    if all(gather_objects(file.exists(), accelerator)):
-        run.say(f"reference log-probs: {file}")
-        return load_file(file)["logp_ref"]  # (P, 2)
-
-    logp_ref = reference_logps(policy, pairs, cfg, accelerator, run.writes)
-    if run.writes:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        # A name that no other process has: another run may write the same file.
-        partial = file.with_name(f"{uuid.uuid4().hex}.partial")
-        save_file({"logp_ref": logp_ref}, partial)
-        partial.replace(file)
-    return logp_ref
+    compute = partial(reference_logps, policy, pairs, cfg, accelerator, show=run.writes)
+    return load_or_compute(file, compute, accelerator)
 
 
 def reference_logps(policy: Policy, pairs: Pairs, cfg: Config, accelerator, show: bool) -> Tensor:
@@ -171,31 +159,6 @@ def reference_logps(policy: Policy, pairs: Pairs, cfg: Config, accelerator, show
     return logp_ref
 
 
-def reference_key(policy: Policy, pairs: Pairs, accelerator) -> str:
-    """A hash of what the reference log-probs depend on: precision, pairs, suppressed ids, weights.
-
-    Each rank hashes a part of the weights. The code is not in it: who changes how responses are
-    scored has to delete the folder `reference_logps`.
-    """
-    rank, world_size = accelerator.process_index, accelerator.num_processes
-    digests = {}
-    for i, (name, weight) in enumerate(whole_weights(policy)):
-        if i % world_size == rank:
-            digests[name] = hashlib.sha256(as_bytes(weight)).hexdigest()
-    all_digests = {}
-    for digests_of_rank in gather_objects(digests, accelerator):
-        all_digests |= digests_of_rank
-
-    weights = str(sorted(all_digests.items()))
-    suppressed = hashlib.sha256(as_bytes(policy.suppressed)).hexdigest()
-    depends_on = [str(accelerator.mixed_precision), pairs.digest, suppressed, weights]
-    return hashlib.sha256("/".join(depends_on).encode()).hexdigest()
-
-
-def as_bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
-
-
 # --- 1. The order of the pairs ------------------------------------------------------------------
 
 
@@ -222,8 +185,8 @@ def dpo_loss(chosen_logp: Tensor, rejected_logp: Tensor, chosen_logp_ref: Tensor
     inputs   (N,) each, the log-probability of a response, summed over its tokens, nats
     returns  `dpo` = -log sigmoid(margin), `margin` = h, `chosen_reward`, `rejected_reward`
 
-    At the start policy and reference
-    are the same, so the margin is 0 and the loss log 2 = 0.6931 (test_dpo_starts_at_log2).
+    At the start policy and reference are the same, and the margin is 0.
+    The loss is then log 2 = 0.6931 (test_dpo_starts_at_log2).
 
     A sum over more tokens moves further for the same change per token, so a longer response has
     more influence. In the pairs of the embedded world chosen has 27 tokens on average, rejected 18.

@@ -13,7 +13,8 @@ from PIL import Image
 import dpo_sft
 from common import micro_batches_of, no_grad_logps, token_logps
 from conftest import KeepGradients, blank, fresh_policy, make_example, make_groups, policies_of
-from dpo_sft import Config, dpo_loss, hybrid_loss, reference_key, sft_loss
+from dpo_sft import Config, dpo_loss, hybrid_loss, sft_loss
+from harness.reference_cache import reference_key
 from model.loading import load_model, save_model
 from model.records import Group, completion_mask
 from sources import lazily
@@ -204,7 +205,7 @@ def test_reference_cache_key(tiny, tmp_path):
             records[0] = changed(records[0])
         file = write_table(tmp_path, records)
         pairs = load_pairs(Config(pairs=file), encoder, policy, print, alone)
-        return reference_key(policy, pairs, accelerator)
+        return reference_key(policy, pairs.digest, accelerator)
 
     first = key()
     assert key() == first
