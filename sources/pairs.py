@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 
 import datasets
+from pyarrow import parquet
 
 from model.images import load_image
 from model.prompts import chat_messages, full_question
@@ -17,6 +18,19 @@ from model.prompts import chat_messages, full_question
 # the files in a README also works, but `datasets` then caches by folder name, and two folders of
 # one name collide.
 TABLE_PATH = "data/train-{:05d}-of-{:05d}.parquet"  # number of the process, number of processes
+
+PAIRS_AT_A_TIME = 64  # whose images are open
+
+MESSAGE = {"role": datasets.Value("string"), "content": datasets.Value("string")}
+TEXTS = ("question", "instruction", "answer", "answer_type", "corruption")
+FEATURES = datasets.Features({
+    "id": datasets.Value("string"),
+    "images": datasets.List(datasets.Image()),
+    **{name: datasets.List(MESSAGE) for name in ("prompt", "chosen", "rejected", "conversations")},
+    "chosen_message": MESSAGE,
+    "rejected_message": MESSAGE,
+    **{name: datasets.Value("string") for name in TEXTS},
+})  # fmt: skip
 
 README = """---
 tags: [preference-pairs]
@@ -56,8 +70,6 @@ def pair_record(example: dict, chosen: str, rejected: str, corruption: str) -> d
     chosen       text of the better response
     rejected     text of the worse one
     corruption   what was done to the rejected response, for example "no think tags"
-
-    Raises ExampleError if an image cannot be read.
     """
     # The question with `<image>` where an image belongs, as LLaMA-Factory reads it. TRL adds these
     # placeholders itself.
@@ -69,7 +81,7 @@ def pair_record(example: dict, chosen: str, rejected: str, corruption: str) -> d
 
     return {
         "id": example["id"],
-        "images": [load_image(image, example["id"]) for image in example["images"]],
+        "images": example["images"],  # as the source gave them: `write_table` opens them
         # TRL
         "prompt": [{"role": "user", "content": bare_question}],
         "chosen": [{"role": "assistant", "content": chosen}],
@@ -90,11 +102,21 @@ def pair_record(example: dict, chosen: str, rejected: str, corruption: str) -> d
 def write_table(pairs: list[dict], file: Path) -> None:
     """Write the pairs of this rank's questions as one parquet file.
 
-    Each rank writes its own file, so that no images are sent from rank to rank.
+    Each rank writes its own file, so that no images are sent from rank to rank. They are opened for
+    a few pairs at a time: all those of nine thousand pairs, decoded, would take tens of gigabytes.
+
+    Raises ExampleError if an image cannot be read.
     """
     file.parent.mkdir(exist_ok=True)
-    table = datasets.Dataset.from_list(pairs)
-    table.cast_column("images", datasets.List(datasets.Image())).to_parquet(file)
+    with parquet.ParquetWriter(file, FEATURES.arrow_schema) as writer:
+        for start in range(0, len(pairs), PAIRS_AT_A_TIME):
+            records = [with_open_images(pair) for pair in pairs[start : start + PAIRS_AT_A_TIME]]
+            part = datasets.Dataset.from_list(records, features=FEATURES)
+            writer.write_table(part.with_format("arrow")[:].cast(FEATURES.arrow_schema))
+
+
+def with_open_images(pair: dict) -> dict:
+    return {**pair, "images": [load_image(image, pair["id"]) for image in pair["images"]]}
 
 
 def write_readme(folder: Path, count: int) -> None:

@@ -4,11 +4,13 @@ import json
 import random
 import re
 import shutil
+import weakref
 from collections import Counter
 from types import SimpleNamespace
 
 import datasets
 import pytest
+from PIL import Image
 
 import build_prefs
 from build_prefs import (
@@ -21,9 +23,11 @@ from build_prefs import (
     supplement,
 )
 from conftest import make_example
+from model.images import load_image
 from rewards import Judge, grade, is_in_format
 from rewards.format import TAGS, remove_tags
 from rewards.judge import checksum
+from sources import pairs as pairs_module
 from sources.funnel import (
     Candidate,
     Response,
@@ -356,6 +360,43 @@ def test_data_set_opens_elsewhere(tmp_path, capsys):
     assert info["ranking"] is True
     assert record["conversations"][0]["content"].count("<image>") == len(record["images"])
     assert record["chosen_message"]["content"] == GOOD
+
+
+def test_the_images_of_a_few_pairs_are_open_at_a_time(tmp_path, monkeypatch):
+    """Pairs hold paths; written in parts of two, the table is the one written at once."""
+    paths = []
+    for i in range(6):
+        paths.append(str(tmp_path / f"{i}.png"))
+        Image.new("RGB", (28, 28), (40 * i, 0, 0)).save(paths[-1])
+    records = [
+        pair_record({**make_example(images=1), "images": [path]}, GOOD, "2", "no tags")
+        for path in paths]  # fmt: skip
+    assert all(record["images"] == [path] for record, path in zip(records, paths))
+
+    opened, alive_at = [], []
+
+    def load_and_count(*args):
+        image = load_image(*args)
+        opened.append(weakref.ref(image))
+        alive_at.append(sum(reference() is not None for reference in opened))
+        return image
+
+    monkeypatch.setattr(pairs_module, "load_image", load_and_count)
+    tables = {}
+    for size in (2, 64):
+        monkeypatch.setattr(pairs_module, "PAIRS_AT_A_TIME", size)
+        opened.clear()
+        alive_at.clear()
+        write_table(records, tmp_path / f"{size}" / "pairs.parquet")
+        tables[size] = datasets.load_dataset(
+            "parquet", data_files=str(tmp_path / f"{size}" / "pairs.parquet"), split="train")
+        assert len(alive_at) == 6
+        assert max(alive_at) <= 2 * size, "those of one part, and of the one before"
+
+    reds = [image.getpixel((0, 0))[0] for image, in tables[2]["images"]]
+    assert reds == [0, 40, 80, 120, 160, 200]
+    assert [r["id"] for r in tables[2]] == [r["id"] for r in tables[64]]
+    assert tables[2].features == tables[64].features
 
 
 def test_wrong_settings_name_their_flag():
