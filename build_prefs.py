@@ -4,10 +4,10 @@ Two models answer the same questions. The *base* model writes the rejected respo
 model, the base after stage 1, writes the chosen one: the base will learn from its own descendant,
 which is SPECS' self-distillation.
 
-    chosen      sampled by zero  -> complete, right answer?
-                                 -> in format, perhaps after the supplement of a closing tag?
+    chosen      sampled by zero  -> complete, and the answer right?
+                                 -> in format, if need be with a missing closing tag added?
                                  -> reasoning agrees with the answer?
-    rejected    sampled by base  -> complete, right answer?
+    rejected    sampled by base  -> complete, and the answer right?
                                  -> one of five corruptions, or unchanged if already out of format
     pairs       of each question: repeats dropped on each side, then the i-th chosen with the i-th
                 rejected, at most --pairs_per_question
@@ -16,21 +16,27 @@ As a program:
 
     1. sample responses for both sides                           open_responder, sample_responses
     2. make pairs of them                                        make_pairs
-         a. each response as chosen, or the reason against it    chosen_candidate
-         b. each response as rejected, or the reason against it  rejected_candidate
+         a. can a response be chosen? If not, why not?           chosen_candidate
+         b. can a response be rejected? If not, why not?         rejected_candidate
          c. drop repeats, match the i-th chosen with the i-th rejected
     3. write the pairs, and what became of every response        save_pairs
 
-The paper calls such pairs *decoupled*: both answers are right as sampled, so correctness does not
-separate them; the format does. (So do two things that nobody asked for: the style of two models,
-and length: in the embedded world chosen has 27 tokens on average, rejected 18.) With --coupled the
-rejected answer is wrong, and its format corrupted as well, which the paper finds worse. A corrupted
-response is not graded again: without its tags the grader may find another number first.
+The paper calls such pairs *decoupled*: both answers are right, so correctness does not separate
+them; the format does. "Right" means as sampled. A corrupted response is not graded again: without
+its tags the grader may find another number first.
+
+Three other things separate them, though nobody asked for it: the style of two models; their length
+(in the embedded world chosen has 27 tokens on average, rejected 18); and consistency, for which
+only chosen is checked.
+
+With --coupled the rejected answer is wrong, and its format corrupted as well, which the paper finds
+worse.
 
 Where the paper is silent:
   1. "Format supplement" is not defined: here a missing closing tag is put where it belongs.
   2. "Consistent" is not defined: here the conclusion that the reasoning states is the answer.
-         by default     a rule decides (`rewards/consistency.py`), where it is unsure, --unsure does
+         by default     a rule decides (`rewards/consistency.py`); --unsure says what becomes of a
+                        response that the rule cannot decide
          --judge_url    a judge decides, as Gemini does in the paper; without a verdict: dropped
          --no_verify    not checked
   3. An answer is right at score 1 only, so that bounding boxes, scored by overlap, give few pairs.
@@ -92,7 +98,7 @@ class Config(settings.Data, settings.Sampling, settings.Judge, settings.RunFolde
     zero: str = flag("runs/zero/model", "model folder of stage 1")
     source: str = flag("zero", "who writes chosen: zero (paper), base, or a teacher: a folder or "
                        "hub name, FILE.jsonl of id and response, or http://HOST/v1#MODEL")
-    rejected_source: str = flag("base", "who writes rejected: the same choice; paper: base")
+    rejected_source: str = flag("base", "who writes rejected, as in --source; paper: base")
     responses_call_s: float = flag(600.0, "limit of one call to such an endpoint, seconds; ours")
     responses_cache: str = flag("runs/responses", "folder of what such endpoints wrote; ours")
     # questions and sampling
@@ -100,7 +106,7 @@ class Config(settings.Data, settings.Sampling, settings.Judge, settings.RunFolde
     max_examples: int = flag(1536, "questions; ours, paper: enough for ~9k pairs", alias="rows")
     samples: int = flag(4, "responses per question of each model; paper: not stated")
     temperature: float = flag(1.0, "of both models; paper: not stated")
-    seed: int = flag(1, "of questions, sampling, corruptions (1: not those of stage 1); ours")
+    seed: int = flag(1, "of questions, sampling and corruptions; 1, as stage 1 has seed 0; ours")
     # pairs
     coupled: bool = flag(False, "rejected is wrong and corrupted; ablation, recipe not published")
     verify: bool = flag(True, "chosen: reasoning must agree with answer; --no_verify: ablation")
@@ -112,13 +118,9 @@ class Config(settings.Data, settings.Sampling, settings.Judge, settings.RunFolde
     def __post_init__(self):
         super().__post_init__()
         self.check_at_least(1, "samples", "pairs_per_question")
-        if self.temperature <= 0:
-            raise ValueError("--temperature must be positive, or all --samples are the same")
+        self.check_positive("temperature", "at 0 all --samples of a question are the same")
         if self.unsure not in ("drop", "keep"):
             raise ValueError(f"--unsure {self.unsure}: wanted drop or keep")
-
-
-AS_SAMPLED = "as sampled"  # the note of a candidate whose text was only stripped of white space
 
 
 # --- 1. Sample responses for both sides ----------------------------------------------------------
@@ -194,7 +196,10 @@ def sample_responses(policy: Policy, encoder: PromptEncoder, prompts: Prompts, c
             for record in records]
 
 
-# --- What both 2a and 2b ask of a response -------------------------------------------------------
+# --- 2. Before a and b: can a response be used at all? -------------------------------------------
+
+
+AS_SAMPLED = "as sampled"  # the note of a candidate whose text was only stripped of white space
 
 
 def why_unusable(response: Response, example: dict, judge: Judge | None,
@@ -228,7 +233,8 @@ def supplement(text: str) -> str | None:
     """The response with its missing *closing* tags added; None if it is out of format even then.
 
     This is what we take the paper's "format supplement" to be. A response that is in the format
-    only loses the white space around it.
+    only loses the white space around it. The answer stays what was graded: of an <answer> that is
+    not closed, the grader reads all that follows.
 
     >>> supplement("<think> a <answer> 2 </answer>")
     '<think> a </think> <answer> 2 </answer>'
@@ -280,9 +286,10 @@ CORRUPTIONS = {
 
 
 def corrupt(text: str, rng: random.Random) -> tuple[str, str]:
-    """Take a response out of the format: its text now, and the name of the corruption.
+    """Take a response out of the format: its text now, and what was done to it.
 
-    One that is out of it already is only stripped, and the name is AS_SAMPLED.
+    That is the name of a corruption; or AS_SAMPLED, if it was out of the format already. Then only
+    the white space around it is stripped.
 
     Source: the five kinds are SPECS'; the uniform draw is ours.
 
@@ -306,11 +313,24 @@ def rejected_candidate(response: Response, example: dict, judge: Judge | None,
     reason = why_unusable(response, example, judge, want_right=not cfg.coupled)
     if reason is not None:
         return dropped(reason)
-    text, corruption = corrupt(response.text, rng)
-    return Candidate(text, note=corruption)
+    text, what_was_done = corrupt(response.text, rng)
+    return Candidate(text, note=what_was_done)
 
 
-# --- 2. Make pairs: a and b for each response, then c --------------------------------------------
+# --- 2. All together: a and b for each response, then c ------------------------------------------
+
+
+def make_candidates(examples: list[dict], chosen_side: list[list[Response]],
+                    rejected_side: list[list[Response]], cfg: Config, judge: Judge | None,
+                    rng: random.Random) -> list[tuple[list[Candidate], list[Candidate]]]:
+    """2a and 2b: each response as a candidate for its side, [question] -> (chosen, rejected)."""
+    candidates = []
+    for example, for_chosen, for_rejected in zip(examples, chosen_side, rejected_side):
+        chosen = [chosen_candidate(response, example, judge, cfg) for response in for_chosen]
+        rejected = [rejected_candidate(response, example, judge, rng, cfg)
+                    for response in for_rejected]
+        candidates.append((chosen, rejected))
+    return candidates
 
 
 def make_pairs(examples: list[dict], chosen_side: list[list[Response]],
@@ -323,23 +343,19 @@ def make_pairs(examples: list[dict], chosen_side: list[list[Response]],
     i has no meaning: samples of one question come in no particular order.
     """
 
-    def make_candidates(judge, rng) -> list[tuple[list[Candidate], list[Candidate]]]:
-        """Each response as a text, or the reason why it is dropped: [question] -> two lists."""
-        return [([chosen_candidate(response, example, judge, cfg) for response in for_chosen],
-                 [rejected_candidate(response, example, judge, rng, cfg)
-                  for response in for_rejected])
-                for example, for_chosen, for_rejected in zip(examples, chosen_side, rejected_side)]
+    def dry_run(recorder) -> None:
+        """Let `recorder` hear what a judge would be asked. Its corruptions change none of that."""
+        make_candidates(examples, chosen_side, rejected_side, cfg, recorder, random.Random(0))
 
-    # A judge is asked many questions at a time, which saves hours. First whether answers are right,
-    # then about the reasoning behind those that are. The corruptions do not change what is asked.
-    ask_ahead(judge, lambda recorder: make_candidates(recorder, random.Random(0)), rounds=2,
-              at_a_time=QUESTIONS_AT_A_TIME)
+    # If there is a judge, it is asked many questions at a time, which saves hours. Two rounds: the
+    # reasoning is asked about if the answer is right, and of some answers only the judge can say.
+    ask_ahead(judge, dry_run, rounds=2, at_a_time=QUESTIONS_AT_A_TIME)
 
-    # 2a, 2b. Each response becomes a candidate for its side.
-    candidates = make_candidates(judge, rng)
+    # 2a, 2b. Each response becomes a candidate for its side, or is dropped for a reason.
+    candidates = make_candidates(examples, chosen_side, rejected_side, cfg, judge, rng)
 
-    # 2c. Drop those with the same final text, and match the i-th with the i-th. (Two equal
-    # responses that were corrupted in different ways have different texts.)
+    # 2c. On each side drop repeats, then match the i-th chosen with the i-th rejected. Repeats are
+    # equal in their final text: one response, corrupted in two ways, is none.
     pairs, funnel = [], Counter()
     for example, (chosen, rejected) in zip(examples, candidates):
         chosen, rejected = drop_repeats(chosen), drop_repeats(rejected)

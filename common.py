@@ -1,7 +1,8 @@
 """What GRPO and DPO share: one way to score completions, and one optimizer step.
 
-Both losses are functions of log-probabilities, and both get them from `token_logps` below. It
-encodes a prompt and its images once per *group*, however many completions the group has:
+To *score* a completion is to compute the log-probability of each of its tokens. Both losses are
+functions of these, and both get them from `token_logps` below. It encodes a prompt and its images
+once per *group*, however many completions the group has:
 
     pack       one sequence without padding: all prompts, with their images, then the inputs of all
                completions. The input of a completion is all of it but its last token, from which
@@ -10,14 +11,14 @@ encodes a prompt and its images once per *group*, however many completions the g
     head       the hidden states that predict a completion's tokens -> log-probabilities, in chunks
     unpack     one number per token -> (B, T)
 
-Both losses are then minimised by `optimizer_step`: the gradients of all micro-batches of all ranks,
-then one step of AdamW. One such call is an *update*. A *step*, alone, is one turn of a stage's
-loop: in DPO one update, in GRPO one rollout and the several updates that use it.
+Both losses are then minimised by `optimizer_step`, which adds up the gradients of all micro-batches
+of all ranks, and takes one step of AdamW. One such call is an *update*. A *step*, alone, is one
+turn of a stage's loop: in DPO one update, in GRPO one rollout and the several updates that use it.
 
-Several processes (*ranks*) wait for each other: under DDP in the last pass of an update, where
-gradients are averaged; under FSDP in every pass, where weights are gathered. A rank that did not
-come to such a pass would leave the others waiting for ever. So all run as many passes as the rank
-with the most micro-batches: the others add *filler passes*, which add a gradient of zero.
+Several processes (*ranks*) wait for each other: under FSDP in every pass, where weights are
+gathered; under DDP in the last pass of an update, where gradients are averaged. If one rank did not
+come to such a pass, all others would wait for ever. So every rank runs as many passes as the one
+with the most micro-batches: a rank with fewer adds *filler passes*, whose gradient is zero.
 
 One alignment holds for every per-token tensor of the project: shape (B, T), entry [i, j] is about
 token j of completion i. (The formulas of the stages write t for j, as the papers do; in a shape t
@@ -96,7 +97,8 @@ def token_logps(policy: nn.Module, groups: list[Group], temperature: float = 1.0
 def score_groups(policy: Policy, groups: list[Group], temperature: float) -> Tensor:
     """The body of `token_logps`, on the bare policy: groups -> logp (B, T)."""
     prompts = [group.prompt for group in groups]  # N
-    prompt_of = [n for n, group in enumerate(groups) for _ in group.completions]  # B, each below N
+    # The index of the prompt of each completion, as in [0, 0, 0, 1, 1, 1].
+    prompt_of = [n for n, group in enumerate(groups) for _ in group.completions]  # B
     completions = [c for group in groups for c in group.completions]
     inputs = [c[:-1] for c in completions]  # nothing is predicted from the last token
 
@@ -156,23 +158,23 @@ def predictor_indices(layout: Layout, completions: list[Tensor], prompt_of: list
 
 
 def chunked_logps(
-    policy: Policy, hidden: Tensor, targets: Tensor, temperature: float
+    policy: Policy, predicting: Tensor, targets: Tensor, temperature: float
 ) -> Tensor:
-    """hidden (targets, D), targets (targets,) ids -> logp (targets,).
+    """predicting (targets, D) hidden states, targets (targets,) ids -> logp (targets,).
 
     At most `max_logits` logits exist at a time. If that takes several chunks, their logits are not
     kept for the backward pass, which computes them again, chunk by chunk (`checkpoint`).
     """
 
-    def head(hidden_chunk: Tensor, target_chunk: Tensor) -> Tensor:
-        logits = policy.logits(hidden_chunk, temperature)  # (chunk, V)
+    def head(predicting_chunk: Tensor, target_chunk: Tensor) -> Tensor:
+        logits = policy.logits(predicting_chunk, temperature)  # (chunk, V)
         target_logit = logits.gather(-1, target_chunk[:, None])[:, 0]  # (chunk,)
         # log_softmax at the target; the other V - 1 of it are not needed.
         return target_logit - logits.logsumexp(-1)  # (chunk,)
 
     vocab_size = len(policy.suppressed)  # V, it has an entry for each id
-    chunk_size = max(1, max_logits(hidden.device.type) // vocab_size)
-    chunks = list(zip(hidden.split(chunk_size), targets.split(chunk_size)))
+    chunk_size = max(1, max_logits(predicting.device.type) // vocab_size)
+    chunks = list(zip(predicting.split(chunk_size), targets.split(chunk_size)))
 
     logps = []
     for chunk in chunks:
@@ -278,10 +280,9 @@ def optimizer_step(
     weight than one in a long one (test_micro_batch_split_does_not_change_gradient).
     """
     # 1. How many passes: as many as the rank with the most micro-batches has, and at least one.
-    # Why one, if no rank has any? GRPO does not pass groups whose gradient is 0 through the model,
-    # and the update must be as if it did. AdamW tells a gradient of 0 from no gradient: at 0 its
-    # momentum still moves the weights, at None nothing moves. A filler pass makes the zeros
-    # (test_without_any_gradient_adamw_still_steps).
+    # There may be none at all: GRPO leaves out groups whose gradient is 0. The update must be as if
+    # it did not. AdamW moves a weight whose gradient is 0, by its momentum, but not one whose
+    # gradient is None; a filler pass makes the zeros (test_without_any_gradient_adamw_still_steps).
     num_passes = max(1, *gather_objects(len(micro_batches), accelerator))
 
     # 2. The passes: gradients add up over micro-batches and, in the end, over ranks.
@@ -307,11 +308,11 @@ def optimizer_step(
     # 3. Clip, and one step of AdamW.
     grad_norm = accelerator.clip_grad_norm_(policies.trained.parameters(), cfg.grad_clip)
     grad_norm = float(whole(grad_norm))  # with --shard, `grad_norm` is one rank's part of it
-    is_skipped = update_or_skip(policies, grad_norm, cfg.max_skipped)
+    is_taken = step_if_finite(policies, grad_norm, cfg.max_skipped)
 
     # 4. Read the sums back only now: `float` waits for the device, in each pass it would cost time.
     result = {name: float(value) for name, value in sums.items()}
-    result["skipped_updates"] = float(is_skipped)
+    result["skipped_updates"] = float(not is_taken)
     result["grad_norm"] = grad_norm if math.isfinite(grad_norm) else 0.0
     return result
 
@@ -335,11 +336,11 @@ def filler_groups(filler: Group) -> list[Group]:
     return [Group(filler.prompt, filler.completions[:1])]
 
 
-def update_or_skip(policies: Policies, grad_norm: float, max_skipped: int) -> bool:
-    """Let AdamW update the weights if the gradient is finite: a nan would spread to all of them.
+def step_if_finite(policies: Policies, grad_norm: float, max_skipped: int) -> bool:
+    """One step of AdamW, unless the gradient is not finite: a nan would spread to all weights.
 
-    Returns True if the update was skipped. Gradients are summed by now, so the norm is the same on
-    all ranks: either all update or none.
+    Returns True if the step was taken. Gradients are summed by now, so the norm is the same on all
+    ranks: either all take it or none.
     Raises ValueError after `max_skipped` skipped updates in a row; 0: never.
     """
     is_finite = math.isfinite(grad_norm)
@@ -357,7 +358,7 @@ def update_or_skip(policies: Policies, grad_norm: float, max_skipped: int) -> bo
             "Look at the data, or start another run with a lower --lr; --resume with a larger "
             "--max_skipped goes on past these updates"
         )
-    return not is_finite
+    return is_finite
 
 
 # --- 4. Log-probabilities without a gradient ---------------------------------------------------
@@ -394,7 +395,7 @@ def no_grad_logps(
         with accelerator.autocast():
             if i < len(batches):
                 logp = token_logps(policy, batches[i].groups, temperature)  # (b, t)
-                logps += list(logp.cpu())
+                logps += list(logp.cpu())  # b rows (t,), already 0 behind their ends
             else:  # a filler pass: it takes part in gathering the weights, its result is not used
                 token_logps(policy, filler_groups(filler or groups[0]))
     return padded(logps)  # (B, T)
@@ -422,7 +423,8 @@ def learning_rate(steps_done: int, cfg, num_steps: int) -> float:
 
         warm-up, s < W    lr (s + 1) / W
         constant          lr
-        cosine            lr (0.1 + 0.9 (1 + cos(pi p)) / 2),   p = (s - W) / (num_steps - W)
+        cosine            lr (0.1 + 0.9 (1 + cos(pi p)) / 2),   p = (s - W) / (num_steps - W),
+                          which falls from lr to lr / 10
 
     Trap: the cosine depends on `num_steps`. If --resume makes a run longer, its rate jumps up
     (test_a_longer_run_has_another_cosine). Source: MM-EUREKA.

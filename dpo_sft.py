@@ -1,18 +1,20 @@
 """Cold start by preference: DPO + lambda * SFT on format pairs, stage 2b of SPECS.
 
 Each pair is one prompt with two responses, chosen (w) and rejected (l). DPO raises the margin by
-which the policy prefers chosen, measured against the frozen start model; SFT keeps chosen likely:
+which the policy prefers chosen more than the *reference* does, which is the base model as it was
+before training; SFT keeps chosen likely:
 
     h       = beta * [(logp(w) - logp_ref(w)) - (logp(l) - logp_ref(l))]          the margin
     L_DPO   = -log sigmoid(h)
     L_SFT   = -(1 / |w|) sum_t logp(w_t)
     L       = L_DPO + lambda * L_SFT
 
-Here logp(w) is the sum over the tokens of w, and L is averaged over pairs.
+Here logp(w) = sum_t logp(w_t), and logp(w_t) is the log-probability of token t after the prompt and
+the tokens before it. L is averaged over pairs. DPO takes the sum over a response, since its
+derivation is about sequences; SFT takes the mean, as LLaMA-Factory, the paper's trainer, does.
 
-DPO sums log-probabilities over a response, since its derivation is about sequences. SFT takes the
-mean over the response's tokens, as LLaMA-Factory, the paper's trainer, does. How hard the loss
-pulls at the log-probability of a single token, -dL / d logp, shows what lambda balances:
+How hard the loss pulls at the log-probability of a single token, -dL / d logp, shows what lambda
+balances:
 
     a token of chosen      + beta sigmoid(-h) (DPO) + lambda / |w| (SFT)      pulled up
     a token of rejected    - beta sigmoid(-h) (DPO)                           pushed down
@@ -22,22 +24,22 @@ margin grows, DPO's pull fades; that of SFT stays.
 
 As a program:
 
-    0. score every response once under the start model            cached_reference, in set_up
+    0. logp_ref: score every response once by the reference       cached_reference, in set_up
     1. shuffle the pairs of each epoch, cut them into steps,      shuffled_steps
        and each step into the shares of the ranks                 main
     for each step
         2. take this rank's pairs, encoded, and their logp_ref    Pairs.batches (sources/read_pairs)
         3. the hybrid loss over micro-batches, one update         update
 
-Policy and reference both start at the *base* model, not at the model that wrote chosen. Neither the
-reference nor the pairs ever change, so the reference's log-probabilities are computed once, with
-the base model before it is trained, and kept in a file. No second model is needed.
+Policy and reference are both the *base* model at the start, not the model that wrote chosen.
+Neither the reference nor the pairs ever change, so logp_ref is computed once, before the base is
+trained, and kept in a file. No second model is needed.
 
 Where this departs from the paper, or fills in what it leaves open:
   1. beta 0.1: LLaMA-Factory's default; the paper does not state it.
-  2. One epoch, as in the paper, whose plot has 140 steps of 64 pairs: once through its 9k. The
-     paper does not state its schedule; by default the rate is constant after a warm-up.
-  3. SFT alone keeps the mean per response, so that it differs from DPO+SFT by the DPO term only. A
+  2. One epoch. The paper's plot says so: its 140 steps of 64 pairs are its 9k pairs once.
+  3. The learning rate is constant after a warm-up. The paper does not state its schedule.
+  4. SFT alone keeps the mean per response, so that it differs from DPO+SFT by the DPO term only. A
      usual SFT trainer takes one mean over the tokens of a batch: long responses weigh more there.
 
 Dimension key: P pairs of the data set; N pairs that a function is given, one `Group` each; T tokens
@@ -100,8 +102,7 @@ class Config(settings.Inputs, settings.Training):
         super().__post_init__()
         self.check_at_least(1, "batch_pairs", "epochs")
         self.check_at_least(0, "max_steps", "sft_weight")
-        if self.beta <= 0:
-            raise ValueError(f"--beta {self.beta}: must be positive, or DPO pulls the wrong way")
+        self.check_positive("beta", "at 0 DPO does nothing, below it pulls the wrong way")
         if self.loss not in ("hybrid", "dpo", "sft"):
             raise ValueError(f"--loss {self.loss}: wanted hybrid, dpo or sft")
 
@@ -116,7 +117,7 @@ PANELS = {"loss": ["loss", "dpo", "sft"],
           "gradient norm": ["grad_norm"], "learning rate": ["lr"]}
 
 
-# --- 0. The reference --------------------------------------------------------------------------
+# --- 0. The reference: logp_ref ----------------------------------------------------------------
 
 
 def cached_reference(policy: Policy, pairs: Pairs, cfg: Config, accelerator,
@@ -134,22 +135,23 @@ def cached_reference(policy: Policy, pairs: Pairs, cfg: Config, accelerator,
 
 
 def reference_logps(policy: Policy, pairs: Pairs, cfg: Config, accelerator, show: bool) -> Tensor:
-    """(P, 2) summed log-probabilities of chosen and rejected under the start model.
+    """(P, 2) the log-probabilities of chosen and of rejected under the reference, summed.
 
     Each rank scores its share of the P pairs, and all ranks get all of them.
     """
     rank, world_size = accelerator.process_index, accelerator.num_processes
     share = range(rank, len(pairs), world_size)
-    # All ranks make as many chunks as the one with the largest share, the last perhaps empty.
+    # All ranks make equally many chunks, the last perhaps empty: with --shard each call below
+    # gathers weights from all ranks, and would wait for ever for a rank that has no more.
     largest_share = math.ceil(len(pairs) / world_size)
     chunks = [share[i : i + AT_A_TIME] for i in range(0, largest_share, AT_A_TIME)]
     filler = pairs.first()
 
     response_logps = []
     for groups in progress(pairs.batches(chunks), "reference log-probs", show, len(chunks)):
-        # A pair may be cut in two here: no loss needs both of its log-probabilities at once.
+        # Its micro-batches may end between chosen and rejected, whose losses are not needed here.
         logp = no_grad_logps(policy, groups, accelerator, cfg, filler=filler)  # (2n, t)
-        # No mask is needed: `token_logps` gives 0 where there is no token.
+        # Summed without a mask: `token_logps` gives 0 where there is no token.
         response_logps.append(logp.sum(-1).view(-1, 2))  # (n, 2) chosen, rejected
 
     # Rank r scored the pairs r, r + world_size, r + 2 world_size, ...
@@ -165,7 +167,7 @@ def reference_logps(policy: Policy, pairs: Pairs, cfg: Config, accelerator, show
 def shuffled_steps(num_pairs: int, cfg: Config) -> list[list[int]]:
     """The indices of the pairs of each step, over all epochs; at most --max_steps steps, if set.
 
-    The last step of an epoch may have fewer pairs.
+    The last step of an epoch may have fewer pairs: its loss is the mean of these.
     """
     steps = []
     for epoch in range(cfg.epochs):
@@ -225,7 +227,7 @@ def hybrid_loss(logp: Tensor, logp_ref: Tensor | None, mask: Tensor,
     logp_ref    (N, 2) summed, chosen and rejected; None for SFT alone
     returns     `loss`, to be averaged over the pairs of the step, and its parts
     """
-    response_logp = (logp * mask).sum(-1)  # (2N,); (N,) for SFT alone
+    response_logp = logp.sum(-1)  # (2N,), for SFT alone (N,); logp is 0 where there is no token
     if cfg.loss == "sft":  # all rows are chosen
         sft = sft_loss(logp, mask)  # (N,)
         return {"loss": sft, "sft": sft, "chosen_logp": response_logp}
@@ -259,7 +261,7 @@ def update(groups: list[Group], logp_ref: Tensor | None, filler: Group, policies
     filler    any pair, for filler passes (see `common.py`)
     returns   sums over this rank's pairs; `grad_norm` and `skipped_updates`, equal on all ranks
     """
-    num_pairs = sum_over_ranks({"pairs": len(groups)}, accelerator)["pairs"]  # of the whole step
+    pairs_of_step = sum_over_ranks({"pairs": len(groups)}, accelerator)["pairs"]  # of all ranks
 
     def loss_and_metrics(micro: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
         logp = token_logps(policies.trained, micro.groups)  # (2n, t), for SFT alone (n, t)
@@ -275,10 +277,10 @@ def update(groups: list[Group], logp_ref: Tensor | None, filler: Group, policies
         micro_sums = {name: values.sum() for name, values in terms.items()}
         return micro_sums["loss"], micro_sums
 
-    # A pair is never split: the sigmoid needs both of its log-probabilities at once.
+    # A pair is never split: its loss needs the log-probabilities of both responses.
     micro_batches = micro_batches_of(groups, cfg.max_tokens_per_micro_batch, split=False)
     return optimizer_step(policies, accelerator, micro_batches, loss_and_metrics,
-                          normalizer=num_pairs, filler=filler, cfg=cfg)
+                          normalizer=pairs_of_step, filler=filler, cfg=cfg)
 
 
 # --- The loop ----------------------------------------------------------------------------------
@@ -302,7 +304,8 @@ def set_up(cfg: Config) -> tuple[Run, Policies, PromptEncoder, Pairs, Tensor | N
     accelerator = make_accelerator(cfg)
     run = Run(cfg, "dpo_sft", accelerator, COLUMNS)
 
-    base, encoder = load_policy(cfg, None, accelerator)
+    # Also when resumed, the reference is the base before any training.
+    base, encoder = load_policy(cfg, checkpoint=None, accelerator=accelerator)
     pairs = load_pairs(cfg, encoder, base, run.warn, accelerator)
     first_pairs = range(min(LOOKED_AT, len(pairs)))
     looked_at = next(pairs.batches([first_pairs]))
@@ -310,7 +313,7 @@ def set_up(cfg: Config) -> tuple[Run, Policies, PromptEncoder, Pairs, Tensor | N
     if cfg.shard:  # before it scores: a whole model may not fit on one card
         shard(base)
 
-    # 0. The reference is the base model as it is now: it scores before anything is trained.
+    # 0. The base as it is now is the reference.
     with adapters_off(base):
         logp_ref = cached_reference(base, pairs, cfg, accelerator, run)
 
@@ -327,13 +330,14 @@ def set_up(cfg: Config) -> tuple[Run, Policies, PromptEncoder, Pairs, Tensor | N
 
 
 def main(cfg: Config) -> None:
-    # 0. Score every response once under the start model: logp_ref (P, 2).
+    # 0. logp_ref (P, 2): score every response once by the reference.
     run, policies, encoder, pairs, logp_ref = set_up(cfg)
     accelerator = run.accelerator
     rank, world_size = accelerator.process_index, accelerator.num_processes
 
-    # 1. Shuffle and cut into steps, and each step into the shares of the ranks. A share is sorted,
-    # so that similar lengths are in one micro-batch: attention pads blocks of completions.
+    # 1. Shuffle the pairs of each epoch, cut them into steps, and each step into the shares of the
+    # ranks. The order within a share does not matter: sorted, a micro-batch holds similar lengths,
+    # and attention pads little.
     steps = shuffled_steps(len(pairs), cfg)  # for each step, the indices of its pairs
     shares = [sorted(indices[rank::world_size], key=lambda i: pairs.lengths[i])
               for indices in steps]

@@ -33,8 +33,9 @@ Where this departs from the paper, or fills in what it leaves open:
      the rejected responses.
   2. Intervals are 95 %, over questions: Wilson's for rates, bootstrapped for pass@k. Wilson's takes
      each score for 0 or 1; those of bounding boxes scatter less, so it is too wide for them.
-  3. GF has no interval. It is made of two gains, differences of rates. A rate of 255 questions is
-     known to 6 points, a gain to 9, and a small one may be cut to 0 by chance: compare seeds.
+  3. GF has no interval. It is made of two gains, differences of rates. A rate near 50 %, of 255
+     questions, is known to 6 points, the difference of two such rates to 9 at most. By chance alone
+     a small gain may be negative, and GF 0: compare seeds.
 
 `--rescore FILE` grades a completions.jsonl again, by repaired rules, or against a gold answer that
 was edited in it. `--benchmark NAME` asks a public benchmark and grades by its authors' rule, never
@@ -82,11 +83,11 @@ from sources.lazily import Prompts
 from sources.stream import EncodedSets
 from sources.understood import LOOKED_AT, say_what_was_understood
 
-IN_DISTRIBUTION = "id"  # a record's "set"; its own "id" is that of the question
+IN_DISTRIBUTION = "id"  # the name of a set, record["set"]; but record["id"] names a question
 
 
 @dataclass(frozen=True)
-class Config(settings.Columns, settings.Benchmark, settings.Generalization, settings.Instead,
+class Config(settings.Columns, settings.Benchmark, settings.Generalization, settings.OtherModes,
              settings.Sampling, settings.Judge, settings.RunFolder):
     # models and questions
     models: str = flag("base=toy/base", "NAME=FOLDER, ... of the models to compare")
@@ -115,6 +116,11 @@ class Config(settings.Columns, settings.Benchmark, settings.Generalization, sett
         if self.items is not None:
             self.check_at_least(1, "items")
         self.check_at_least(0, "pass_items", "temperature")
+        samples_for_pass = self.pass_items > 0 and not (self.greedy_only or self.rescore or
+                                                        self.score or self.ask)
+        if self.temperature == 0 and samples_for_pass:
+            raise ValueError("--temperature 0: all samples of a question would be the same, and "
+                             "pass@k would say nothing; --pass_items 0 leaves it out")
 
 
 # --- The metrics: pure functions, used by 2, 3 and 4 ----------------------------------------------
@@ -165,10 +171,12 @@ class Measurement:
 
 def list_measurements(cfg: Config, sets: list[str], rank: int, world_size: int
                       ) -> list[Measurement]:
-    """All that is asked of each model; `sets` are names.
+    """How each model is questioned; `sets` are the names of the sets.
 
-    Only `id` is also decoded greedily, and sampled for pass@k: --pass_samples times for
-    --pass_items of its questions.
+        every set    sampled, one response per question
+        `id`         also greedy, and --pass_samples times for its first --pass_items questions
+
+    With --greedy_only: `id`, greedy, and nothing else.
     """
     if cfg.greedy_only:
         return [Measurement(IN_DISTRIBUTION, "greedy", temperature=0.0)]
@@ -179,10 +187,10 @@ def list_measurements(cfg: Config, sets: list[str], rank: int, world_size: int
         *[Measurement(name, "sampled", cfg.temperature) for name in others],
     ]
     if cfg.pass_items:
-        # Ranks take the questions in turn; of the first --pass_items, these are this rank's:
-        share = range(rank, cfg.pass_items, world_size)
+        # Rank r has the questions r, r + world_size, ...: so many of the first --pass_items.
+        count_of_rank = len(range(rank, cfg.pass_items, world_size))
         measurements.append(Measurement(IN_DISTRIBUTION, "pass", cfg.temperature,
-                                        cfg.pass_samples, max_prompts=len(share)))
+                                        cfg.pass_samples, max_prompts=count_of_rank))
     return measurements
 
 
@@ -210,31 +218,8 @@ class Evaluator:
             records += self.sample_and_grade(policy, encoder, prompts, measurement, name)
         return records
 
-    def checkpoint_rates(self, name: str, folder: Path, encoded: EncodedSets) -> dict[str, float]:
-        """The rate of each set for the model of one checkpoint, over the shares of all ranks.
-
-        Trap: if no response could be scored, the mean is 0 over a count of 0. Used as a rate, it
-        would give a GF that looks measured (test_gf_of_what_cannot_be_scored_is_an_error).
-        """
-        # Without --gf_id the sets are the formats of the embedded world, measured by format.
-        field = "score" if self.cfg.gf_id else "in_format"
-        policy, encoder = self.open_model(str(folder), "--gf_runs")
-
-        rates = {}
-        for set_name, prompts in encoded.for_encoder(encoder).items():
-            measurement = Measurement(set_name, "sampled", self.cfg.temperature)
-            records = self.sample_and_grade(policy, encoder, prompts, measurement, name)
-            # Only the field that is averaged goes to the other ranks, not the responses.
-            outcomes = [{field: record[field]} for record in records]
-            all_outcomes = sum(gather_objects(outcomes, self.run.accelerator), [])
-            rate = rate_with_interval(all_outcomes, field)
-            if rate["count"] == 0:
-                raise ValueError(f"--gf_runs {name}: no response to {set_name} could be scored")
-            rates[set_name] = rate["mean"]
-        return rates
-
     def open_model(self, folder: str, flag_name: str) -> tuple[Policy, PromptEncoder]:
-        """A model in the dtype that samples. An error names the flag that named the folder."""
+        """A model in the dtype that samples; `flag_name` is the flag that an error names."""
         accelerator = self.run.accelerator
         return load_model(
             folder, flag=flag_name, freeze_vision=True, max_pixels=self.cfg.max_pixels,
@@ -295,6 +280,31 @@ def gf_curve(rates: dict[int, dict[str, float]], beta: float = 2.0) -> list[dict
     return curve
 
 
+def checkpoint_rates(evaluator: Evaluator, name: str, folder: Path,
+                     encoded: EncodedSets) -> dict[str, float]:
+    """The rate of each set for the model of one checkpoint, over the shares of all ranks.
+
+    Trap: if no response could be scored, the mean is 0 over a count of 0. Used as a rate, it would
+    give a GF that looks measured (test_gf_of_what_cannot_be_scored_is_an_error).
+    """
+    cfg, accelerator = evaluator.cfg, evaluator.run.accelerator
+    # Without --gf_id the sets are the formats of the embedded world, measured by format.
+    field = "score" if cfg.gf_id else "in_format"
+    policy, encoder = evaluator.open_model(str(folder), "--gf_runs")
+
+    rates = {}
+    for set_name, prompts in encoded.for_encoder(encoder).items():
+        measurement = Measurement(set_name, "sampled", cfg.temperature)
+        records = evaluator.sample_and_grade(policy, encoder, prompts, measurement, name)
+        # Only the field that is averaged goes to the other ranks, not the responses.
+        outcomes = [{field: record[field]} for record in records]
+        rate = rate_with_interval(sum(gather_objects(outcomes, accelerator), []), field)
+        if rate["count"] == 0:
+            raise ValueError(f"--gf_runs {name}: no response to {set_name} could be scored")
+        rates[set_name] = rate["mean"]
+    return rates
+
+
 def measure_gf(evaluator: Evaluator) -> dict[str, list[dict]]:
     """The curve of each run in --gf_runs."""
     cfg, run = evaluator.cfg, evaluator.run
@@ -309,7 +319,7 @@ def measure_gf(evaluator: Evaluator) -> dict[str, list[dict]]:
         rates = {}
         for step, folder in checkpoints(Path(run_folder), "--gf_runs"):
             name = f"{run_folder} step {step}"
-            rates[step] = evaluator.checkpoint_rates(name, folder, encoded)
+            rates[step] = checkpoint_rates(evaluator, name, folder, encoded)
         curves[run_name] = gf_curve(rates, cfg.gf_beta)
     return curves
 
@@ -363,16 +373,17 @@ def mean_pass_at_k(records: list[dict]) -> dict[str, dict]:
 
     Where scores are missing, a larger k is a mean over fewer questions, so the curve may fall.
     """
-    outcomes_of = defaultdict(list)  # id of a question -> whether each scored sample is right
+    is_right_of = defaultdict(list)  # id of a question -> of each scored sample: is it right?
     for record in records:
         if record["score"] is not None:
-            outcomes_of[record["id"]].append(record["score"] == 1.0)
+            is_right_of[record["id"]].append(record["score"] == 1.0)
 
     rates = {}
     for k in (1, 2, 4, 8, 16, 32, 64):
-        questions = [outcomes for outcomes in outcomes_of.values() if len(outcomes) >= k]
-        if questions:
-            estimates = [pass_at_k(len(outcomes), sum(outcomes), k) for outcomes in questions]
+        enough_samples = [is_right for is_right in is_right_of.values() if len(is_right) >= k]
+        if enough_samples:
+            # One estimate per question: n = its scored samples, c = those that are right.
+            estimates = [pass_at_k(len(is_right), sum(is_right), k) for is_right in enough_samples]
             low, high = bootstrap(estimates)
             rates[str(k)] = {"mean": sum(estimates) / len(estimates), "low": low, "high": high}
     return rates
@@ -419,17 +430,23 @@ def evaluate(cfg: Config) -> None:
 
     # 3. Each checkpoint of --gf_runs answers the sets of GF.
     curves = measure_gf(evaluator)
-    if judge is not None:
-        counts = Counter()
-        for counts_of_rank in gather_objects(take_counts(judge), run.accelerator):
-            counts.update(counts_of_rank)
-        run.say(f"the judge, calls of all ranks: {dict(counts)}")
 
     # 4. Records to rates with intervals, and a table.
     if run.writes:
         reports = {name: summarize(records) for name, records in read_records(file).items()}
         write_report(reports, curves, run)
+    say_judge_counts(judge, run)
     run.finish()
+
+
+def say_judge_counts(judge: Judge | None, run: Run) -> None:
+    """How often the judge was asked, over all ranks."""
+    if judge is None:
+        return
+    counts = Counter()
+    for counts_of_rank in gather_objects(take_counts(judge), run.accelerator):
+        counts.update(counts_of_rank)
+    run.say(f"the judge, calls of all ranks: {dict(counts)}")
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
 For each prompt q, sample G completions o_1..o_G from the current policy, reward each, and compare
 it with its own group. If a completion did better than the group's mean, the probability of each of
-its tokens is raised; if worse, lowered. The ratio of a token is its probability now over that
-before the rollout's first update. Once it has left the band [1 - low, 1 + high] in the direction of
-the push, the clip stops the gradient of that token:
+its tokens is raised; if worse, lowered. The ratio of a token is its probability under the policy
+now, divided by that before the rollout's first update. A token whose ratio was raised above
+1 + high, or lowered below 1 - low, is pushed no further: the clip stops its gradient. In formulas:
 
     R_i     = 0.5 format_i + 1 accuracy_i                          one reward per completion
     A_i     = (R_i - mean(R)) / (std(R) + 1e-6)                    mean and std over its group
@@ -25,17 +25,19 @@ Four log-probabilities of the same tokens, never to be confused:
 
     logp            of the policy that is being trained
     logp_old        of the old policy: the trained one as it was before this rollout's first update
-    logp_sampler    of the old policy as the sampler computes it, perhaps in bf16: for --tis, `gap`
+    logp_sampler    of the old policy as the sampler computes it, perhaps in bf16: only --tis and
+                    the metric `gap` use it
     logp_ref        of the frozen start model, for the KL term only: not loaded if --kl_beta is 0
 
 Where this departs from the paper, or fills in what it leaves open:
   1. Clip band 0.2 / 0.28: the paper says "similar to DAPO", these are DAPO's.
   2. M counts the tokens of a whole update, over prompts, micro-batches and processes (DAPO eq. 8 is
      printed for one prompt).
-  3. A rollout is cut into --updates_per_rollout mini-batches: each completion is used once. With
-     one, every ratio is 1, and the clip never acts. The paper takes 128 of its 128 x 8 completions
-     an update: 8 updates.
-  4. Built, off: dynamic sampling, overlong shaping, masked truncations, Dr. GRPO, TIS, KL.
+  3. A rollout is cut into --updates_per_rollout mini-batches: each completion is used once. In the
+     first of them every ratio is 1, so the clip can only act in the later ones. The paper takes 128
+     of its 128 x 8 completions an update: 8 updates.
+  4. Off by default: dynamic sampling, overlong penalty, truncated completions left out of the loss
+     (DAPO); no division by std, constant M (Dr. GRPO); truncated importance sampling (TIS); KL.
 
 Dimension key, of one update on one process (*rank*): N prompts with G completions each. Only groups
 with a gradient go through the model: B completions, the longest of T tokens. (b, t) is the part of
@@ -84,10 +86,10 @@ class Config(settings.Data, settings.Sampling, settings.Training, settings.Judge
                       changeable=True)
     prompts_per_step: int = flag(16, "prompts per rollout, over all processes; paper: 128")
     group_size: int = flag(8, "completions per prompt (G); paper: 8")
-    temperature: float = flag(1.0, "of sampling and of scoring alike; MM-EUREKA")
+    temperature: float = flag(1.0, "of sampling and of all log-probabilities alike; MM-EUREKA")
     lora_merge: bool = flag(True, "with --lora_rank, sample from a copy with merged adapters; "
                             "--no_lora_merge: from base and adapters, slower, where no copy fits")
-    dynamic_sampling: bool = flag(False, "draw again for groups all right or all wrong; DAPO")
+    dynamic_sampling: bool = flag(False, "only groups with right and wrong answers; DAPO")
     max_draws: int = flag(10, "batches of prompts that --dynamic_sampling may use for a step; verl")
     # reward and advantage
     reward_weights: str = flag("format=0.5,accuracy=1", "NAME=WEIGHT,...; 1 if not named; paper")
@@ -95,12 +97,13 @@ class Config(settings.Data, settings.Sampling, settings.Training, settings.Judge
     mask_truncated: bool = flag(False, "leave completions without EOS out of the loss; DAPO")
     divide_by_std: bool = flag(True, "divide advantages by the std of their group; Dr. GRPO "
                                "(arXiv 2503.20783): --no_divide_by_std --constant_normalizer")
-    constant_normalizer: bool = flag(False, "M as if every completion had the largest length")
+    constant_normalizer: bool = flag(False, "M = completions x --max_new_tokens; Dr. GRPO")
     # loss
     clip_low: float = flag(0.2, "no gradient below ratio 1 - this, at negative advantage; DAPO")
     clip_high: float = flag(0.28, "no gradient above ratio 1 + this, at positive advantage; DAPO")
     kl_beta: float = flag(0.0, "weight of the KL to the start model (k3), nats; paper: 0")
-    tis: float = flag(0.0, "cap of a token's weight exp(logp_old - logp_sampler), 0: off; TIS: 2")
+    tis: float = flag(0.0, "truncated importance sampling: cap of a token's weight "
+                      "exp(logp_old - logp_sampler), 0: off; its authors: 2")
     updates_per_rollout: int = flag(2, "mini-batches of a rollout; paper, as MM-EUREKA: 8")
     # record
     eval_every: int = flag(0, "rollouts between accuracies on held-out questions, 0: off; ours")
@@ -115,10 +118,10 @@ class Config(settings.Data, settings.Sampling, settings.Training, settings.Judge
         self.check_at_least(2, "group_size")  # or there is nothing to compare with
         self.check_at_least(0, "kl_beta", "tis", "overlong_buffer", "eval_every")
         check_shares(self)
-        if not 0 < self.clip_low < 1 or self.clip_high <= 0:
-            raise ValueError("--clip_low must be between 0 and 1, --clip_high positive")
-        if self.temperature <= 0:
-            raise ValueError("--temperature must be positive, or all samples are the same")
+        self.check_positive("temperature", "at 0 all samples of a prompt are the same")
+        self.check_positive("clip_high")
+        if not 0 < self.clip_low < 1:
+            raise ValueError(f"--clip_low {self.clip_low}: must be between 0 and 1")
 
 
 # --- 1. Sample a group for each prompt, and reward it ------------------------------------------
@@ -162,7 +165,7 @@ def collect_rollout(sampler: Policy, stream: PromptStream, reward_groups, genera
 def group_advantages(rewards: Tensor, divide_by_std: bool = True, eps: float = 1e-6) -> Tensor:
     """How much better than its own group each completion did.
 
-    rewards        (N, G); nan (could not be scored) is left out of mean and std, and gets 0
+    rewards        (N, G); nan (could not be graded) is left out of mean and std, and gets 0
     divide_by_std  False is Dr. GRPO: its authors object that the division gives very easy and very
                    hard prompts more weight
     returns        (N, G); exactly 0 for a group of equal rewards
@@ -221,11 +224,11 @@ def prepare_mini_batch(rewarded: list[RewardedGroup], policies: Policies, accele
                        is_first: bool) -> MiniBatch:
     """The part of a rollout that one update learns from: advantages, mask, M and logp_old."""
     # 2a. Advantages: each completion against its own group.
-    totals = torch.tensor([r.totals for r in rewarded])  # (N, G) R_i; nan: unscored
-    advantages = group_advantages(totals, cfg.divide_by_std)  # (N, G)
+    rewards = torch.tensor([r.totals for r in rewarded])  # (N, G) R_i; nan: could not be graded
+    advantages = group_advantages(rewards, cfg.divide_by_std)  # (N, G)
 
     # 2b. Which completions are in the loss.
-    in_loss = ~totals.isnan()  # (N, G)
+    in_loss = ~rewards.isnan()  # (N, G)
     if cfg.mask_truncated:  # their rewards stay in the mean and std of the group
         in_loss &= ~torch.tensor([r.truncated for r in rewarded])
 
@@ -239,10 +242,10 @@ def prepare_mini_batch(rewarded: list[RewardedGroup], policies: Policies, accele
     # 2d. Only groups with a gradient go through the model. The gradient of a group of equal rewards
     # is exactly 0, unless the KL term pulls on it (test_groups_without_gradient_change_nothing).
     has_gradient = ((advantages != 0) & in_loss).any(-1) | (cfg.kl_beta > 0)  # (N,)
-    passed = [i for i in range(len(rewarded)) if has_gradient[i]]
+    with_gradient = [i for i in range(len(rewarded)) if has_gradient[i]]
     # Sorted, so that a micro-batch holds similar lengths: attention pads them to one another.
-    passed.sort(key=lambda i: int(lengths[i].max()))
-    groups = [rewarded[i].group for i in passed]
+    with_gradient.sort(key=lambda i: int(lengths[i].max()))
+    groups = [rewarded[i].group for i in with_gradient]
 
     # 2e. logp_old. In the first update the policy has not moved yet: logp_old is logp. Before the
     # later ones it will have moved, so logp_old is computed now.
@@ -256,9 +259,9 @@ def prepare_mini_batch(rewarded: list[RewardedGroup], policies: Policies, accele
 
     return MiniBatch(
         groups=groups,
-        advantages=advantages[passed].flatten(),  # (N, G) -> (B,)
-        mask=completion_mask(groups) * in_loss[passed].flatten()[:, None],  # (B, T)
-        logp_sampler=padded([logp for group in groups for logp in group.logps]),
+        advantages=advantages[with_gradient].flatten(),  # (B,)
+        mask=completion_mask(groups) * in_loss[with_gradient].flatten()[:, None],  # (B, T)
+        logp_sampler=padded([logp for group in groups for logp in group.logps]),  # (B, T)
         logp_old=logp_old,
         normalizer_share=normalizer_share,
         filler=rewarded[0].group,
@@ -317,7 +320,9 @@ def update(batch: MiniBatch, policies: Policies, accelerator, cfg: Config) -> di
         logp_sampler = micro.rows_of(batch.logp_sampler, like=logp)  # (b, t)
         advantages = batch.advantages[micro.span].to(logp.device)  # (b,)
 
-        if batch.logp_old is None:  # the ratio is 1, but no constant: its gradient is that of logp
+        if batch.logp_old is None:
+            # The first update: logp_old is logp, and the ratio 1. Without `detach` the two would
+            # cancel in the gradient as well, and nothing would be learnt.
             logp_old = logp.detach()
         else:
             logp_old = micro.rows_of(batch.logp_old, like=logp)  # (b, t)
@@ -328,7 +333,8 @@ def update(batch: MiniBatch, policies: Policies, accelerator, cfg: Config) -> di
             weight = (logp_old - logp_sampler).exp().clamp(max=cfg.tis)  # (b, t)
             terms["loss"] = terms["loss"] * weight
         if policies.reference is not None:
-            # The reference is not wrapped. With LoRA it is the policy with its adapters off.
+            # accelerate has not wrapped the reference, so autocast is entered by hand. With LoRA
+            # the reference is the policy itself, with its adapters off.
             with torch.no_grad(), accelerator.autocast(), adapters_off(policies.reference):
                 logp_ref = token_logps(policies.reference, micro.groups, cfg.temperature)
             terms["kl_ref"] = kl_k3(logp, logp_ref)  # e^d - d - 1, d = logp_ref - logp
@@ -388,13 +394,14 @@ def main(cfg: Config) -> None:
         lr = set_lr(policies.optimizer, step - 1, cfg, cfg.steps)
         # 0. Give the sampler the policy's weights.
         refresh(policies.sampler, policies.bare)
-        # Measured only, every --eval_every steps: accuracy on held-out questions; {} in the others.
+        # Not training: every --eval_every steps the accuracy on held-out questions, else {}.
         evaluation = held_out.accuracy(
             step, policies.sampler, rewarder.at(progress=1.0), accelerator, cfg)
 
         step_time, sampling_time = Stopwatch(), Stopwatch()
         with step_time:
-            # 1. Sample a group for each prompt, and reward it (boxes by a rule that gets stricter).
+            # 1. Sample a group for each prompt, and reward it. (`progress` is for bounding boxes:
+            # the overlap that they must reach rises while the training goes on.)
             reward_groups = rewarder.at(progress=step / cfg.steps)
             rollout = collect_rollout(policies.sampler, stream, reward_groups, generator,
                                       sampling_time, accelerator, cfg)
@@ -410,7 +417,7 @@ def main(cfg: Config) -> None:
         run.log(step, cfg.steps, {
             **summarize(rollout, sums, counts, accelerator, cfg), **evaluation, "lr": lr,
             "gen%": 100 * sampling_time.seconds / step_time.seconds, "step_s": step_time.seconds})
-        # All ranks score a group, though one writes it: --shard needs all of them for a pass.
+        # All ranks compute its log-probs, though one writes them: --shard needs all for a pass.
         if step == 1 or step % cfg.sample_every == 0:
             logp = no_grad_logps(policies.trained, [rollout[0].group], accelerator, cfg,
                                  cfg.temperature)

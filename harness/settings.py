@@ -35,6 +35,12 @@ class Settings:
             if not getattr(self, name) >= least:  # also refuses nan
                 raise ValueError(f"--{name} {getattr(self, name)}: must be at least {least}")
 
+    def check_positive(self, name: str, why: str = "") -> None:
+        """Raise ValueError naming the flag if this setting is not above 0, and say why."""
+        if not getattr(self, name) > 0:  # also refuses nan
+            reason = f": {why}" if why else ""
+            raise ValueError(f"--{name} {getattr(self, name)}: must be positive{reason}")
+
 
 @dataclass(frozen=True)
 class Inputs(Settings):
@@ -149,7 +155,7 @@ class Generalization(Settings):
 
 
 @dataclass(frozen=True)
-class Instead(Settings):
+class OtherModes(Settings):
     """Instead of an evaluation."""
 
     rescore: str = flag("", "a completions.jsonl: grade it again, print its table and stop")
@@ -212,9 +218,8 @@ class Optimizer(Settings):
         self.check_at_least(1, "save_every")
         self.check_at_least(0, "keep_last", "max_skipped", "warmup_steps")
         self.check_at_least(0, "weight_decay", "adam_beta1", "adam_beta2")
-        for name in ("lr", "grad_clip"):
-            if not getattr(self, name) > 0:  # also refuses nan
-                raise ValueError(f"--{name} {getattr(self, name)}: must be positive")
+        self.check_positive("lr")
+        self.check_positive("grad_clip")
         if self.schedule not in ("constant", "cosine"):
             raise ValueError(f"--schedule {self.schedule}: wanted constant or cosine")
         if self.shard and getattr(self, "lora_rank", 0):

@@ -223,6 +223,12 @@ def test_reference_cache_key(tiny, tmp_path):
     assert len({first, *others, key()}) == 8
 
 
+@pytest.mark.parametrize("wrong", [{"beta": 0.0}, {"beta": float("nan")}, {"loss": "kto"}])
+def test_wrong_settings_name_their_flag(wrong):
+    with pytest.raises(ValueError, match=f"--{next(iter(wrong))} "):
+        Config(**wrong)
+
+
 def test_pairs_are_encoded_when_needed(tiny, tmp_path, monkeypatch):
     """With room for nothing, the groups are the same, and no encoded pair is kept."""
     policy, encoder = tiny

@@ -479,6 +479,15 @@ def test_gf_on_any_sets(start, tmp_path):
         Config(gf_id="toy", gf_ood="id=toy")  # it would take the place of the set in distribution
 
 
+def test_pass_at_k_of_greedy_responses_is_refused():
+    """All samples of a question would be the same: the curve would be flat, and look measured."""
+    with pytest.raises(ValueError, match="--temperature 0: .*--pass_items 0 leaves it out"):
+        Config(temperature=0.0)
+    Config(temperature=0.0, pass_items=0)
+    Config(temperature=0.0, greedy_only=True)
+    Config(temperature=0.0, ask="how many ?")
+
+
 def test_a_file_of_responses_that_is_cut_off_says_so(tmp_path, capsys):
     """Of 504 responses 8 were left, and the table looked like any other."""
     line = json.dumps(RECORD)

@@ -403,6 +403,8 @@ def test_wrong_settings_name_their_flag():
     """And the defaults are the paper's: decoupled pairs, verified."""
     with pytest.raises(ValueError, match="--samples"):
         Config(samples=0)
+    with pytest.raises(ValueError, match="--temperature nan: must be positive"):
+        Config(temperature=float("nan"))
     assert Config().verify
     assert not Config().coupled
 
