@@ -3,7 +3,7 @@
     coupled        pairs whose rejected is wrong as well
     verification   a world whose zero contradicts itself more often, with and without the check
     exploration    pass@k up to 64, and branching at 120, 240 and 480 questions
-    grpo           stage 3 with one thing changed: clip, normalizer, std, dynamic sampling,
+    grpo           stage 3 with one thing changed: clip, normaliser, std, dynamic sampling,
                    updates per rollout, weight of the format reward, the variants
     leave_out      the cold start without one of the five corruptions: does its format survive?
 
