@@ -14,7 +14,8 @@ which is SPECS' self-distillation.
 
 As a program:
 
-    1. sample responses for both sides                           open_responder, sample_responses
+    0. open who responds for each side, load the questions       open_responder
+    1. sample responses for both sides                           sample_responses
     2. make pairs of them                                        make_pairs
          a. can a response be chosen? If not, why not?           chosen_candidate
          b. can a response be rejected? If not, why not?         rejected_candidate
@@ -196,7 +197,7 @@ def sample_responses(policy: Policy, encoder: PromptEncoder, prompts: Prompts, c
             for record in records]
 
 
-# --- 2. Before a and b: can a response be used at all? -------------------------------------------
+# --- For 2a and 2b: can a response be used at all? -----------------------------------------------
 
 
 AS_SAMPLED = "as sampled"  # the note of a candidate whose text was only stripped of white space
@@ -206,7 +207,8 @@ def why_unusable(response: Response, example: dict, judge: Judge | None,
                  want_right: bool) -> str | None:
     """Why a response has to be dropped, for the funnel; None if it can be used.
 
-    want_right  only a right answer can be used; False (--coupled): only a wrong one
+    want_right  True: only a right answer can be used. False (rejected, with --coupled): only a
+                wrong one
 
     In both cases the response must be complete, and its answer gradable.
     """
@@ -232,9 +234,9 @@ def why_unusable(response: Response, example: dict, judge: Judge | None,
 def supplement(text: str) -> str | None:
     """The response with its missing *closing* tags added; None if it is out of format even then.
 
-    This is what we take the paper's "format supplement" to be. A response that is in the format
-    only loses the white space around it. The answer stays what was graded: of an <answer> that is
-    not closed, the grader reads all that follows.
+    This is what we take the paper's "format supplement" to be. If a response is in the format
+    already, only the white space around it is removed. The added tags do not change the answer that
+    was graded: where </answer> is missing, the grader reads to the end of the response.
 
     >>> supplement("<think> a <answer> 2 </answer>")
     '<think> a </think> <answer> 2 </answer>'
@@ -286,10 +288,10 @@ CORRUPTIONS = {
 
 
 def corrupt(text: str, rng: random.Random) -> tuple[str, str]:
-    """Take a response out of the format: its text now, and what was done to it.
+    """(text, note): a response taken out of the format, and how.
 
-    That is the name of a corruption; or AS_SAMPLED, if it was out of the format already. Then only
-    the white space around it is stripped.
+    in format       one of CORRUPTIONS, drawn at random, and its name
+    out of format   stripped of the white space around it, and AS_SAMPLED
 
     Source: the five kinds are SPECS'; the uniform draw is ours.
 
@@ -313,11 +315,11 @@ def rejected_candidate(response: Response, example: dict, judge: Judge | None,
     reason = why_unusable(response, example, judge, want_right=not cfg.coupled)
     if reason is not None:
         return dropped(reason)
-    text, what_was_done = corrupt(response.text, rng)
-    return Candidate(text, note=what_was_done)
+    text, note = corrupt(response.text, rng)
+    return Candidate(text, note)
 
 
-# --- 2. All together: a and b for each response, then c ------------------------------------------
+# --- 2. Make pairs: 2a and 2b for each response, then 2c -----------------------------------------
 
 
 def make_candidates(examples: list[dict], chosen_side: list[list[Response]],
@@ -343,25 +345,28 @@ def make_pairs(examples: list[dict], chosen_side: list[list[Response]],
     i has no meaning: samples of one question come in no particular order.
     """
 
+    # Before a and b, if there is a judge: ask it many questions at a time, which saves hours. To
+    # collect them, make candidates with a recorder in the judge's place, and throw them away. Two
+    # rounds: the reasoning is asked about only once the answer is known to be right, and of some
+    # answers only the judge can say that.
     def dry_run(recorder) -> None:
-        """Let `recorder` hear what a judge would be asked. Its corruptions change none of that."""
-        make_candidates(examples, chosen_side, rejected_side, cfg, recorder, random.Random(0))
+        any_rng = random.Random(0)  # no question depends on how a response is corrupted
+        make_candidates(examples, chosen_side, rejected_side, cfg, recorder, any_rng)
 
-    # If there is a judge, it is asked many questions at a time, which saves hours. Two rounds: the
-    # reasoning is asked about if the answer is right, and of some answers only the judge can say.
     ask_ahead(judge, dry_run, rounds=2, at_a_time=QUESTIONS_AT_A_TIME)
 
     # 2a, 2b. Each response becomes a candidate for its side, or is dropped for a reason.
     candidates = make_candidates(examples, chosen_side, rejected_side, cfg, judge, rng)
 
-    # 2c. On each side drop repeats, then match the i-th chosen with the i-th rejected. Repeats are
-    # equal in their final text: one response, corrupted in two ways, is none.
+    # 2c. On each side drop repeats, then match the i-th chosen with the i-th rejected. A repeat has
+    # the same final text as an earlier candidate: equal responses, corrupted in different ways, are
+    # none, and both are kept.
     pairs, funnel = [], Counter()
     for example, (chosen, rejected) in zip(examples, candidates):
         chosen, rejected = drop_repeats(chosen), drop_repeats(rejected)
         matched = list(zip(kept(chosen), kept(rejected)))
-        for good, bad in matched[: cfg.pairs_per_question]:
-            pairs.append(pair_record(example, good.text, bad.text, corruption=bad.note))
+        for winner, loser in matched[: cfg.pairs_per_question]:
+            pairs.append(pair_record(example, winner.text, loser.text, corruption=loser.note))
         funnel += count_question(chosen, rejected, cfg.pairs_per_question)
     return pairs, funnel
 
@@ -396,6 +401,7 @@ def main(cfg: Config) -> None:
     run = Run(cfg, "build_prefs", accelerator, columns=[])
     rank, world_size = accelerator.process_index, accelerator.num_processes
 
+    # 0. Open who responds for each side: what cannot be opened is an error now, not after hours.
     base_model, encoder = load_model(cfg.base, flag="--base", freeze_vision=True,
                                      max_pixels=cfg.max_pixels, dtype=sampling_dtype(accelerator))
     parts = Parts(run)

@@ -21,13 +21,15 @@ come to such a pass, all others would wait for ever. So every rank runs as many 
 with the most micro-batches: a rank with fewer adds *filler passes*, whose gradient is zero.
 
 One alignment holds for every per-token tensor of the project: shape (B, T), entry [i, j] is about
-token j of completion i. (The formulas of the stages write t for j, as the papers do; in a shape t
-is a length.) The mask is 1 where such a token exists; a sampled EOS is one.
+token j of completion i. The mask is 1 where such a token exists; a sampled EOS is one.
 
 Dimension key, beside that of `model/records.py` (N prompts, B completions, T, V, D):
     tokens     length of the packed sequence: prompts and inputs
     targets    tokens that are scored: all of each completion, also its last, which is no input
-    (b, t)     the part of a (B, T) that one micro-batch holds; (t,) a completion alone
+    (t,)       a completion alone: t is its length
+    (b, t)     the part of a (B, T) that one micro-batch holds: t is its longest completion
+
+In the formulas of the stages, as in the papers, t is the index of a token: j above.
 """
 
 import math
@@ -115,10 +117,10 @@ def score_groups(policy: Policy, groups: list[Group], temperature: float) -> Ten
     hidden = policy.run_layers(embeds[None], positions[:, None], layout)[0]  # (tokens, D)
 
     # 3. The head, on the hidden states that predict a completion's tokens.
-    predictor = predictor_indices(layout, completions, prompt_of).to(policy.device)  # (targets,)
-    targets = torch.cat(completions).to(policy.device)  # (targets,)
-    predicting = hidden.index_select(0, predictor)  # (targets, D)
-    logp = chunked_logps(policy, predicting, targets, temperature)  # (targets,)
+    predictors = predictor_indices(layout, completions, prompt_of).to(policy.device)  # (targets,)
+    target_ids = torch.cat(completions).to(policy.device)  # (targets,)
+    target_hidden = hidden.index_select(0, predictors)  # (targets, D) what predicts each target
+    logp = chunked_logps(policy, target_hidden, target_ids, temperature)  # (targets,)
 
     # 4. Unpack: one row for each completion, 0 behind its end.
     return padded(logp.split([len(c) for c in completions]))  # (B, T)
@@ -127,11 +129,11 @@ def score_groups(policy: Policy, groups: list[Group], temperature: float) -> Ten
 def packed_positions(prompts: list[Prompt], inputs: list[Tensor], prompt_of: list[int]) -> Tensor:
     """(3, tokens) M-RoPE positions: those of every prompt, then those of the inputs."""
     longest = max(len(ids) for ids in inputs)
-    following = next_positions(prompts, longest)  # (N, longest)
+    after_prompt = next_positions(prompts, longest)  # (N, longest)
 
-    after_prompts = [following[n, : len(ids)] for n, ids in zip(prompt_of, inputs)]  # (t - 1,) each
-    text = torch.cat(after_prompts).expand(3, -1)  # (3, input tokens) equal on all three axes
-    return torch.cat([*[p.positions for p in prompts], text], dim=1)
+    per_input = [after_prompt[n, : len(ids)] for n, ids in zip(prompt_of, inputs)]  # (t - 1,) each
+    of_inputs = torch.cat(per_input).expand(3, -1)  # (3, input tokens) equal on all three axes
+    return torch.cat([*[p.positions for p in prompts], of_inputs], dim=1)
 
 
 def predictor_indices(layout: Layout, completions: list[Tensor], prompt_of: list[int]) -> Tensor:
@@ -158,23 +160,23 @@ def predictor_indices(layout: Layout, completions: list[Tensor], prompt_of: list
 
 
 def chunked_logps(
-    policy: Policy, predicting: Tensor, targets: Tensor, temperature: float
+    policy: Policy, target_hidden: Tensor, target_ids: Tensor, temperature: float
 ) -> Tensor:
-    """predicting (targets, D) hidden states, targets (targets,) ids -> logp (targets,).
+    """target_hidden (targets, D), target_ids (targets,) -> logp (targets,).
 
     At most `max_logits` logits exist at a time. If that takes several chunks, their logits are not
     kept for the backward pass, which computes them again, chunk by chunk (`checkpoint`).
     """
 
-    def head(predicting_chunk: Tensor, target_chunk: Tensor) -> Tensor:
-        logits = policy.logits(predicting_chunk, temperature)  # (chunk, V)
-        target_logit = logits.gather(-1, target_chunk[:, None])[:, 0]  # (chunk,)
+    def head(hidden_chunk: Tensor, id_chunk: Tensor) -> Tensor:
+        logits = policy.logits(hidden_chunk, temperature)  # (chunk, V)
+        target_logit = logits.gather(-1, id_chunk[:, None])[:, 0]  # (chunk,)
         # log_softmax at the target; the other V - 1 of it are not needed.
         return target_logit - logits.logsumexp(-1)  # (chunk,)
 
     vocab_size = len(policy.suppressed)  # V, it has an entry for each id
-    chunk_size = max(1, max_logits(predicting.device.type) // vocab_size)
-    chunks = list(zip(predicting.split(chunk_size), targets.split(chunk_size)))
+    chunk_size = max(1, max_logits(target_hidden.device.type) // vocab_size)
+    chunks = list(zip(target_hidden.split(chunk_size), target_ids.split(chunk_size)))
 
     logps = []
     for chunk in chunks:
@@ -280,9 +282,10 @@ def optimizer_step(
     weight than one in a long one (test_micro_batch_split_does_not_change_gradient).
     """
     # 1. How many passes: as many as the rank with the most micro-batches has, and at least one.
-    # There may be none at all: GRPO leaves out groups whose gradient is 0. The update must be as if
-    # it did not. AdamW moves a weight whose gradient is 0, by its momentum, but not one whose
-    # gradient is None; a filler pass makes the zeros (test_without_any_gradient_adamw_still_steps).
+    # Why at least one: GRPO leaves out groups whose gradient is 0, sometimes all of them. With
+    # gradients of 0 AdamW would still move the weights, by its momentum; with gradients of None it
+    # does nothing. A filler pass makes them 0, so that leaving groups out changes nothing
+    # (test_without_any_gradient_adamw_still_steps).
     num_passes = max(1, *gather_objects(len(micro_batches), accelerator))
 
     # 2. The passes: gradients add up over micro-batches and, in the end, over ranks.
@@ -384,8 +387,8 @@ def no_grad_logps(
     Trap: a sharded policy gathers its weights from all ranks in every pass, also without gradient.
     A rank that stops earlier is missed, and the others wait for ever (test_scoring_does_not_hang).
     """
-    batches = micro_batches_of(groups, cfg.max_tokens_per_micro_batch)
-    num_passes = len(batches)
+    micro_batches = micro_batches_of(groups, cfg.max_tokens_per_micro_batch)
+    num_passes = len(micro_batches)
     if is_sharded(policy):
         num_passes = max(gather_objects(num_passes, accelerator))
 
@@ -393,8 +396,8 @@ def no_grad_logps(
     for i in range(num_passes):
         # A wrapped policy enters autocast by itself; the bare one, DPO's reference, does not.
         with accelerator.autocast():
-            if i < len(batches):
-                logp = token_logps(policy, batches[i].groups, temperature)  # (b, t)
+            if i < len(micro_batches):
+                logp = token_logps(policy, micro_batches[i].groups, temperature)  # (b, t)
                 logps += list(logp.cpu())  # b rows (t,), already 0 behind their ends
             else:  # a filler pass: it takes part in gathering the weights, its result is not used
                 token_logps(policy, filler_groups(filler or groups[0]))
@@ -421,10 +424,12 @@ def set_lr(
 def learning_rate(steps_done: int, cfg, num_steps: int) -> float:
     """The rate of the next step, after s = `steps_done`; W = --warmup_steps.
 
-        warm-up, s < W    lr (s + 1) / W
-        constant          lr
-        cosine            lr (0.1 + 0.9 (1 + cos(pi p)) / 2),   p = (s - W) / (num_steps - W),
-                          which falls from lr to lr / 10
+        s < W                          lr (s + 1) / W
+        s >= W, --schedule constant    lr
+        s >= W, --schedule cosine      lr (0.1 + 0.9 (1 + cos(pi p)) / 2),
+                                       p = (s - W) / (num_steps - W)
+
+    The cosine falls from lr towards lr / 10, which the step after the last would have.
 
     Trap: the cosine depends on `num_steps`. If --resume makes a run longer, its rate jumps up
     (test_a_longer_run_has_another_cosine). Source: MM-EUREKA.
@@ -432,6 +437,6 @@ def learning_rate(steps_done: int, cfg, num_steps: int) -> float:
     lr = cfg.lr * min(1.0, (steps_done + 1) / max(1, cfg.warmup_steps))
     if cfg.schedule == "cosine":
         progress = max(0, steps_done - cfg.warmup_steps) / max(1, num_steps - cfg.warmup_steps)
-        cosine = 0.5 * (1 + math.cos(math.pi * progress))  # from 1 to 0
+        cosine = 0.5 * (1 + math.cos(math.pi * progress))  # from 1 towards 0
         lr *= 0.1 + 0.9 * cosine
     return lr

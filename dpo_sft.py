@@ -1,8 +1,8 @@
 """Cold start by preference: DPO + lambda * SFT on format pairs, stage 2b of SPECS.
 
-Each pair is one prompt with two responses, chosen (w) and rejected (l). DPO raises the margin by
-which the policy prefers chosen more than the *reference* does, which is the base model as it was
-before training; SFT keeps chosen likely:
+Each pair is one prompt with two responses, chosen (w) and rejected (l). The *reference* is the base
+model as it was before training. DPO looks at how much more likely each response has become since,
+and raises the margin of chosen over rejected in that; SFT keeps chosen likely:
 
     h       = beta * [(logp(w) - logp_ref(w)) - (logp(l) - logp_ref(l))]          the margin
     L_DPO   = -log sigmoid(h)
@@ -13,8 +13,8 @@ Here logp(w) = sum_t logp(w_t), and logp(w_t) is the log-probability of token t 
 the tokens before it. L is averaged over pairs. DPO takes the sum over a response, since its
 derivation is about sequences; SFT takes the mean, as LLaMA-Factory, the paper's trainer, does.
 
-How hard the loss pulls at the log-probability of a single token, -dL / d logp, shows what lambda
-balances:
+What lambda balances is seen in how hard the loss of a pair pulls at the log-probability of one
+token, -dL / d logp:
 
     a token of chosen      + beta sigmoid(-h) (DPO) + lambda / |w| (SFT)      pulled up
     a token of rejected    - beta sigmoid(-h) (DPO)                           pushed down
@@ -38,13 +38,14 @@ trained, and kept in a file. No second model is needed.
 Where this departs from the paper, or fills in what it leaves open:
   1. beta 0.1: LLaMA-Factory's default; the paper does not state it.
   2. One epoch. The paper's plot says so: its 140 steps of 64 pairs are its 9k pairs once.
-  3. The learning rate is constant after a warm-up. The paper does not state its schedule.
+  3. The paper does not state its schedule. By default the learning rate is constant after a
+     warm-up; the configs of the 3B and 7B models take a cosine.
   4. SFT alone keeps the mean per response, so that it differs from DPO+SFT by the DPO term only. A
      usual SFT trainer takes one mean over the tokens of a batch: long responses weigh more there.
 
 Dimension key: P pairs of the data set; N pairs that a function is given, one `Group` each; T tokens
 of the longest response. Log-probabilities are (2N, T), rows alternate: chosen, rejected, chosen,
-...; for SFT alone (N, T), chosen. n and t are the same for one chunk or micro-batch.
+...; for SFT alone (N, T), chosen. (2n, t) is the part of it that one chunk or micro-batch holds.
 
     accelerate launch dpo_sft.py --pairs runs/prefs          about 20 seconds on one core
     accelerate launch dpo_sft.py --loss sft ...              ablation: sft or dpo alone
@@ -149,9 +150,10 @@ def reference_logps(policy: Policy, pairs: Pairs, cfg: Config, accelerator, show
 
     response_logps = []
     for groups in progress(pairs.batches(chunks), "reference log-probs", show, len(chunks)):
-        # Its micro-batches may end between chosen and rejected, whose losses are not needed here.
+        # Chosen and rejected of a pair may come into two micro-batches. Here that is fine: each is
+        # scored by itself, and no loss of a pair is computed.
         logp = no_grad_logps(policy, groups, accelerator, cfg, filler=filler)  # (2n, t)
-        # Summed without a mask: `token_logps` gives 0 where there is no token.
+        # No mask is needed for the sum: logp is 0 where there is no token.
         response_logps.append(logp.sum(-1).view(-1, 2))  # (n, 2) chosen, rejected
 
     # Rank r scored the pairs r, r + world_size, r + 2 world_size, ...
@@ -175,6 +177,9 @@ def shuffled_steps(num_pairs: int, cfg: Config) -> list[list[int]]:
         random_of(cfg.seed, f"order of epoch {epoch}").shuffle(order)  # the same on all ranks
         steps += [order[i : i + cfg.batch_pairs] for i in range(0, num_pairs, cfg.batch_pairs)]
     return steps[: cfg.max_steps] if cfg.max_steps else steps
+
+
+# --- 2. The pairs of a step, encoded: `Pairs.batches`, in sources/read_pairs.py -----------------
 
 
 # --- 3. The hybrid loss, and the update ---------------------------------------------------------
@@ -227,7 +232,7 @@ def hybrid_loss(logp: Tensor, logp_ref: Tensor | None, mask: Tensor,
     logp_ref    (N, 2) summed, chosen and rejected; None for SFT alone
     returns     `loss`, to be averaged over the pairs of the step, and its parts
     """
-    response_logp = logp.sum(-1)  # (2N,), for SFT alone (N,); logp is 0 where there is no token
+    response_logp = (logp * mask).sum(-1)  # (2N,) over the tokens; for SFT alone (N,)
     if cfg.loss == "sft":  # all rows are chosen
         sft = sft_loss(logp, mask)  # (N,)
         return {"loss": sft, "sft": sft, "chosen_logp": response_logp}
@@ -261,7 +266,7 @@ def update(groups: list[Group], logp_ref: Tensor | None, filler: Group, policies
     filler    any pair, for filler passes (see `common.py`)
     returns   sums over this rank's pairs; `grad_norm` and `skipped_updates`, equal on all ranks
     """
-    pairs_of_step = sum_over_ranks({"pairs": len(groups)}, accelerator)["pairs"]  # of all ranks
+    num_pairs = sum_over_ranks({"pairs": len(groups)}, accelerator)["pairs"]  # of all ranks
 
     def loss_and_metrics(micro: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
         logp = token_logps(policies.trained, micro.groups)  # (2n, t), for SFT alone (n, t)
@@ -280,7 +285,7 @@ def update(groups: list[Group], logp_ref: Tensor | None, filler: Group, policies
     # A pair is never split: its loss needs the log-probabilities of both responses.
     micro_batches = micro_batches_of(groups, cfg.max_tokens_per_micro_batch, split=False)
     return optimizer_step(policies, accelerator, micro_batches, loss_and_metrics,
-                          normalizer=pairs_of_step, filler=filler, cfg=cfg)
+                          normalizer=num_pairs, filler=filler, cfg=cfg)
 
 
 # --- The loop ----------------------------------------------------------------------------------
@@ -330,7 +335,7 @@ def set_up(cfg: Config) -> tuple[Run, Policies, PromptEncoder, Pairs, Tensor | N
 
 
 def main(cfg: Config) -> None:
-    # 0. logp_ref (P, 2): score every response once by the reference.
+    # 0. logp_ref (P, 2): score every response once by the reference, before anything is trained.
     run, policies, encoder, pairs, logp_ref = set_up(cfg)
     accelerator = run.accelerator
     rank, world_size = accelerator.process_index, accelerator.num_processes

@@ -32,19 +32,22 @@ Where this departs from the paper, or fills in what it leaves open:
      shown beside their mean: a good mean can hide one lost format, for example one that resembles
      the rejected responses.
   2. Intervals are 95 %, over questions: Wilson's for rates, bootstrapped for pass@k. Wilson's takes
-     each score for 0 or 1; those of bounding boxes scatter less, so it is too wide for them.
-  3. GF has no interval. It is made of two gains, differences of rates. A rate near 50 %, of 255
-     questions, is known to 6 points, the difference of two such rates to 9 at most. By chance alone
-     a small gain may be negative, and GF 0: compare seeds.
+     each score for 0 or 1; those of bounding boxes scatter less, so it is too wide for them. The
+     bootstrap's has no width where all questions have the same pass@k, as at 100 %: it knows of no
+     others.
+  3. GF has no interval. It is made of two gains, each a difference of two rates. Over 255 questions
+     a rate near 50 % has an interval of +-6 points, such a difference one of +-9 (less, if the same
+     questions are hard at both checkpoints). By chance alone a small gain may be negative, and so
+     GF 0: compare seeds.
 
 `--rescore FILE` grades a completions.jsonl again, by repaired rules, or against a gold answer that
 was edited in it. `--benchmark NAME` asks a public benchmark and grades by its authors' rule, never
 by the training reward; `--benchmark NAME --score FILE` does so with responses made elsewhere.
 
     accelerate launch evaluate.py --models base=toy/base,zero=runs/zero/model
-    accelerate launch evaluate.py --gf_runs hybrid=runs/warmup,sft=runs/sft
-    accelerate launch evaluate.py --benchmark mathvision --benchmark_dir data/mathvision
-    python evaluate.py --ask "how many red things are there ?" --image x.png --models base=toy/base
+    accelerate launch evaluate.py --models "" --gf_runs hybrid=runs/warmup,sft=runs/sft
+    accelerate launch evaluate.py --models base=MODEL --benchmark mathvision
+    python evaluate.py --models base=toy/base --ask "how many red things are there ?" --image x.png
 """
 
 import math
@@ -98,7 +101,7 @@ class Config(settings.Columns, settings.Benchmark, settings.Generalization, sett
                                    "`official` for the words of a benchmark's authors")
     seed: int = flag(7, "of questions and sampling; ours")
     # sampling
-    temperature: float = flag(1.0, "of sampled accuracy, pass@k and branching; paper: not stated")
+    temperature: float = flag(1.0, "of all responses but the greedy ones; paper: not stated")
     pass_items: int = flag(120, "questions for pass@k, 0: leave it out")
     pass_samples: int = flag(16, "samples per question for pass@k (n); paper: not stated, k to 64")
     greedy_only: bool = flag(False, "only greedy responses to `id`, as benchmarks are reported")
@@ -116,9 +119,9 @@ class Config(settings.Columns, settings.Benchmark, settings.Generalization, sett
         if self.items is not None:
             self.check_at_least(1, "items")
         self.check_at_least(0, "pass_items", "temperature")
-        samples_for_pass = self.pass_items > 0 and not (self.greedy_only or self.rescore or
-                                                        self.score or self.ask)
-        if self.temperature == 0 and samples_for_pass:
+        other_mode = self.rescore or self.score or self.ask
+        measures_pass_at_k = self.pass_items > 0 and not (self.greedy_only or other_mode)
+        if self.temperature == 0 and measures_pass_at_k:
             raise ValueError("--temperature 0: all samples of a question would be the same, and "
                              "pass@k would say nothing; --pass_items 0 leaves it out")
 
@@ -169,9 +172,9 @@ class Measurement:
     branching: bool = False  # measure the nucleus at each token
 
 
-def list_measurements(cfg: Config, sets: list[str], rank: int, world_size: int
+def list_measurements(cfg: Config, set_names: list[str], rank: int, world_size: int
                       ) -> list[Measurement]:
-    """How each model is questioned; `sets` are the names of the sets.
+    """How each model is questioned.
 
         every set    sampled, one response per question
         `id`         also greedy, and --pass_samples times for its first --pass_items questions
@@ -180,14 +183,14 @@ def list_measurements(cfg: Config, sets: list[str], rank: int, world_size: int
     """
     if cfg.greedy_only:
         return [Measurement(IN_DISTRIBUTION, "greedy", temperature=0.0)]
-    others = [name for name in sets if name != IN_DISTRIBUTION]
+    others = [name for name in set_names if name != IN_DISTRIBUTION]
     measurements = [
         Measurement(IN_DISTRIBUTION, "sampled", cfg.temperature, branching=True),
         Measurement(IN_DISTRIBUTION, "greedy", temperature=0.0),
         *[Measurement(name, "sampled", cfg.temperature) for name in others],
     ]
     if cfg.pass_items:
-        # Rank r has the questions r, r + world_size, ...: so many of the first --pass_items.
+        # Rank r has the questions r, r + world_size, ...: this counts those below --pass_items.
         count_of_rank = len(range(rank, cfg.pass_items, world_size))
         measurements.append(Measurement(IN_DISTRIBUTION, "pass", cfg.temperature,
                                         cfg.pass_samples, max_prompts=count_of_rank))
@@ -249,6 +252,7 @@ class Evaluator:
             return [{**labels, **record}
                     for record in grade_groups(groups, encoder, policy.eos_ids, self.judge)]
 
+        # One chunk after the other; with --resume, those that were finished are read back.
         prompts_at_a_time = max(1, cfg.sample_batch // measurement.samples)
         return self.parts.each(f"{model_name}: {purpose}", prompts.first(measurement.max_prompts),
                                prompts_at_a_time, sample_chunk, generator)
@@ -284,7 +288,7 @@ def checkpoint_rates(evaluator: Evaluator, name: str, folder: Path,
                      encoded: EncodedSets) -> dict[str, float]:
     """The rate of each set for the model of one checkpoint, over the shares of all ranks.
 
-    Trap: if no response could be scored, the mean is 0 over a count of 0. Used as a rate, it would
+    Trap: if no response could be graded, the mean is 0 over a count of 0. Used as a rate, it would
     give a GF that looks measured (test_gf_of_what_cannot_be_scored_is_an_error).
     """
     cfg, accelerator = evaluator.cfg, evaluator.run.accelerator
@@ -297,10 +301,11 @@ def checkpoint_rates(evaluator: Evaluator, name: str, folder: Path,
         measurement = Measurement(set_name, "sampled", cfg.temperature)
         records = evaluator.sample_and_grade(policy, encoder, prompts, measurement, name)
         # Only the field that is averaged goes to the other ranks, not the responses.
-        outcomes = [{field: record[field]} for record in records]
-        rate = rate_with_interval(sum(gather_objects(outcomes, accelerator), []), field)
+        outcomes_of_rank = [{field: record[field]} for record in records]
+        outcomes = sum(gather_objects(outcomes_of_rank, accelerator), [])
+        rate = rate_with_interval(outcomes, field)
         if rate["count"] == 0:
-            raise ValueError(f"--gf_runs {name}: no response to {set_name} could be scored")
+            raise ValueError(f"--gf_runs {name}: no response to {set_name} could be graded")
         rates[set_name] = rate["mean"]
     return rates
 
@@ -369,21 +374,20 @@ def summarize(records: list[dict]) -> dict:
 
 
 def mean_pass_at_k(records: list[dict]) -> dict[str, dict]:
-    """pass@k for k = 1, 2, 4, ... 64: the mean over the questions with at least k scored samples.
+    """pass@k for k = 1, 2, 4, ... 64: the mean over the questions with at least k graded samples.
 
-    Where scores are missing, a larger k is a mean over fewer questions, so the curve may fall.
+    Where grades are missing, a larger k is a mean over fewer questions, so the curve may fall.
     """
-    is_right_of = defaultdict(list)  # id of a question -> of each scored sample: is it right?
+    outcomes_of = defaultdict(list)  # id of a question -> of each graded sample: is it right?
     for record in records:
         if record["score"] is not None:
-            is_right_of[record["id"]].append(record["score"] == 1.0)
+            outcomes_of[record["id"]].append(record["score"] == 1.0)
+    counts = [(len(outcomes), sum(outcomes)) for outcomes in outcomes_of.values()]  # n, c of each
 
     rates = {}
     for k in (1, 2, 4, 8, 16, 32, 64):
-        enough_samples = [is_right for is_right in is_right_of.values() if len(is_right) >= k]
-        if enough_samples:
-            # One estimate per question: n = its scored samples, c = those that are right.
-            estimates = [pass_at_k(len(is_right), sum(is_right), k) for is_right in enough_samples]
+        estimates = [pass_at_k(n, c, k) for n, c in counts if n >= k]  # one per question
+        if estimates:
             low, high = bootstrap(estimates)
             rates[str(k)] = {"mean": sum(estimates) / len(estimates), "low": low, "high": high}
     return rates

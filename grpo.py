@@ -3,14 +3,16 @@
 For each prompt q, sample G completions o_1..o_G from the current policy, reward each, and compare
 it with its own group. If a completion did better than the group's mean, the probability of each of
 its tokens is raised; if worse, lowered. The ratio of a token is its probability under the policy
-now, divided by that before the rollout's first update. A token whose ratio was raised above
-1 + high, or lowered below 1 - low, is pushed no further: the clip stops its gradient. In formulas:
+now, divided by its probability before the rollout's first update. The clip ends the push: where a
+token is raised, once its ratio is above 1 + high; where it is lowered, once it is below 1 - low.
+Beyond the other end of the band its gradient stays. In formulas:
 
     R_i     = 0.5 format_i + 1 accuracy_i                          one reward per completion
     A_i     = (R_i - mean(R)) / (std(R) + 1e-6)                    mean and std over its group
     r_it    = exp(logp_it - logp_old_it)                           one ratio per token
     J       = 1/M sum_i sum_t min(r_it A_i, clip(r_it, 1 - low, 1 + high) A_i)
               over the completions i of all prompts of an update; M = the number of their tokens
+              (a completion that could not be graded is in neither)
     loss    = -J  (+ beta * KL to the reference, off by default)
 
 As a loop. A *step* is one turn of it, with one rollout; an *update* is one optimizer step:
@@ -212,7 +214,7 @@ def prepare_mini_batches(rollout: list[RewardedGroup], policies: Policies, accel
 
     All are prepared before the first update, so that each logp_old is of the old policy.
     """
-    size = len(rollout) // cfg.updates_per_rollout  # without remainder, `check_shares` says
+    size = len(rollout) // cfg.updates_per_rollout  # no remainder: see `check_shares`
     batches = []
     for u in range(cfg.updates_per_rollout):
         groups = rollout[u * size : (u + 1) * size]
@@ -224,24 +226,27 @@ def prepare_mini_batch(rewarded: list[RewardedGroup], policies: Policies, accele
                        is_first: bool) -> MiniBatch:
     """The part of a rollout that one update learns from: advantages, mask, M and logp_old."""
     # 2a. Advantages: each completion against its own group.
-    rewards = torch.tensor([r.totals for r in rewarded])  # (N, G) R_i; nan: could not be graded
-    advantages = group_advantages(rewards, cfg.divide_by_std)  # (N, G)
+    totals = torch.tensor([r.totals for r in rewarded])  # (N, G) R_i; nan: could not be graded
+    advantages = group_advantages(totals, cfg.divide_by_std)  # (N, G)
 
     # 2b. Which completions are in the loss.
-    in_loss = ~rewards.isnan()  # (N, G)
+    in_loss = ~totals.isnan()  # (N, G)
     if cfg.mask_truncated:  # their rewards stay in the mean and std of the group
         in_loss &= ~torch.tensor([r.truncated for r in rewarded])
 
     # 2c. This rank's share of M. Groups of equal rewards count, though they add nothing to the sum:
     # with more of them than usual the gradient is smaller. --dynamic_sampling avoids them.
     lengths = torch.tensor([[len(c) for c in r.group.completions] for r in rewarded])  # (N, G)
-    normalizer_share = float((lengths * in_loss).sum())
-    if cfg.constant_normalizer:  # as if every completion had the largest length
-        normalizer_share = float(in_loss.numel() * cfg.max_new_tokens)
+    if cfg.constant_normalizer:  # every completion, in the loss or not, as if at full length
+        normalizer_share = float(lengths.numel() * cfg.max_new_tokens)
+    else:
+        normalizer_share = float((lengths * in_loss).sum())
 
     # 2d. Only groups with a gradient go through the model. The gradient of a group of equal rewards
     # is exactly 0, unless the KL term pulls on it (test_groups_without_gradient_change_nothing).
-    has_gradient = ((advantages != 0) & in_loss).any(-1) | (cfg.kl_beta > 0)  # (N,)
+    has_gradient = ((advantages != 0) & in_loss).any(-1)  # (N,)
+    if cfg.kl_beta > 0:
+        has_gradient[:] = True
     with_gradient = [i for i in range(len(rewarded)) if has_gradient[i]]
     # Sorted, so that a micro-batch holds similar lengths: attention pads them to one another.
     with_gradient.sort(key=lambda i: int(lengths[i].max()))
@@ -315,34 +320,39 @@ def update(batch: MiniBatch, policies: Policies, accelerator, cfg: Config) -> di
     normalizer = max(1.0, sum_over_ranks({"M": batch.normalizer_share}, accelerator)["M"])
 
     def loss_and_metrics(micro: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        # 3a. Score the completions: all gradients flow through this line.
         logp = token_logps(policies.trained, micro.groups, cfg.temperature)  # (b, t)
         mask = micro.rows_of(batch.mask, like=logp)  # (b, t)
-        logp_sampler = micro.rows_of(batch.logp_sampler, like=logp)  # (b, t)
         advantages = batch.advantages[micro.span].to(logp.device)  # (b,)
 
+        # 3b. logp_old. In the first update it is logp, and the ratio 1. Without `detach` the two
+        # would cancel in the gradient as well, and nothing would be learnt.
         if batch.logp_old is None:
-            # The first update: logp_old is logp, and the ratio 1. Without `detach` the two would
-            # cancel in the gradient as well, and nothing would be learnt.
             logp_old = logp.detach()
         else:
             logp_old = micro.rows_of(batch.logp_old, like=logp)  # (b, t)
+
+        # 3c. The clipped loss of each token.
         terms = policy_loss(logp, logp_old, advantages, mask, cfg.clip_low, cfg.clip_high)
 
-        # Truncated importance sampling: the sampler, not quite the old policy, drew the tokens.
+        # 3d. Off by default, truncated importance sampling: the sampler, not quite the old policy,
+        # drew the tokens.
+        logp_sampler = micro.rows_of(batch.logp_sampler, like=logp)  # (b, t)
         if cfg.tis > 0:
             weight = (logp_old - logp_sampler).exp().clamp(max=cfg.tis)  # (b, t)
             terms["loss"] = terms["loss"] * weight
+
+        # 3e. Off by default, the KL to the reference. accelerate has not wrapped it, so autocast is
+        # entered by hand. With LoRA it is the policy itself, with its adapters off.
         if policies.reference is not None:
-            # accelerate has not wrapped the reference, so autocast is entered by hand. With LoRA
-            # the reference is the policy itself, with its adapters off.
             with torch.no_grad(), accelerator.autocast(), adapters_off(policies.reference):
                 logp_ref = token_logps(policies.reference, micro.groups, cfg.temperature)
             terms["kl_ref"] = kl_k3(logp, logp_ref)  # e^d - d - 1, d = logp_ref - logp
             terms["loss"] = terms["loss"] + cfg.kl_beta * terms["kl_ref"]
 
+        # 3f. sum_i sum_t over this micro-batch. `optimizer_step` divides that of the loss by M; the
+        # metrics are only added up, and become means over `tokens_passed` when they are logged.
         terms |= sampler_gap(logp_old, logp_sampler, cfg.clip_low, cfg.clip_high)
-        # sum_i sum_t over this micro-batch. `optimizer_step` divides that of the loss by M; the
-        # metrics are only added up, and become means when they are logged.
         micro_sums = {name: (values * mask).sum() for name, values in terms.items()}
         return micro_sums["loss"], {**micro_sums, "tokens_passed": mask.sum()}
 
@@ -395,20 +405,20 @@ def main(cfg: Config) -> None:
         # 0. Give the sampler the policy's weights.
         refresh(policies.sampler, policies.bare)
         # Not training: every --eval_every steps the accuracy on held-out questions, else {}.
+        # (`progress` is for bounding boxes: the overlap that they must reach rises with it.)
         evaluation = held_out.accuracy(
             step, policies.sampler, rewarder.at(progress=1.0), accelerator, cfg)
 
         step_time, sampling_time = Stopwatch(), Stopwatch()
         with step_time:
-            # 1. Sample a group for each prompt, and reward it. (`progress` is for bounding boxes:
-            # the overlap that they must reach rises while the training goes on.)
+            # 1. Sample a group for each prompt, and reward it.
             reward_groups = rewarder.at(progress=step / cfg.steps)
             rollout = collect_rollout(policies.sampler, stream, reward_groups, generator,
                                       sampling_time, accelerator, cfg)
             # 2. Cut it into mini-batches: advantages, logp_old.
             mini_batches = prepare_mini_batches(rollout, policies, accelerator, cfg)
             # 3. For each of them one update by the clipped loss.
-            sums = defaultdict(float)
+            sums = defaultdict(float)  # over the updates; `summarize` makes means of them
             for batch in mini_batches:
                 for name, value in update(batch, policies, accelerator, cfg).items():
                     sums[name] += value
@@ -417,7 +427,8 @@ def main(cfg: Config) -> None:
         run.log(step, cfg.steps, {
             **summarize(rollout, sums, counts, accelerator, cfg), **evaluation, "lr": lr,
             "gen%": 100 * sampling_time.seconds / step_time.seconds, "step_s": step_time.seconds})
-        # All ranks compute its log-probs, though one writes them: --shard needs all for a pass.
+        # Now and then record one group, with its log-probs after the updates. All ranks score one,
+        # though only the main process writes: with --shard a pass needs every rank.
         if step == 1 or step % cfg.sample_every == 0:
             logp = no_grad_logps(policies.trained, [rollout[0].group], accelerator, cfg,
                                  cfg.temperature)

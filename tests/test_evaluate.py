@@ -512,7 +512,7 @@ def test_gf_of_what_cannot_be_scored_is_an_error(start, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate, "rate_with_interval", lambda records, key: {
         "mean": 0.0, "count": 0
     })  # fmt: skip
-    with pytest.raises(ValueError, match="step 0: no response to id could be scored"):
+    with pytest.raises(ValueError, match="step 0: no response to id could be graded"):
         main(gf_config(start, tmp_path))
 
 

@@ -119,7 +119,7 @@ def test_weights_in_force_are_said():
     assert "1 format" in formula and "0.5 accuracy" in formula
     with pytest.raises(ValueError, match="format is given twice"):
         replace(CFG, reward_weights="format=1,format=2")
-    with pytest.raises(ValueError, match="--clip_low must be between 0 and 1"):
+    with pytest.raises(ValueError, match="--clip_low 2.0: must be between 0 and 1"):
         replace(CFG, clip_low=2.0)
     cfg = replace(CFG, reward_weights="accuracy=0,format=0")
     with pytest.raises(ValueError, match="all are 0"):
