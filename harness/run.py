@@ -94,7 +94,8 @@ class Run:
         With --resume the settings must be those of the run that is there (`harness/resume.py`).
 
         Raises FileExistsError if the folder is not empty and neither --resume nor --overwrite is
-        given. Also raises it if the folder is not that of a run: such a folder is never emptied.
+        given. Also raises it if the folder is not that of a run, or that of another stage: such a
+        folder is never emptied.
         Raises ValueError if another run writes there, or if --resume does not fit.
         """
         used = is_used(self.folder)
@@ -107,6 +108,11 @@ class Run:
             raise FileExistsError(
                 f"--run_dir {name} is not the folder of a run (no config.json): "
                 "it is left alone"
+            )
+        if used and self.config.overwrite and self.whose_run():
+            raise FileExistsError(
+                f"--run_dir {name} holds a run{self.whose_run()}, which --overwrite leaves alone: "
+                "name another folder, or remove this one"
             )
         stored = read_config(self.folder) if self.config.resume else None
         history = self.history_of_changes(stored) if stored is not None else []

@@ -307,6 +307,17 @@ def test_only_a_run_is_ever_emptied(start, tmp_path):
     assert (home / "thesis.txt").read_text() == "years"
 
 
+def test_the_run_of_another_stage_is_never_emptied(start, tmp_path):
+    """A mistyped --run_dir would have cost the trained model."""
+    folder = tmp_path / "trained"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"stage": "dpo_sft"}))
+    (folder / "state.pt").write_text("weeks")
+    with pytest.raises(FileExistsError, match="holds a run .of dpo_sft, not of grpo., which"):
+        grpo.main(grpo_config(start, folder, overwrite=True))
+    assert (folder / "state.pt").read_text() == "weeks"
+
+
 def test_missing_tracker_is_named(start, tmp_path):
     """A tracker that is not installed would otherwise log nothing, without a word."""
     with pytest.raises(ValueError, match="--log_with nonsense"):
