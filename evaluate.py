@@ -51,7 +51,7 @@ by the training reward; `--benchmark NAME --score FILE` does so with responses m
 """
 
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -69,7 +69,6 @@ from model.qwen import Policy
 from model.records import Prompt
 from model.sampling import sample_groups, sampling_dtype
 from rewards import Judge, make_judge
-from rewards.judge import take_counts
 from scoring import category_rates, find_benchmark, load_gf_sets, load_sets
 from scoring.rates import accuracy, bootstrap, guessing_rate, rate_with_interval
 from scoring.responses import (
@@ -78,6 +77,7 @@ from scoring.responses import (
     read_records,
     rescore,
     save_images,
+    say_judge_counts,
     write_report,
 )
 from scoring.score_file import score_responses
@@ -441,16 +441,6 @@ def evaluate(cfg: Config) -> None:
         write_report(reports, curves, run)
     say_judge_counts(judge, run)
     run.finish()
-
-
-def say_judge_counts(judge: Judge | None, run: Run) -> None:
-    """How often the judge was asked, over all ranks."""
-    if judge is None:
-        return
-    counts = Counter()
-    for counts_of_rank in gather_objects(take_counts(judge), run.accelerator):
-        counts.update(counts_of_rank)
-    run.say(f"the judge, calls of all ranks: {dict(counts)}")
 
 
 if __name__ == "__main__":

@@ -7,10 +7,11 @@
     rescore           the table of such a file, graded again by today's rules
     save_images       the images of the first questions, to look at beside their responses
     write_report      report.json, report.png and the table
+    say_judge_counts  what the judge was asked
 """
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -24,6 +25,7 @@ from model.images import load_image
 from model.prompts import PromptEncoder
 from model.records import SampledGroup, is_truncated
 from rewards import Grade, Judge
+from rewards.judge import take_counts
 from scoring import ask_judge, grade_example
 from sources.toy import is_in_asked_format
 
@@ -154,3 +156,13 @@ def write_report(reports: dict[str, dict], curves: dict[str, list[dict]], run: R
 
     print(format_table(reports, curves))
     print(f"wrote {run.folder}/report.json, completions.jsonl, report.png")
+
+
+def say_judge_counts(judge: Judge | None, run: Run) -> None:
+    """How often the judge was asked, over all ranks."""
+    if judge is None:
+        return
+    counts = Counter()
+    for counts_of_rank in gather_objects(take_counts(judge), run.accelerator):
+        counts.update(counts_of_rank)
+    run.say(f"the judge, calls of all ranks: {dict(counts)}")
