@@ -114,6 +114,8 @@ class Config(settings.Columns, settings.Benchmark, settings.Generalization, sett
             find_benchmark(self.benchmark)  # raises if there is none of that name
         if self.instruction is not None and self.data == "toy" and not (self.benchmark or self.ask):
             raise ValueError("--instruction: each set of --data toy comes with its own")
+        if self.columns and self.data == "toy" and not (self.gf_id or self.benchmark):
+            raise ValueError(f"--columns {self.columns}: --data toy has no columns to name")
         split_names(self.models, "--models")
         self.check_at_least(1, "pass_samples", "gf_items")
         if self.items is not None:

@@ -83,6 +83,14 @@ class Data(Columns):
         None, "format instruction after each question, None for the built-in; ours"
     )
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.max_examples is not None:
+            self.check_at_least(1, "max_examples")
+        if self.columns and self.data == "toy":
+            raise ValueError(f"--columns {self.columns}: --data toy has no columns to name; say "
+                             "which --data they are of")
+
 
 @dataclass(frozen=True)
 class Sampling(Settings):

@@ -19,6 +19,7 @@ from PIL import Image
 
 from model.records import ExampleError
 from rewards.choice import gold_letter
+from rewards.number import read_number
 
 ANSWER_TYPES = ("number", "choice", "math", "text", "boxes")
 MAX_CHOICES = 10  # choices have the letters A to J; `rewards` reads no others
@@ -231,6 +232,9 @@ def to_example(record: dict, index: int, instruction: str, source: str) -> dict:
     answer_type = record.get("answer_type") or ("choice" if choices else "math")
     if answer_type not in ANSWER_TYPES:
         raise ExampleError(f"{where} has answer_type {answer_type!r}, wanted {ANSWER_TYPES}")
+    if answer_type == "number" and read_number(answer) is None:
+        raise ExampleError(f"{where}: answer {answer!r} is no number, and could never be given; "
+                           "answer_type `math` or `text` takes others")
     if answer_type == "choice" and gold_letter(answer, choices) is None:
         raise ExampleError(f"{where}: answer {answer!r} is neither letter nor text of one of its "
                            f"choices, {choices}")

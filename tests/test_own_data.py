@@ -427,6 +427,26 @@ def test_messages_about_columns_say_what_is_wrong(tmp_path):
         load_examples(source)
 
 
+@pytest.mark.parametrize("answer", ["3", 3, 2.5, "three", "50 %", "1/2", "-7", "1,000", "12 cm"])
+def test_an_answer_of_type_number_is_one(answer):
+    """Another one could never be given: accuracy would be 0, without a word."""
+    row = {**ROW, "answer_type": "number"}
+    assert to_example({**row, "answer": answer}, 0, "", "rows.jsonl")["answer"] == str(answer)
+    with pytest.raises(ExampleError, match="example 0: answer 'red' is no number"):
+        to_example({**row, "answer": "red"}, 0, "", "rows.jsonl")
+
+
+def test_columns_without_their_data_are_refused():
+    """Who forgets --data would train on the embedded world, and take it for their own data."""
+    for config in (grpo.Config, build_prefs.Config, evaluate.Config):
+        with pytest.raises(ValueError, match="--columns question=q: --data toy has no columns"):
+            config(columns="question=q")
+        config(columns="question=q", data="mine.jsonl")
+    evaluate.Config(columns="question=q", gf_id="a.jsonl", gf_ood="b=b.jsonl")
+    with pytest.raises(ValueError, match="--max_examples 0: must be at least 1"):
+        grpo.Config(max_examples=0)
+
+
 def test_an_answer_outside_of_the_choices_is_refused(tmp_path):
     """Wrong before: every completion unscored, and a run without a gradient that ended well."""
     record = {"question": "which ?", "choices": ["red", "blue"]}
