@@ -101,9 +101,12 @@ def split_names(text: str, flag_name: str) -> dict[str, str]:
         if not part:
             continue
         if "=" not in part:
-            name = Path(part).parent.name or "model"
+            # The model of a run is in its folder `model`; --gf_runs wants the run itself.
+            is_run = flag_name == "--models" and Path(part, "model").is_dir()
+            folder = f"{part}/model" if is_run else part
+            name = Path(folder).parent.name or "model"
             raise ValueError(
-                f"{flag_name} {part}: wanted NAME=FOLDER, as in {flag_name} {name}={part}"
+                f"{flag_name} {part}: wanted NAME=FOLDER, as in {flag_name} {name}={folder}"
             )
         name, folder = part.split("=", 1)
         if name in folders:

@@ -63,8 +63,9 @@ def draw_curves(axis, records: list[dict], title: str, metrics: list[str], chanc
     axis.set(title=title, xlabel="step")
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.grid(alpha=0.3)
-    if len(axis.lines) > 1:
-        axis.legend(fontsize=8)
+    if len(axis.lines) > 1:  # below the panel, where it covers no curve
+        axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=2,
+                    frameon=False)  # fmt: skip
 
 
 # --- 2. The report of an evaluation --------------------------------------------------------------

@@ -38,7 +38,9 @@ def load_image(image: EncodedImage, example_id: str) -> Image.Image:
         if isinstance(error, MemoryError):
             raise
         kind = type(error).__name__
-        message = f"example {example_id}: image cannot be read: {error or kind}"
+        is_path = isinstance(image, (str, Path))
+        path = f" {image}" if is_path and str(image) not in str(error) else ""
+        message = f"example {example_id}: image{path} cannot be read: {error or kind}"
         raise ExampleError(message) from error
 
 

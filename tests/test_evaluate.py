@@ -505,6 +505,9 @@ def test_what_is_no_file_of_responses_is_named(tmp_path):
         main(Config(rescore=str(tmp_path)))
     with pytest.raises(ValueError, match="--models .*: the name a is given twice"):
         Config(models="a=x,a=y")
+    (tmp_path / "run/model").mkdir(parents=True)
+    with pytest.raises(ValueError, match="as in --models run=.*run/model$"):
+        Config(models=str(tmp_path / "run"))
 
 
 def test_gf_of_what_cannot_be_scored_is_an_error(start, tmp_path, monkeypatch):

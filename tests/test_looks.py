@@ -59,6 +59,9 @@ def test_curves_have_a_panel_for_each_idea(tmp_path, figures):
                   "gradient norm", "learning rate", "length, tokens"):  # fmt: skip
         assert len(axes[title].lines) == 1 and axes[title].get_legend() is None, title
 
+    for axis in axes.values():  # below its panel: it covers no curve
+        if axis.get_legend() is not None:
+            assert axis.get_legend().get_window_extent().y1 < axis.get_window_extent().y0
     legend = [text.get_text() for text in axes["reward"].get_legend().get_texts()]
     assert legend == ["reward", "format", "accuracy", "best blind guess at the training data"]
     assert axes["reward"].lines[-1].get_ydata()[0] == 0.15

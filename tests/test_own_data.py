@@ -427,6 +427,16 @@ def test_messages_about_columns_say_what_is_wrong(tmp_path):
         load_examples(source)
 
 
+def test_a_truncated_file_is_named(tmp_path):
+    """Pillow says what is wrong, and not where."""
+    whole = io.BytesIO()
+    Image.effect_noise((64, 64), 50).save(whole, "PNG")
+    file = tmp_path / "half.png"
+    file.write_bytes(whole.getvalue()[: len(whole.getvalue()) // 2])
+    with pytest.raises(ExampleError, match="example e7: image .*half.png cannot be read"):
+        load_image(str(file), "e7")
+
+
 @pytest.mark.parametrize("answer", ["3", 3, 2.5, "three", "50 %", "1/2", "-7", "1,000", "12 cm"])
 def test_an_answer_of_type_number_is_one(answer):
     """Another one could never be given: accuracy would be 0, without a word."""
