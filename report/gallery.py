@@ -40,7 +40,7 @@ def rollouts(runs: list[LoadedRun], images: ImageStore) -> list[dict]:
 def group_data(run: LoadedRun, sample: dict, images: ImageStore) -> dict:
     """One line of samples.jsonl as page.js wants it."""
     totals = torch.tensor([float("nan") if t is None else t for t in sample["totals"]])  # (G,)
-    advantages = group_advantages(totals[None], run.config["divide_by_std"])[0]  # (G,)
+    advantages = group_advantages(totals[None], run.divides_by_std())[0]  # (G,)
     clipped = clipped_tokens(sample, advantages, run.config)
     known = totals[~totals.isnan()]
 

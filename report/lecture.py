@@ -46,7 +46,7 @@ def how_telling(run: LoadedRun, sample: dict) -> tuple:
 def loss_terms(run: LoadedRun, sample: dict) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """What grpo.py's own functions say about a record: terms (G, T), advantages (G,)."""
     totals = torch.tensor(sample["totals"])  # (G,)
-    advantages = group_advantages(totals[None], run.config["divide_by_std"])[0]  # (G,)
+    advantages = group_advantages(totals[None], run.divides_by_std())[0]  # (G,)
     # The sampler's log-probabilities stand for logp_old: both are of the policy before the update.
     logp, logp_sampler = padded(sample["logp"]), padded(sample["logp_sampler"])  # (G, T)
     mask = padded([[1.0] * len(line) for line in sample["logp"]])  # (G, T)
@@ -82,7 +82,7 @@ def explain(run: LoadedRun, sample: dict) -> dict:
         "weights": run.config["reward_weights"],
         "mean": float(totals.mean()),
         "std": float(totals.std()),
-        "divides": run.config["divide_by_std"],
+        "divides": run.divides_by_std(),
         "low": 1 - run.config["clip_low"],
         "high": 1 + run.config["clip_high"],
         "shown": [token_rows(sample, i, terms, float(advantages[i])) for i in (best, worst)],

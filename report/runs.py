@@ -26,6 +26,10 @@ class LoadedRun:
     metrics: list[dict] = field(default_factory=list)
     samples: list[dict] = field(default_factory=list)
 
+    def divides_by_std(self) -> bool:
+        """Are advantages divided by the std of their group? Runs before that flag did so."""
+        return self.config.get("divide_by_std", True)
+
 
 def load_runs(folders: list[Path]) -> list[LoadedRun]:
     """The runs in these folders: each is a run, or holds runs at any depth.

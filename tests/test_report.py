@@ -236,6 +236,9 @@ def test_a_record_of_an_older_run_is_shown(tmp_path):
     for key in ("tokens", "logp", "logp_sampler", "question", "kind", "format", "instruction"):
         del sample[key]
     make_grpo_run(folder, [sample])
+    config = json.loads((folder / "config.json").read_text())
+    del config["divide_by_std"]
+    (folder / "config.json").write_text(json.dumps(config))
     page = build_page([folder])
     assert data_of(page)["groups"][0]["completions"][0]["tokens"] == ["that", "is", "2", "."]
     assert 'id="lecture"' not in page
