@@ -39,8 +39,8 @@ def load_image(image: EncodedImage, example_id: str) -> Image.Image:
             raise
         kind = type(error).__name__
         is_path = isinstance(image, (str, Path))
-        path = f" {image}" if is_path and str(image) not in str(error) else ""
-        message = f"example {example_id}: image{path} cannot be read: {error or kind}"
+        where = f" ({image})" if is_path and str(image) not in str(error) else ""
+        message = f"example {example_id}: image cannot be read: {error or kind}{where}"
         raise ExampleError(message) from error
 
 

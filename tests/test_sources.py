@@ -126,7 +126,7 @@ def test_broken_image_inside_a_table_is_skipped(tiny, tmp_path):
     pairs = load_pairs(cfg, encoder, policy, warnings.append, Accelerator(cpu=True))
 
     assert len(prompts) == len(pairs) == 1
-    assert ["cannot be read" in warning for warning in warnings] == [True] * 4
+    assert ["image cannot be read" in warning for warning in warnings] == [True] * 4
     assert [warning.split()[2] for warning in warnings] == ["1:", "2:"] * 2
 
 

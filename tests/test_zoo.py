@@ -163,7 +163,7 @@ def test_broken_images_are_refused_by_name(tiny, name):
     warnings = []
     prompts = encode_all([good[0], bad, good[1]], encoder, warn=warnings.append)
     assert len(warnings) == 1
-    assert "example bad7: image" in warnings[0] and "cannot be read" in warnings[0]
+    assert "example bad7: image cannot be read" in warnings[0]
     assert word in warnings[0]
 
     alone = encode_all(good, encoder)
