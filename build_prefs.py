@@ -2,29 +2,34 @@
 
 Two models answer the same questions. The *base* model writes the rejected response; the *zero*
 model, the base after stage 1, writes the chosen one: the base will learn from its own descendant,
-which is SPECS' self-distillation.
+which is SPECS' self-distillation. As a program:
 
-    chosen      sampled by zero  -> complete, and the answer right?
-                                 -> in format, if need be with a missing closing tag added?
-                                 -> reasoning agrees with the answer?
-    rejected    sampled by base  -> complete, and the answer right?
-                                 -> one of five corruptions, or unchanged if already out of format
-    pairs       of each question: repeats dropped on each side, then the i-th chosen with the i-th
-                rejected, at most --pairs_per_question
-
-As a program:
-
-    0. open who responds for each side, load the questions       open_responder
-    1. sample responses for both sides                           sample_responses
-    2. make pairs of them                                        make_pairs
-         a. can a response be chosen? If not, why not?           chosen_candidate
-         b. can a response be rejected? If not, why not?         rejected_candidate
+    0. open who responds on each side, load the questions            `sources/responders.py`
+    1. sample responses of both sides                                the same
+    2. make pairs of them                                            make_pairs
+         a. chosen: complete, and the answer right? In format, if    chosen_candidate
+            need be with a missing closing tag added? Then: does
+            the reasoning agree with the answer?
+         b. rejected: complete, and the answer right? If it is in    rejected_candidate
+            format, one of five corruptions takes it out of it
          c. drop repeats, match the i-th chosen with the i-th rejected
-    3. write the pairs, and what became of every response        save_pairs
+    3. write the pairs, and what became of every response            save_pairs
+
+For example, three responses of each model to a question whose answer is 2:
+
+    zero   <think> I see 1 . that is 1 </think> <answer> 1 </answer>    wrong answer
+           <think> I see 2 . that is 2 </think> <answer> 2              chosen: </answer> is added
+           <think> a ball and a cube : 2 </think> <answer> 2 </answer>  chosen
+    base   there are 2                                                  rejected: is out of format
+           <think> 2 </think> <answer> 2 </answer>                      rejected: "no answer tags"
+           <think> 3 </think> <answer> 3 </answer>                      wrong answer
+
+    pairs  <think> I see 2 . that is 2 </think> <answer> 2 </answer>    over   there are 2
+           <think> a ball and a cube : 2 </think> <answer> 2 </answer>  over   <think> 2 </think> 2
 
 The paper calls such pairs *decoupled*: both answers are right, so correctness does not separate
-them; the format does. "Right" means as sampled. A corrupted response is not graded again: without
-its tags the grader may find another number first.
+them; the format does. Correctness is graded once, on the response as it was sampled. A corrupted
+text is not graded again: the grader goes by tags, and without them it may find another number.
 
 Three other things separate them, though nobody asked for it: the style of two models; their length
 (in the embedded world chosen has 27 tokens on average, rejected 18); and consistency, for which
@@ -34,13 +39,14 @@ With --coupled the rejected answer is wrong, and its format corrupted as well, w
 worse.
 
 Where the paper is silent:
-  1. "Format supplement" is not defined: here a missing closing tag is put where it belongs.
+  1. "Format supplement" is not defined: here a missing </think> is put before <answer>, and a
+     missing </answer> at the end of the response.
   2. "Consistent" is not defined: here the conclusion that the reasoning states is the answer.
          by default     a rule decides (`rewards/consistency.py`); --unsure says what becomes of a
                         response that the rule cannot decide
          --judge_url    a judge decides, as Gemini does in the paper; without a verdict: dropped
          --no_verify    not checked
-  3. An answer is right at score 1 only, so that bounding boxes, scored by overlap, give few pairs.
+  3. Only score 1 counts as right. Bounding boxes are scored by overlap, so they give few pairs.
   4. One of the five corruptions is drawn uniformly.
 
     accelerate launch build_prefs.py --zero runs/zero/model       ~30 seconds on one core
@@ -55,39 +61,32 @@ and in it funnel.json, which counts what became of every response (`sources/funn
 
 import random
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
-
-from accelerate import Accelerator
 
 from harness import settings
 from harness.cli import flag, parse_cli, run_stage
 from harness.parts import Parts
-from harness.randomness import random_of, torch_generator
+from harness.randomness import random_of
 from harness.ranks import gather_objects, make_accelerator
 from harness.run import Run
 from model.loading import load_model
-from model.prompts import PromptEncoder
-from model.qwen import Policy
-from model.records import Prompt, is_truncated
-from model.sampling import sample_groups, sampling_dtype
+from model.sampling import sampling_dtype
 from rewards import Judge, grade, is_in_format, make_judge
 from rewards.consistency import AGREES, UNSURE, check_consistency
 from rewards.format import answer_in_words, remove_tags
 from rewards.judge import QUESTIONS_AT_A_TIME, ask_ahead, take_counts
 from sources import load_examples
-from sources.elsewhere import is_elsewhere, responses_from
 from sources.funnel import (
+    AS_SAMPLED,
     Candidate,
     Response,
     count_question,
-    drop_repeats,
-    dropped,
     kept,
+    mark_repeats,
     write_funnel,
 )
-from sources.lazily import Prompts
 from sources.pairs import TABLE_PATH, pair_record, write_readme, write_table
+from sources.responders import open_responder
 from sources.stream import encode_all
 from sources.understood import LOOKED_AT, say_what_was_understood
 
@@ -124,83 +123,37 @@ class Config(settings.Data, settings.Sampling, settings.Judge, settings.RunFolde
             raise ValueError(f"--unsure {self.unsure}: wanted drop or keep")
 
 
-# --- 1. Sample responses for both sides ----------------------------------------------------------
+# --- 2. Make pairs -------------------------------------------------------------------------------
 
 
-Responder = Callable[[Prompts], list[list[Response]]]  # prompts -> responses, [prompt][sample]
+def make_pairs(examples: list[dict], chosen_side: list[list[Response]],
+               rejected_side: list[list[Response]], cfg: Config, judge: Judge | None,
+               rng: random.Random) -> tuple[list[dict], Counter]:
+    """(pairs, funnel): the i-th chosen with the i-th rejected of each question.
 
+    chosen_side, rejected_side  [question][sample]: the responses sampled for that side
+    rng                         draws the corruptions
 
-def open_responder(side: str, base_model: Policy, encoder: PromptEncoder, cfg: Config,
-                   run: Run, parts: Parts) -> Responder:
-    """Who responds for a side of the pairs, by --source or --rejected_source.
-
-    Raises ValueError naming the flag if it cannot be opened, before anything is sampled.
+    i has no meaning: samples of one question come in no particular order.
     """
-    if side == "chosen":
-        flag_name, source = "--source", cfg.source
-    else:
-        flag_name, source = "--rejected_source", cfg.rejected_source
+    pairs, funnel = [], Counter()
+    for example, for_chosen, for_rejected in zip(examples, chosen_side, rejected_side):
+        # 2a, 2b. Each response becomes a candidate for its side, or is dropped for a reason.
+        chosen = [chosen_candidate(response, example, judge, cfg) for response in for_chosen]
+        rejected = [rejected_candidate(response, example, judge, rng, cfg)
+                    for response in for_rejected]
 
-    if is_elsewhere(source):  # a file of responses, or an endpoint
-        responses_to = responses_from(source, flag_name, cfg, run.warn, show=run.writes)
-        return lambda prompts: responses_to(prompts.examples)
+        # 2c. Drop repeats: candidates whose final text is that of an earlier one. (A response that
+        # was sampled twice, and corrupted in two ways, has two texts: both stay.) Then match.
+        chosen, rejected = mark_repeats(chosen), mark_repeats(rejected)
+        matched = list(zip(kept(chosen), kept(rejected)))[: cfg.pairs_per_question]
 
-    if source == "base":
-        policy = base_model
-    elif source == "zero":
-        policy = load_other_model(cfg.zero, "--zero", encoder, cfg, run)
-    else:
-        policy = load_other_model(source, flag_name, encoder, cfg, run)
-    return lambda prompts: sample_responses(policy, encoder, prompts, cfg, run.accelerator, parts,
-                                            side)
-
-
-def load_other_model(folder: str, flag_name: str, encoder: PromptEncoder, cfg: Config,
-                     run: Run) -> Policy:
-    """A model beside the base, for the prompts of the base's `encoder`.
-
-    Trap: the base's tokenizer encodes the prompts and decodes the responses of every model. One
-    that was trained with another vocabulary would read and write garbage
-    (test_a_source_with_another_tokenizer_is_refused).
-    """
-    policy, its_encoder = load_model(folder, flag=flag_name, freeze_vision=True,
-                                     dtype=sampling_dtype(run.accelerator))
-    if its_encoder.tokenizer.get_vocab() != encoder.tokenizer.get_vocab():
-        raise ValueError(f"{flag_name} {folder}: its tokenizer is not that of --base {cfg.base}; "
-                         "sample it elsewhere, and give FILE.jsonl")
-    return policy
-
-
-def sample_responses(policy: Policy, encoder: PromptEncoder, prompts: Prompts, cfg: Config,
-                     accelerator: Accelerator, parts: Parts, side: str) -> list[list[Response]]:
-    """--samples responses of a model to each prompt; `parts` saves them, for --resume."""
-    # The seed depends on `side`. With one for both, similar models would write the same responses,
-    # and with --source base both sides would be equal.
-    generator = torch_generator(cfg.seed, side, accelerator.process_index, accelerator.device)
-
-    def sample_chunk(chunk: list[Prompt]) -> list[dict]:
-        groups = sample_groups(
-            policy, chunk, cfg.samples, max_new_tokens=cfg.max_new_tokens,
-            temperature=cfg.temperature, generator=generator, sample_batch=cfg.sample_batch,
-            compile_decode=cfg.compile_decode)
-        return [{"texts": [encoder.decode(ids) for ids in group.completions],
-                 "truncated": [is_truncated(ids, policy.eos_ids) for ids in group.completions]}
-                for group in groups]
-
-    policy.to(accelerator.device)
-    prompts_at_a_time = max(1, cfg.sample_batch // cfg.samples)
-    with accelerator.autocast():
-        records = parts.each(f"{side} responses", prompts, prompts_at_a_time, sample_chunk,
-                             generator)
-    policy.cpu()  # makes room for the next model
-    return [[Response(text, is_cut) for text, is_cut in zip(record["texts"], record["truncated"])]
-            for record in records]
+        pairs += [pair_record(example, c.text, r.text, corruption=r.note) for c, r in matched]
+        funnel += count_question(chosen, rejected, cfg.pairs_per_question)
+    return pairs, funnel
 
 
 # --- For 2a and 2b: can a response be used at all? -----------------------------------------------
-
-
-AS_SAMPLED = "as sampled"  # the note of a candidate whose text was only stripped of white space
 
 
 def why_unusable(response: Response, example: dict, judge: Judge | None,
@@ -236,7 +189,8 @@ def supplement(text: str) -> str | None:
 
     This is what we take the paper's "format supplement" to be. If a response is in the format
     already, only the white space around it is removed. The added tags do not change the answer that
-    was graded: where </answer> is missing, the grader reads to the end of the response.
+    was graded: where </answer> is missing, the grader reads to the end of the response. So words
+    behind the answer come into the answer block with it.
 
     >>> supplement("<think> a <answer> 2 </answer>")
     '<think> a </think> <answer> 2 </answer>'
@@ -259,18 +213,18 @@ def chosen_candidate(response: Response, example: dict, judge: Judge | None,
     """A response as the chosen side of a pair, or why it cannot be that side."""
     reason = why_unusable(response, example, judge, want_right=True)
     if reason is not None:
-        return dropped(reason)
+        return Candidate.dropped(reason)
 
     text = supplement(response.text)
     if text is None:
-        return dropped("format beyond supplement")
+        return Candidate.dropped("format beyond supplement")
 
     consistency = ""
     if cfg.verify:
         consistency = check_consistency(example, text, judge)
         is_accepted = consistency == AGREES or (consistency == UNSURE and cfg.unsure == "keep")
         if not is_accepted:
-            return dropped(f"reasoning: {consistency}", consistency)
+            return Candidate.dropped(f"reasoning: {consistency}", consistency)
     note = AS_SAMPLED if text == response.text.strip() else "format supplemented"
     return Candidate(text, note, consistency)
 
@@ -314,61 +268,29 @@ def rejected_candidate(response: Response, example: dict, judge: Judge | None,
     """A response as the rejected side of a pair, or why it cannot be that side."""
     reason = why_unusable(response, example, judge, want_right=not cfg.coupled)
     if reason is not None:
-        return dropped(reason)
+        return Candidate.dropped(reason)
     text, note = corrupt(response.text, rng)
     return Candidate(text, note)
 
 
-# --- 2. Make pairs: 2a and 2b for each response, then 2c -----------------------------------------
+# --- With a judge: ask it ahead -------------------------------------------------------------------
 
 
-def make_candidates(examples: list[dict], chosen_side: list[list[Response]],
-                    rejected_side: list[list[Response]], cfg: Config, judge: Judge | None,
-                    rng: random.Random) -> list[tuple[list[Candidate], list[Candidate]]]:
-    """2a and 2b: each response as a candidate for its side, [question] -> (chosen, rejected)."""
-    candidates = []
-    for example, for_chosen, for_rejected in zip(examples, chosen_side, rejected_side):
-        chosen = [chosen_candidate(response, example, judge, cfg) for response in for_chosen]
-        rejected = [rejected_candidate(response, example, judge, rng, cfg)
-                    for response in for_rejected]
-        candidates.append((chosen, rejected))
-    return candidates
+def ask_judge_ahead(examples: list[dict], chosen_side: list[list[Response]],
+                    rejected_side: list[list[Response]], cfg: Config, judge: Judge | None) -> None:
+    """Ask the judge many questions at the same time, which saves hours; without a judge: nothing.
 
-
-def make_pairs(examples: list[dict], chosen_side: list[list[Response]],
-               rejected_side: list[list[Response]], cfg: Config, judge: Judge | None,
-               rng: random.Random) -> tuple[list[dict], Counter]:
-    """(pairs, funnel): the i-th chosen with the i-th rejected of each question.
-
-    chosen_side, rejected_side  [question][sample]: the responses sampled for that side
-
-    i has no meaning: samples of one question come in no particular order.
+    `make_pairs` asks them one by one, and finds these answers. To know what it will ask, pairs are
+    made once with a recorder in the judge's place, and thrown away. Two rounds: the reasoning is
+    asked about only once the answer is known to be right, and of some answers only the judge can
+    say that.
     """
 
-    # Before a and b, if there is a judge: ask it many questions at a time, which saves hours. To
-    # collect them, make candidates with a recorder in the judge's place, and throw them away. Two
-    # rounds: the reasoning is asked about only once the answer is known to be right, and of some
-    # answers only the judge can say that.
     def dry_run(recorder) -> None:
         any_rng = random.Random(0)  # no question depends on how a response is corrupted
-        make_candidates(examples, chosen_side, rejected_side, cfg, recorder, any_rng)
+        make_pairs(examples, chosen_side, rejected_side, cfg, recorder, any_rng)
 
     ask_ahead(judge, dry_run, rounds=2, at_a_time=QUESTIONS_AT_A_TIME)
-
-    # 2a, 2b. Each response becomes a candidate for its side, or is dropped for a reason.
-    candidates = make_candidates(examples, chosen_side, rejected_side, cfg, judge, rng)
-
-    # 2c. On each side drop repeats, then match the i-th chosen with the i-th rejected. A repeat has
-    # the same final text as an earlier candidate: equal responses, corrupted in different ways, are
-    # none, and both are kept.
-    pairs, funnel = [], Counter()
-    for example, (chosen, rejected) in zip(examples, candidates):
-        chosen, rejected = drop_repeats(chosen), drop_repeats(rejected)
-        matched = list(zip(kept(chosen), kept(rejected)))
-        for winner, loser in matched[: cfg.pairs_per_question]:
-            pairs.append(pair_record(example, winner.text, loser.text, corruption=loser.note))
-        funnel += count_question(chosen, rejected, cfg.pairs_per_question)
-    return pairs, funnel
 
 
 # --- 3. Write them -------------------------------------------------------------------------------
@@ -401,7 +323,8 @@ def main(cfg: Config) -> None:
     run = Run(cfg, "build_prefs", accelerator, columns=[])
     rank, world_size = accelerator.process_index, accelerator.num_processes
 
-    # 0. Open who responds for each side: what cannot be opened is an error now, not after hours.
+    # 0. Open who responds on each side (what cannot be opened is an error now, not after hours),
+    # and load the questions.
     base_model, encoder = load_model(cfg.base, flag="--base", freeze_vision=True,
                                      max_pixels=cfg.max_pixels, dtype=sampling_dtype(accelerator))
     parts = Parts(run)
@@ -416,11 +339,12 @@ def main(cfg: Config) -> None:
     say_what_was_understood(run, encoder, prompts[:LOOKED_AT], examples=examples, judge=judge,
                             judge_is_asked=cfg.verify)
 
-    # 1. Sample responses for both sides, one model after the other.
+    # 1. Sample responses of both sides, one model after the other.
     chosen_side = respond_chosen(prompts)
     rejected_side = respond_rejected(prompts)
 
     # 2. Make pairs of them.
+    ask_judge_ahead(prompts.examples, chosen_side, rejected_side, cfg, judge)  # for speed alone
     rng = random_of(cfg.seed, "corruptions", rank)
     pairs, funnel = make_pairs(prompts.examples, chosen_side, rejected_side, cfg, judge, rng)
 

@@ -9,7 +9,8 @@
     toy.py         the embedded world: its examples, its evaluation sets, its formats
     held_out.py    examples that a run does not train on, to measure its accuracy on
     stream.py      examples to prompts: an endless shuffled stream, or a list
-    elsewhere.py   responses of others for stage 2a: from a file, or from an endpoint
+    responders.py  who writes the responses of stage 2a: a model that is sampled here, or others
+    elsewhere.py   responses of others: from a file, or from an endpoint
     pairs.py       writes the preference pairs of stage 2a
     funnel.py      counts what became of the responses that stage 2a sampled
 

@@ -27,20 +27,23 @@ class Response:
     truncated: bool  # it ran into the limit of tokens
 
 
+AS_SAMPLED = "as sampled"  # the note of a text that was only stripped of white space
+
+
 @dataclass(frozen=True)
 class Candidate:
     text: str | None  # None: dropped
     note: str  # what was done to the text, or why it was dropped
     consistency: str = ""  # how the reasoning agrees with the answer; "" if that was not checked
 
+    @classmethod
+    def dropped(cls, reason: str, consistency: str = "") -> "Candidate":
+        """A response that cannot be a side of a pair."""
+        return cls(None, reason, consistency)
 
-def dropped(reason: str, consistency: str = "") -> Candidate:
-    """A response that cannot be a side of a pair."""
-    return Candidate(None, reason, consistency)
 
-
-def drop_repeats(candidates: list[Candidate]) -> list[Candidate]:
-    """All candidates in order; one that says the same as an earlier one is dropped."""
+def mark_repeats(candidates: list[Candidate]) -> list[Candidate]:
+    """All candidates in order; one that says the same as an earlier one is marked as dropped."""
     seen = set()
     result = []
     for candidate in candidates:
@@ -53,6 +56,7 @@ def drop_repeats(candidates: list[Candidate]) -> list[Candidate]:
 
 
 def kept(candidates: list[Candidate]) -> list[Candidate]:
+    """Those that were not dropped, in order."""
     return [candidate for candidate in candidates if candidate.text is not None]
 
 

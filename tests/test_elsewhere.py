@@ -13,7 +13,7 @@ import build_prefs
 from build_prefs import Config
 from conftest import make_example
 from fake_endpoint import Cut, FakeEndpoint, Status
-from sources import load_examples
+from sources import load_examples, responders
 from sources.elsewhere import read_responses, request_body, responses_from
 
 COUNT = 6
@@ -156,7 +156,7 @@ def test_wrong_sources_name_their_flag_before_anything_is_sampled(source, messag
     cfg = Config(**{flag.removeprefix("--"): source})
     run = SimpleNamespace(warn=print, writes=False)
     with pytest.raises(ValueError, match=f"{flag} .*{message}"):
-        build_prefs.open_responder(side, None, None, cfg, run, parts=None)
+        responders.open_responder(side, None, None, cfg, run, parts=None)
 
 
 def test_ids_of_a_file_may_be_numbers_and_need_not_all_be_there(tmp_path):

@@ -16,6 +16,7 @@ import build_prefs
 from build_prefs import (
     CORRUPTIONS,
     Config,
+    ask_judge_ahead,
     chosen_candidate,
     corrupt,
     make_pairs,
@@ -27,14 +28,15 @@ from model.images import load_image
 from rewards import Judge, grade, is_in_format
 from rewards.format import TAGS, remove_tags
 from rewards.judge import checksum
+from sources import load_examples
 from sources import pairs as pairs_module
 from sources.funnel import (
     Candidate,
     Response,
     count_question,
-    drop_repeats,
     in_order,
     kept,
+    mark_repeats,
     write_funnel,
 )
 from sources.pairs import TABLE_PATH, pair_record, write_readme, write_table
@@ -203,18 +205,43 @@ class CountingJudge(Judge):
 
 
 def test_judge_is_asked_about_all_questions_at_once():
-    """First whether the answers are right, then about the reasoning; never one by one."""
+    """First whether the answers are right, then about the reasoning; never one by one.
+
+    `make_pairs` then finds all its answers. Alone it would ask them one by one: the same pairs.
+    """
     example = make_example(answer="a pair", answer_type="text")
     good = [Response(GOOD.replace("red", colour), False) for colour in ("red", "blue")]
     plain = [Response("the answer is two .", False)]
 
-    judge = CountingJudge()
-    _, funnel = make_pairs(
-        [example] * 3, [good] * 3, [plain] * 3, Config(), judge, random.Random(0)
-    )  # fmt: skip
+    sides = [example] * 3, [good] * 3, [plain] * 3, Config()
+    judge, asked_late = CountingJudge(), CountingJudge()
+    ask_judge_ahead(*sides, judge)
     assert judge.batches == [2, 2], "the answers 2 and two; the reasonings in red and in blue"
+    pairs, funnel = make_pairs(*sides, judge, random.Random(0))
+    assert judge.batches == [2, 2]
+
+    assert make_pairs(*sides, asked_late, random.Random(0)) == (pairs, funnel)
+    assert asked_late.batches == [1, 1, 1, 1]
     assert funnel["chosen: reasoning agrees"] == 6
     assert funnel["pairs"] == 3
+
+
+def test_the_stage_asks_its_judge_ahead(tmp_path, monkeypatch):
+    """Otherwise it would wait for one reply after the other."""
+    examples = load_examples("toy", count=4, seed=3)
+    for name, words in (("chosen", "<think> that is {} . </think> <answer> {} </answer>"),
+                        ("rejected", "it is {} .")):
+        lines = [{"id": e["id"], "response": words.format(e["answer"], e["answer"])}
+                 for e in examples]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    judge = CountingJudge()
+    monkeypatch.setattr(build_prefs, "make_judge", lambda cfg, warn: judge)
+    monkeypatch.setattr(build_prefs, "take_counts", lambda judge: {})
+    build_prefs.main(Config(
+        max_examples=4, seed=3, run_dir=str(tmp_path / "run"),
+        source=str(tmp_path / "chosen.jsonl"), rejected_source=str(tmp_path / "rejected.jsonl")))
+    assert judge.batches == [4], "four reasonings, at the same time"
 
 
 # --- The funnel ----------------------------------------------------------------------------------
@@ -232,12 +259,12 @@ RESPONSES = [
 
 
 def all_chosen(responses, cfg=Config()) -> list[Candidate]:
-    return drop_repeats([chosen_candidate(response, EXAMPLE, None, cfg) for response in responses])
+    return mark_repeats([chosen_candidate(response, EXAMPLE, None, cfg) for response in responses])
 
 
 def all_rejected(responses, cfg=Config()) -> list[Candidate]:
     rng = random.Random(0)
-    return drop_repeats(
+    return mark_repeats(
         [rejected_candidate(response, EXAMPLE, None, rng, cfg) for response in responses])
 
 
@@ -265,6 +292,32 @@ def test_every_drop_is_counted():
 
     unverified = kept(all_chosen(RESPONSES, Config(verify=False)))
     assert len(unverified) == 2, "--no_verify keeps the inconsistent one"
+
+
+def test_the_example_of_the_docstring_is_what_comes_out():
+    """Six responses, what becomes of each, and the two pairs, read from the page itself."""
+    text = build_prefs.__doc__
+    text = text[text.index("    zero ") : text.index("The paper calls")]
+    responses, notes, wanted = [], [], []
+    for line in filter(str.strip, text.splitlines()):
+        left, right = re.split(r" {2,}", line[11:].strip(), maxsplit=1)
+        if " over " in line:
+            wanted.append((left, right.removeprefix("over").strip()))
+        else:
+            responses.append(Response(left, False))
+            notes.append(right)
+
+    asked = SimpleNamespace(choice=lambda names: "no answer tags")
+    pairs, funnel = make_pairs([EXAMPLE], [responses[:3]], [responses[3:]], Config(), None, asked)
+    found = [(pair["chosen"][0]["content"], pair["rejected"][0]["content"]) for pair in pairs]
+    assert found == wanted and len(wanted) == 2
+
+    assert notes == ["wrong answer", "chosen: </answer> is added", "chosen",
+                     "rejected: is out of format", 'rejected: "no answer tags"', "wrong answer"]
+    for count in ("chosen: dropped, wrong answer", "chosen: kept, format supplemented",
+                  "chosen: kept, as sampled", "rejected: kept, as sampled",
+                  "rejected: kept, no answer tags", "rejected: dropped, wrong answer"):
+        assert funnel[count] == 1, count
 
 
 def test_the_funnel_is_printed_in_the_order_of_the_work():
