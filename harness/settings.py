@@ -177,6 +177,35 @@ class OtherModes(Settings):
 
 
 @dataclass(frozen=True)
+class Evaluation(Columns, Benchmark, Generalization, OtherModes):
+    """Questions to measure models on."""
+
+    data: str = flag("toy", "`toy` with its OOD sets, or a folder, file or hub name (see sources/)")
+    split: str = flag("test", "split of --data (toy: always held out, a file: all of it)")
+    items: int | None = flag(None, "questions per set, the first ones; None for all (toy: 510)")
+    instruction: str | None = flag(
+        None, "format instruction per question, None for the built-in, `official` for the words of "
+        "a benchmark's authors",
+    )  # fmt: skip
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.check_at_least(1, "gf_items")
+        if self.items is not None:
+            self.check_at_least(1, "items")
+        if self.data != "toy":
+            if self.gf_runs and not self.gf_id:
+                raise ValueError(
+                    f"--gf_runs: for --data {self.data} say --gf_id and --gf_ood as well"
+                )
+            return
+        if self.instruction is not None and not (self.benchmark or self.ask):
+            raise ValueError("--instruction: each set of --data toy comes with its own")
+        if self.columns and not (self.gf_id or self.benchmark):
+            raise ValueError(f"--columns {self.columns}: --data toy has no columns to name")
+
+
+@dataclass(frozen=True)
 class Optimizer(Settings):
     """Optimizer and memory."""
 

@@ -27,7 +27,7 @@ class Column:
     metric: str  # "format" or "accuracy"
 
     def rate(self, report: dict) -> dict | None:
-        """Mean and interval of `scoring.rates`, None if it was not measured."""
+        """Mean and interval, as `evaluate.py` makes them; None if it was not measured."""
         if self.measurement not in report:
             return None
         return report[self.measurement][self.metric]

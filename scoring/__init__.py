@@ -11,7 +11,7 @@
     letters.py      what the two MMMU rules share: which option's letter a response names
     latex_value.py  the value of a LaTeX expression, in a process of its own
     score_file.py   responses made elsewhere, scored and compared with official verdicts
-    rates.py        rates and means over questions, with their 95 % intervals
+    measure.py      models are asked, and their responses graded
     responses.py    the graded responses of an evaluation, as a file and as a report
 
 The training reward (`rewards/`) is never a benchmark's rule: a change of one must not move the

@@ -13,6 +13,7 @@ import gzip
 import json
 import re
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 from harness.run import append_jsonl
@@ -22,13 +23,15 @@ from rewards import Judge
 from rewards.judge import QUESTIONS_AT_A_TIME, ask_ahead
 from scoring import category_rates, find_benchmark
 from scoring.benchmark import Benchmark, grade_extraction, grade_response, open_benchmark
-from scoring.rates import accuracy
 
 SHOWN = 40  # disagreements that are printed
 
 
-def score_responses(cfg, judge: Judge | None) -> None:
-    """Score the responses of --score FILE by --benchmark, write the records, print the table."""
+def score_responses(cfg, judge: Judge | None, accuracy: Callable[[list[dict]], dict]) -> None:
+    """Score the responses of --score FILE by --benchmark, write the records, print the table.
+
+    accuracy   records -> the share of right ones, with its interval
+    """
     records = score_file(find_benchmark(cfg.benchmark), cfg, judge)
     report = {"overall": {"all": accuracy(records)}, **category_rates(records, accuracy)}
     write_scores(records, report, cfg)

@@ -132,8 +132,9 @@ class Prompts(Sequence):
         self.lazily.start(self.indices[end : end + len(wanted)])
         return self.lazily.get(wanted)
 
-    def first(self, count: int | None) -> "Prompts":
-        """The first `count` of them (None: all), not encoded yet."""
+    def among_first(self, count: int) -> "Prompts":
+        """The prompts of those of the first `count` examples that can be used, not encoded yet."""
         some = copy.copy(self)
-        some.indices, some.examples = self.indices[:count], self.examples[:count]
+        usable = sum(index < count for index in self.indices)  # indices are in order
+        some.indices, some.examples = self.indices[:usable], self.examples[:usable]
         return some

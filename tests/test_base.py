@@ -10,10 +10,10 @@ import torch
 from accelerate import Accelerator
 
 import evaluate
-from evaluate import Evaluator, Measurement
+from evaluate import guessing_rate, rate_with_interval
 from model.loading import load_model
 from rewards.consistency import check_consistency
-from scoring.rates import guessing_rate, rate_with_interval
+from scoring.measure import Evaluator, Measurement
 from sources import with_shuffled_images
 from sources.stream import encode_all
 from toy import world

@@ -3,6 +3,8 @@
 import itertools
 import json
 import math
+import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +14,9 @@ import evaluate
 from conftest import fresh_policy, make_example
 from evaluate import (
     Config,
+    bootstrap,
     generalization_factor,
+    guessing_rate,
     list_measurements,
     main,
     mean_pass_at_k,
@@ -20,13 +24,14 @@ from evaluate import (
     pass_at_k,
     read_records,
     summarize,
+    wilson,
 )
 from harness.tables import format_table
 from model.loading import save_model
 from rewards import Judge
 from rewards.judge import checksum
-from scoring import responses
-from scoring.rates import bootstrap, guessing_rate, wilson
+from scoring import measure, responses
+from scoring.measure import Evaluator
 from sources import load_evaluation_sets, with_shuffled_images
 from sources.stream import EncodedSets
 from sources.toy import evaluation_sets, is_in_asked_format
@@ -294,15 +299,54 @@ def test_sets_are_held_out_and_differ_in_one_thing():
     assert starts.isdisjoint(wording.split()[0] for wording in trained)
 
 
-def test_ranks_share_the_pass_questions_exactly():
+def prompts_of_rank(examples, encoder, rank: int, world_size: int):
+    """(evaluator, prompts) of one of several ranks, none of which runs."""
+    accelerator = SimpleNamespace(process_index=rank, num_processes=world_size)
+    encoded = EncodedSets({"id": examples}, accelerator, None, lambda message: None)
+    evaluator = Evaluator(Config(), SimpleNamespace(accelerator=accelerator), None, None)
+    return evaluator, encoded.for_encoder(encoder)["id"]
+
+
+def test_ranks_share_the_pass_questions_exactly(tiny):
     """Five questions on three ranks are 2, 2 and 1. Rounded up for each rank they would be six."""
-    shares = []
+    measurements = list_measurements(Config(pass_items=5), ["id", "tags"])
+    assert [m.mode for m in measurements] == ["sampled", "greedy", "sampled", "pass"]
+    assert measurements[-1].max_questions == 5
+
+    _, encoder = tiny
+    examples = [make_example(1, seed=i, id=f"e{i}") for i in range(8)]
+    asked, counts = [], []
     for rank in range(3):
-        measurements = list_measurements(Config(pass_items=5), ["id", "tags"], rank, world_size=3)
-        assert [m.mode for m in measurements] == ["sampled", "greedy", "sampled", "pass"]
-        shares.append(measurements[-1].max_prompts)
-    assert shares == [2, 2, 1]
+        evaluator, prompts = prompts_of_rank(examples, encoder, rank, world_size=3)
+        first = evaluator.first_questions(prompts, 5)
+        asked += [example["id"] for example in first.examples]
+        counts.append(len(first))
+        assert len(evaluator.first_questions(prompts, None)) == len(prompts)
+    assert sorted(asked) == ["e0", "e1", "e2", "e3", "e4"]
+    assert counts == [2, 2, 1]
     assert 3 * math.ceil(5 / 3) == 6, "the classic mistake"
+
+
+def test_a_skipped_question_has_no_substitute(tiny):
+    """pass@k of the first five questions, one of which has a broken image: the other four.
+
+    With the first so many prompts of each rank, a sixth question would come in: which one would
+    depend on the number of ranks.
+    """
+    _, encoder = tiny
+    examples = [make_example(1, seed=i, id=f"e{i}") for i in range(8)]
+    examples[1]["images"] = ["nowhere.png"]
+    for world_size in (1, 2, 3):
+        asked, substituted = [], []
+        for rank in range(world_size):
+            evaluator, prompts = prompts_of_rank(examples, encoder, rank, world_size)
+            first = evaluator.first_questions(prompts, 5)
+            asked += [example["id"] for example in first.examples]
+            assert [prompt.example["id"] for prompt in first] == asked[len(asked) - len(first) :]
+            own = len(range(rank, 5, world_size))
+            substituted += [example["id"] for example in prompts.examples[:own]]
+        assert sorted(asked) == ["e0", "e2", "e3", "e4"]
+        assert len(substituted) == 5, "the classic mistake"
 
 
 # --- The stage -----------------------------------------------------------------------------------
@@ -327,7 +371,7 @@ def test_missing_folders_are_named_before_anything_is_measured(
     places = {"start": start, "empty": tmp_path / "empty", "lost": tmp_path / "lost"}
     flags = {name: text.format(**places) for name, text in flags.items()}
 
-    monkeypatch.setattr(evaluate, "load_model", lambda *_, **__: pytest.fail("too late"))
+    monkeypatch.setattr(measure, "load_model", lambda *_, **__: pytest.fail("too late"))
     with pytest.raises(ValueError, match=message):
         main(Config(**flags, run_dir=str(tmp_path / "report")))
     assert not (tmp_path / "report").exists()
@@ -472,6 +516,8 @@ def test_gf_on_any_sets(start, tmp_path):
     for entry in curve:
         assert entry["ood"] == pytest.approx((entry["sums"] + entry["again"]) / 2)
     assert curve[0]["gf"] == 0.0
+    report = json.loads((tmp_path / "report/report.json").read_text())
+    assert report["models"] == {} and not list((tmp_path / "report/images").iterdir()), "no models"
 
     with pytest.raises(ValueError, match="--gf_id and --gf_ood: GF needs both"):
         Config(gf_id="toy")
@@ -517,6 +563,19 @@ def test_gf_of_what_cannot_be_scored_is_an_error(start, tmp_path, monkeypatch):
     })  # fmt: skip
     with pytest.raises(ValueError, match="step 0: no response to id could be graded"):
         main(gf_config(start, tmp_path))
+
+
+def test_the_docstring_names_fields_that_a_record_has(start, tmp_path):
+    """The page shows a record; a field that was renamed would be shown in vain."""
+    main(Config(models=f"m={start}", items=3, pass_items=0, max_new_tokens=4,
+                run_dir=str(tmp_path / "run")))
+    record = json.loads((tmp_path / "run/completions.jsonl").read_text().splitlines()[0])
+    page = evaluate.__doc__
+    shown = page[page.index("made of these of its fields:") : page.index("The set `id`")]
+    names = re.findall(r"^    (\w+(?:, \w+)*)  ", shown, re.MULTILINE)
+    fields = [field for line in names for field in line.split(", ")]
+    assert len(fields) == 13
+    assert set(fields) <= set(record)
 
 
 def gf_on_one_of_two_ranks(rank, start, folder):

@@ -21,6 +21,8 @@ from harness.cli import parse_cli, run_stage
 from harness.lock import free_lock, is_used, take_lock
 from harness.ranks import check_world_size, choose_precision
 from harness.run import read_jsonl
+from scoring import measure
+from sources import responders
 from sources.tables import open_table
 
 ROOT = Path(__file__).parent.parent
@@ -266,14 +268,14 @@ def test_sampling_resumes_where_it_was_killed(tmp_path, monkeypatch):
     report = evaluate.Config(
         models=f"a={base},b={base}", items=6, pass_items=2, pass_samples=4, max_new_tokens=4
     )
-    for stage, config, kill_at, name in [
-        (build_prefs, prefs, 5, "funnel.json"),
-        (evaluate, report, 16, "completions.jsonl"),
+    for stage, sampler, config, kill_at, name in [
+        (build_prefs, responders, prefs, 5, "funnel.json"),
+        (evaluate, measure, report, 16, "completions.jsonl"),
     ]:
         whole, cut = tmp_path / f"{name} whole", tmp_path / f"{name} cut"
         stage.main(replace(config, run_dir=str(whole)))
         with monkeypatch.context() as patch:
-            kill_in_call(patch, stage, kill_at)
+            kill_in_call(patch, sampler, kill_at)
             with pytest.raises(Killed):
                 stage.main(replace(config, run_dir=str(cut)))
             tear(cut)
@@ -281,11 +283,12 @@ def test_sampling_resumes_where_it_was_killed(tmp_path, monkeypatch):
             assert finished == kill_at - 1
 
         sampled = []
-        sample_groups = stage.sample_groups
+        sample_groups = sampler.sample_groups
         with monkeypatch.context() as patch:
             patch.setattr(
-                stage, "sample_groups", lambda *a, **k: sampled.append(1) or sample_groups(*a, **k)
-            )
+                sampler, "sample_groups",
+                lambda *a, **k: sampled.append(1) or sample_groups(*a, **k),
+            )  # fmt: skip
             stage.main(resume(str(cut), stage=stage))
         parts = read_jsonl(whole / "parts/rank0.jsonl")
         assert len(sampled) == len(parts) - finished > 0

@@ -33,7 +33,8 @@ def test_prompts_are_a_sequence_without_what_cannot_be_used(tiny):
     assert ids(prompts) == ids(prompts[:]) == usable
     assert [example["id"] for example in prompts.examples] == usable
     assert ids(prompts[2:4]) == ["e3", "e4"] and prompts[3].example["id"] == "e4"
-    assert ids(prompts.first(2)) == ["e0", "e1"] and len(prompts.first(None)) == 6
+    assert ids(prompts.among_first(2)) == ["e0", "e1"] and len(prompts.among_first(7)) == 6
+    assert ids(prompts.among_first(4)) == ["e0", "e1", "e3"], "e2 has no substitute"
 
     ranks = [Prompts(examples(), encoder, None, print, range(r, 7, 2)) for r in range(2)]
     assert sorted(ids(ranks[0]) + ids(ranks[1])) == usable

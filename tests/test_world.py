@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from scoring.rates import guessing_rate
+from evaluate import guessing_rate
 from toy import world
 from toy.train_base import Phase, write_response
 
