@@ -1,5 +1,12 @@
 """What GRPO and DPO share: one way to score completions, and one optimizer step.
 
+    1. token_logps         log-probabilities with gradient: both losses are functions of them
+    2. micro_batches_of    the groups of an update, cut to what one forward pass can hold
+    3. optimizer_step      gradients added up over micro-batches and ranks, one step of AdamW
+    4. no_grad_logps       log-probabilities as constants: logp_old of GRPO, the reference of DPO
+
+1 and 3 come twice: first as plainly as they can be said, then as they run.
+
 To *score* a completion is to compute the log-probability of each of its tokens. Both losses are
 functions of these, and both get them from `token_logps` below. It encodes a prompt and its images
 once per *group*, however many completions the group has:
@@ -20,16 +27,13 @@ gathered; under DDP in the last pass of an update, where gradients are averaged.
 come to such a pass, all others would wait for ever. So every rank runs as many passes as the one
 with the most micro-batches: a rank with fewer adds *filler passes*, whose gradient is zero.
 
-One alignment holds for every per-token tensor of the project: shape (B, T), entry [i, j] is about
-token j of completion i. The mask is 1 where such a token exists; a sampled EOS is one.
+One alignment holds for every per-token tensor of the project: shape (B, T), entry [i, t] is about
+token t of completion i. The mask is 1 where such a token exists; a sampled EOS is one.
 
-Dimension key, beside that of `model/records.py` (N prompts, B completions, T, V, D):
+Dimension key, beside that of `model/records.py` (N prompts, B completions, S, T, L, V, D):
     tokens     length of the packed sequence: prompts and inputs
     targets    tokens that are scored: all of each completion, also its last, which is no input
-    (t,)       a completion alone: t is its length
-    (b, t)     the part of a (B, T) that one micro-batch holds: t is its longest completion
-
-In the formulas of the stages, as in the papers, t is the index of a token: j above.
+    (b, T_b)   the part of a (B, T) that one micro-batch holds: T_b is its longest completion
 """
 
 import math
@@ -60,14 +64,14 @@ def plain_token_logps(policy: Policy, groups: list[Group], temperature: float = 
     logps = []
     for group in groups:
         for completion in group.completions:
-            logits = policy.plain_logits(group.prompt, completion) / temperature  # (S + t, V)
+            logits = policy.plain_logits(group.prompt, completion) / temperature  # (S + L, V)
             logits = logits.masked_fill(policy.suppressed, float("-inf"))
 
-            # The logits at token i are about token i + 1: scoring starts at those of the last
-            # prompt token and leaves out the final ones.
+            # The logits at an index are about the token behind it: scoring starts at those of the
+            # last prompt token and leaves out the final ones.
             first = len(group.prompt.ids) - 1
-            logp = logits[first:-1].log_softmax(-1)  # (t, V)
-            logps.append(logp.gather(-1, completion[:, None].to(logp.device))[:, 0])  # (t,)
+            logp = logits[first:-1].log_softmax(-1)  # (L, V)
+            logps.append(logp.gather(-1, completion[:, None].to(logp.device))[:, 0])  # (L,)
     return padded(logps)  # (B, T)
 
 
@@ -75,8 +79,8 @@ def token_logps(policy: nn.Module, groups: list[Group], temperature: float = 1.0
     """Score every token of every completion: `plain_token_logps`, made fast.
 
     policy    a Policy, or one that accelerate has wrapped
-    returns   logp (B, T), nats, 0 where there is no token: log pi(token j | prompt, tokens before
-              j) of completion i, under the distribution that the sampler draws from (logits /
+    returns   logp (B, T), nats, 0 where there is no token: log pi(token t | prompt, tokens before
+              t) of completion i, under the distribution that the sampler draws from (logits /
               temperature, suppressed ids left out)
 
     For the three completions "a b EOS", "c EOS", "EOS" of a prompt q:
@@ -105,9 +109,8 @@ def score_groups(policy: Policy, groups: list[Group], temperature: float) -> Ten
     inputs = [c[:-1] for c in completions]  # nothing is predicted from the last token
 
     # 1. Pack: all prompts, then the inputs of all completions, in one sequence.
-    layout = Layout.of(
-        [len(p.ids) for p in prompts], [len(ids) for ids in inputs], prompt_of, policy.device
-    )
+    layout = Layout.of([len(p.ids) for p in prompts], [len(ids) for ids in inputs], prompt_of,
+                       policy.device)
     prompt_embeds = policy.embed_prompts(prompts)  # (prompt tokens, D) images included
     input_embeds = policy.embed(torch.cat(inputs))  # (input tokens, D)
     embeds = torch.cat([prompt_embeds, input_embeds])  # (tokens, D)
@@ -131,7 +134,7 @@ def packed_positions(prompts: list[Prompt], inputs: list[Tensor], prompt_of: lis
     longest = max(len(ids) for ids in inputs)
     after_prompt = next_positions(prompts, longest)  # (N, longest)
 
-    per_input = [after_prompt[n, : len(ids)] for n, ids in zip(prompt_of, inputs)]  # (t - 1,) each
+    per_input = [after_prompt[n, : len(ids)] for n, ids in zip(prompt_of, inputs)]  # (L - 1,) each
     of_inputs = torch.cat(per_input).expand(3, -1)  # (3, input tokens) equal on all three axes
     return torch.cat([*[p.positions for p in prompts], of_inputs], dim=1)
 
@@ -145,23 +148,21 @@ def predictor_indices(layout: Layout, completions: list[Tensor], prompt_of: list
         token       p1  p2  p3     a   b     c
         predicts            a, c   b   EOS   EOS        -> [2, 3, 4, 2, 5]
 
-    Trap: token 0 of a completion is predicted by the last token of its *prompt*, token j by token
-    j - 1. Off by one, each token would be scored where it is the input, which is no prediction
+    Trap: token 0 of a completion is predicted by the last token of its *prompt*, token t by token
+    t - 1. Off by one, each token would be scored where it is the input, which is no prediction
     (test_perfect_predictor_has_logp_zero).
     """
-    num_prompts = len(layout.last_of_prompt)
+    offsets_of_inputs = layout.offsets[len(layout.last_of_prompt) :]  # behind those of the prompts
     predictors = []
     for i, completion in enumerate(completions):
-        first_input = layout.offsets[num_prompts + i]
-        last_of_prompt = layout.last_of_prompt[prompt_of[i]]
-        predictors.append(last_of_prompt[None])
-        predictors.append(first_input + torch.arange(len(completion) - 1))
-    return torch.cat(predictors)
+        of_token_0 = layout.last_of_prompt[prompt_of[i]][None]  # (1,)
+        of_the_rest = offsets_of_inputs[i] + torch.arange(len(completion) - 1)  # (L - 1,)
+        predictors += [of_token_0, of_the_rest]
+    return torch.cat(predictors)  # (targets,)
 
 
-def chunked_logps(
-    policy: Policy, target_hidden: Tensor, target_ids: Tensor, temperature: float
-) -> Tensor:
+def chunked_logps(policy: Policy, target_hidden: Tensor, target_ids: Tensor,
+                  temperature: float) -> Tensor:
     """target_hidden (targets, D), target_ids (targets,) -> logp (targets,).
 
     At most `max_logits` logits exist at a time. If that takes several chunks, their logits are not
@@ -198,10 +199,10 @@ class MicroBatch:
     span: slice  # of the first dimension of the update's (B, ...) tensors
 
     def rows_of(self, x: Tensor, like: Tensor) -> Tensor:
-        """x (B, T) of the update -> (b, t), the rows of this micro-batch.
+        """x (B, T) of the update -> (b, T_b), the rows of this micro-batch.
 
-        Cut to the width of `like` (b, t), and moved to its device. What is cut off is padding: no
-        completion of this micro-batch is longer than t.
+        Cut to the width of `like` (b, T_b), and moved to its device. What is cut off is padding: no
+        completion of this micro-batch is longer than T_b.
         """
         return x[self.span, : like.shape[1]].to(like.device)
 
@@ -235,7 +236,8 @@ def micro_batches_of(groups: list[Group], max_tokens: int, split: bool = True) -
 def num_tokens(groups: list[Group]) -> int:
     """Tokens of these groups, each prompt once.
 
-    The packed sequence is shorter by one token per completion: its last is no input.
+    A little more than the length of the packed sequence: the last token of each completion is
+    counted here, and is no input there.
     """
     return sum(len(g.prompt.ids) + sum(len(c) for c in g.completions) for g in groups)
 
@@ -253,23 +255,40 @@ def with_spans(batches: list[list[Group]]) -> list[MicroBatch]:
 
 # --- 3. One optimizer step ---------------------------------------------------------------------
 
+LossAndMetrics = Callable[[MicroBatch], tuple[Tensor, dict[str, Tensor]]]
 
-def optimizer_step(
-    policies: Policies,
-    accelerator,
-    micro_batches: list[MicroBatch],
-    loss_and_metrics: Callable[[MicroBatch], tuple[Tensor, dict[str, Tensor]]],
-    *,
-    normalizer: float,
-    filler: Group,
-    cfg,
-) -> dict[str, float]:
-    """One update: one step of AdamW, over all micro-batches of all ranks.
+
+def plain_optimizer_step(policies: Policies, micro_batches: list[MicroBatch],
+                         loss_and_metrics: LossAndMetrics, *, normalizer: float,
+                         grad_clip: float) -> None:
+    """What `optimizer_step` does in a single process, as plainly as it can be said.
+
+    Trap: dividing each micro-batch by its own count would give a token in a short micro-batch more
+    weight than one in a long one (test_micro_batch_split_does_not_change_gradient).
+    """
+    for micro in micro_batches:
+        loss, _ = loss_and_metrics(micro)  # summed over the tokens (GRPO) or pairs (DPO) of it
+        (loss / normalizer).backward()  # gradients add up
+
+    nn.utils.clip_grad_norm_(policies.trained.parameters(), grad_clip)
+    policies.optimizer.step()
+    policies.optimizer.zero_grad()
+
+
+def optimizer_step(policies: Policies, accelerator, micro_batches: list[MicroBatch],
+                   loss_and_metrics: LossAndMetrics, *, normalizer: float, filler: Group,
+                   cfg) -> dict[str, float]:
+    """One update: `plain_optimizer_step` over all ranks, and what is logged of it.
+
+    Equal to the plain version in a single process (test_optimizer_step_equals_the_plain_version).
+    Three things are added: filler passes, an average over ranks that becomes a sum, and an update
+    that is skipped if its gradient is not finite.
 
     micro_batches     of this rank; ranks may have different numbers of them, also none
     loss_and_metrics  for a micro-batch: its loss, *summed* over tokens (GRPO) or pairs (DPO), and
                       sums of what is logged
-    normalizer        tokens or pairs of the update, of all ranks: the summed loss is divided by it
+    normalizer        what the summed loss is divided by, the same on all ranks: M of GRPO, or the
+                      number of pairs of DPO
     filler            any group, for the filler passes of a rank with fewer micro-batches
     cfg               --grad_clip and --max_skipped are read
     returns           this rank's sums of metrics, and two numbers that are equal on all ranks:
@@ -277,28 +296,24 @@ def optimizer_step(
                           skipped_updates   1 if the norm was not finite, and AdamW not run; else 0
 
     Raises ValueError after --max_skipped skipped updates in a row.
-
-    Trap: dividing each micro-batch by its own count would give a token in a short micro-batch more
-    weight than one in a long one (test_micro_batch_split_does_not_change_gradient).
     """
-    # 1. How many passes: as many as the rank with the most micro-batches has, and at least one.
-    # Why at least one: GRPO leaves out groups whose gradient is 0, sometimes all of them. With
-    # gradients of 0 AdamW would still move the weights, by its momentum; with gradients of None it
-    # does nothing. A filler pass makes them 0, so that leaving groups out changes nothing
+    # 1. The passes over micro-batches. At least one: GRPO leaves out groups whose gradient is 0,
+    # sometimes all of them, and that must change nothing. Kept in, they would give gradients of 0,
+    # and AdamW would still move the weights by its momentum. Left out, without any pass, gradients
+    # are None, and AdamW does nothing. So a filler pass makes them 0
     # (test_without_any_gradient_adamw_still_steps).
-    num_passes = max(1, *gather_objects(len(micro_batches), accelerator))
-
-    # 2. The passes: gradients add up over micro-batches and, in the end, over ranks.
+    passes = equally_many_passes(micro_batches, accelerator, at_least=1)
     sums: dict[str, Tensor] = {}
-    for i in range(num_passes):
+    for i, micro in enumerate(passes):
         # DDP averages gradients over ranks in a backward pass. Once per update is enough: `no_sync`
-        # switches it off in all passes but the last. With --shard it does nothing: each pass
-        # averages, since a rank that waited would have to hold the whole gradient.
-        is_last = i == num_passes - 1
+        # switches it off in all passes but the last. With --shard it does nothing: every pass
+        # averages, and each rank keeps its own part only. To average once, it would have to hold
+        # the whole gradient until then.
+        is_last = i == len(passes) - 1
         maybe_no_sync = nullcontext() if is_last else accelerator.no_sync(policies.trained)
         with maybe_no_sync:
-            if i < len(micro_batches):
-                loss, metrics = loss_and_metrics(micro_batches[i])
+            if micro is not None:
+                loss, metrics = loss_and_metrics(micro)
             else:
                 loss, metrics = filler_loss(policies, filler), {}
 
@@ -308,22 +323,32 @@ def optimizer_step(
         for name, value in metrics.items():
             sums[name] = sums.get(name, 0.0) + value.detach().double()
 
-    # 3. Clip, and one step of AdamW.
+    # 2. Clip, and one step of AdamW.
     grad_norm = accelerator.clip_grad_norm_(policies.trained.parameters(), cfg.grad_clip)
     grad_norm = float(whole(grad_norm))  # with --shard, `grad_norm` is one rank's part of it
     is_taken = step_if_finite(policies, grad_norm, cfg.max_skipped)
 
-    # 4. Read the sums back only now: `float` waits for the device, in each pass it would cost time.
+    # 3. Read the sums back only now: `float` waits for the device, in each pass it would cost time.
     result = {name: float(value) for name, value in sums.items()}
     result["skipped_updates"] = float(not is_taken)
     result["grad_norm"] = grad_norm if math.isfinite(grad_norm) else 0.0
     return result
 
 
+def equally_many_passes(micro_batches: list[MicroBatch], accelerator,
+                        at_least: int = 0) -> list[MicroBatch | None]:
+    """This rank's micro-batches, then None for each filler pass.
+
+    All ranks get as many as the one with the most. Trap: without them the other ranks would wait
+    for ever (test_uneven_ranks_do_not_hang).
+    """
+    num_passes = max(at_least, *gather_objects(len(micro_batches), accelerator))
+    return [*micro_batches, *[None] * (num_passes - len(micro_batches))]
+
+
 def filler_loss(policies: Policies, filler: Group) -> Tensor:
     """A loss whose gradients are zero, for a pass that a rank only runs because others do.
 
-    Trap: without it the other ranks would wait for ever (test_uneven_ranks_do_not_hang).
     The update's own loss is not computed: if it were infinite, zero times it would be nan.
     """
     logp = token_logps(policies.trained, filler_groups(filler))
@@ -368,17 +393,9 @@ def step_if_finite(policies: Policies, grad_norm: float, max_skipped: int) -> bo
 
 
 @torch.no_grad()
-def no_grad_logps(
-    policy: nn.Module,
-    groups: list[Group],
-    accelerator,
-    cfg,
-    temperature: float = 1.0,
-    filler: Group | None = None,
-) -> Tensor:
+def no_grad_logps(policy: nn.Module, groups: list[Group], accelerator, cfg,
+                  temperature: float = 1.0, filler: Group | None = None) -> Tensor:
     """`token_logps` without a gradient, micro-batch by micro-batch. Returns (B, T) on the CPU.
-
-    logp_old of GRPO and the reference of DPO: constants that a loss compares with.
 
     cfg      --max_tokens_per_micro_batch is read
     filler   any group, for the filler passes of a sharded policy; only a rank that may have no
@@ -388,55 +405,17 @@ def no_grad_logps(
     A rank that stops earlier is missed, and the others wait for ever (test_scoring_does_not_hang).
     """
     micro_batches = micro_batches_of(groups, cfg.max_tokens_per_micro_batch)
-    num_passes = len(micro_batches)
+    passes = micro_batches
     if is_sharded(policy):
-        num_passes = max(gather_objects(num_passes, accelerator))
+        passes = equally_many_passes(micro_batches, accelerator)
 
     logps = []
-    for i in range(num_passes):
+    for micro in passes:
         # A wrapped policy enters autocast by itself; the bare one, DPO's reference, does not.
         with accelerator.autocast():
-            if i < len(micro_batches):
-                logp = token_logps(policy, micro_batches[i].groups, temperature)  # (b, t)
-                logps += list(logp.cpu())  # b rows (t,), already 0 behind their ends
+            if micro is not None:
+                logp = token_logps(policy, micro.groups, temperature)  # (b, T_b)
+                logps += list(logp.cpu())  # b rows (T_b,), already 0 behind their ends
             else:  # a filler pass: it takes part in gathering the weights, its result is not used
                 token_logps(policy, filler_groups(filler or groups[0]))
     return padded(logps)  # (B, T)
-
-
-# --- 5. The learning rate ----------------------------------------------------------------------
-
-
-def set_lr(
-    optimizer: torch.optim.Optimizer, steps_done: int, cfg, num_steps: int
-) -> float:
-    """Set the learning rate of the next step, and return it; `steps_done` is 0 before the first.
-
-    GRPO counts rollouts: all updates of a rollout share one rate, so --updates_per_rollout does not
-    change the schedule.
-    """
-    lr = learning_rate(steps_done, cfg, num_steps)
-    for param_group in optimizer.param_groups:
-        param_group["lr"] = lr
-    return lr
-
-
-def learning_rate(steps_done: int, cfg, num_steps: int) -> float:
-    """The rate of the next step, after s = `steps_done`; W = --warmup_steps.
-
-        s < W                          lr (s + 1) / W
-        s >= W, --schedule constant    lr
-        s >= W, --schedule cosine      lr (0.1 + 0.9 (1 + cos(pi p)) / 2),
-                                       p = (s - W) / (num_steps - W)
-
-    The cosine falls from lr towards lr / 10, which the step after the last would have.
-
-    Trap: the cosine depends on `num_steps`. If --resume makes a run longer, its rate jumps up
-    (test_a_longer_run_has_another_cosine). Source: MM-EUREKA.
-    """
-    lr = cfg.lr * min(1.0, (steps_done + 1) / max(1, cfg.warmup_steps))
-    if cfg.schedule == "cosine":
-        progress = max(0, steps_done - cfg.warmup_steps) / max(1, num_steps - cfg.warmup_steps)
-        cosine = 0.5 * (1 + math.cos(math.pi * progress))  # from 1 towards 0
-        lr *= 0.1 + 0.9 * cosine
-    return lr

@@ -60,7 +60,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common import MicroBatch, micro_batches_of, no_grad_logps, optimizer_step, set_lr, token_logps
+from common import MicroBatch, micro_batches_of, no_grad_logps, optimizer_step, token_logps
 from harness import settings
 from harness.cli import flag, parse_cli, run_stage
 from harness.metrics import Means
@@ -69,6 +69,7 @@ from harness.randomness import random_of
 from harness.ranks import gather_objects, make_accelerator, sum_over_ranks
 from harness.reference_cache import load_or_compute, reference_key
 from harness.run import Run
+from harness.schedule import set_lr
 from model.lora import adapters_off
 from model.policies import Policies, build_policies, load_policy
 from model.prompts import PromptEncoder

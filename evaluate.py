@@ -5,7 +5,7 @@
     3. each checkpoint of --gf_runs answers the sets of GF       measure_gf
     4. records -> rates with intervals, a table                  summarize, write_report
 
-A record is a line of completions.jsonl. All metrics are made of these of its fields:
+A record is a line of completions.jsonl. All metrics are made of these fields:
 
     model, set, mode    who was asked, which set, and how: `sampled`, `greedy`, or `pass` for pass@k
     id, kind, gold      of the question: its name, its kind (as `count`), its right answer
@@ -15,7 +15,8 @@ A record is a line of completions.jsonl. All metrics are made of these of its fi
     in_format           true if it has exactly the format that was asked for; outside of the
                         embedded world always the think format, whatever the instruction says
     tokens, truncated   its length, EOS included; true if it ran into the limit
-    nucleus_sum         the sizes of the nucleus (see branching), summed over its tokens
+    nucleus_sum         the sizes of the nucleus (see branching), summed over its tokens; 0: not
+                        measured
 
 The set `id` (in distribution) has questions like those of training, `shuffled` the same ones with
 their images exchanged; all other sets are OOD (out of distribution). What is measured:

@@ -57,13 +57,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from common import MicroBatch, micro_batches_of, no_grad_logps, optimizer_step, set_lr, token_logps
+from common import MicroBatch, micro_batches_of, no_grad_logps, optimizer_step, token_logps
 from harness import settings
 from harness.cli import flag, parse_cli, run_stage
 from harness.metrics import Stopwatch, kl_k3, sampler_gap
 from harness.randomness import torch_generator
 from harness.ranks import check_shares, make_accelerator, sum_over_ranks
 from harness.run import Run
+from harness.schedule import set_lr
 from model.lora import adapters_off
 from model.policies import Policies, build_policies, load_policy
 from model.prompts import PromptEncoder

@@ -88,7 +88,7 @@ class PromptEncoder:
         return batch["pixel_values"], batch["image_grid_thw"]
 
     def encode_completion(self, text: str, eos_id: int) -> Tensor:
-        """(t,) ids of a given response, its EOS appended: for pairs, which are not sampled here.
+        """(L,) ids of a given response, its EOS appended: for pairs, which are not sampled here.
 
         Trap: it is tokenized separately from the prompt. If both were tokenized together, a merge
         across the border could change the prompt, and the two sides would no longer share it
@@ -98,7 +98,7 @@ class PromptEncoder:
         return torch.tensor([*ids, eos_id])
 
     def decode(self, ids: Tensor) -> str:
-        """The text of a completion (t,), without special tokens."""
+        """The text of a completion (L,), without special tokens."""
         return self.tokenizer.decode(ids.tolist(), skip_special_tokens=True)
 
 

@@ -84,11 +84,11 @@ class Policy(nn.Module):
             return function(self, *args)
 
     def plain_logits(self, prompt: Prompt, completion: Tensor) -> Tensor:
-        """(S + t, V) HF's own forward of one prompt and one completion (t,), alone and unmodified.
+        """(S + L, V) HF's own forward of one prompt and one completion (L,), alone and unmodified.
 
         Entry i is about token i + 1. The plain version of scoring is made of it (`common.py`).
         """
-        ids = torch.cat([prompt.ids, completion])[None].to(self.device)  # (1, S + t); t may be 0
+        ids = torch.cat([prompt.ids, completion])[None].to(self.device)  # (1, S + L); L may be 0
         images = {}
         if prompt.pixel_values is not None:
             images["pixel_values"] = prompt.pixel_values.to(self.device)

@@ -7,8 +7,8 @@ them. All three are groups, so all three are sampled and scored by the same func
 Dimension key, used in every file of the project
     N  prompts (= groups)            S  prompt length; of the longest, where padded
     G  completions per prompt        T  tokens of the longest completion, EOS included
-    B  completions                   V  size of the vocabulary
-    D  hidden width
+    B  completions                   L  tokens of one completion, EOS included
+    D  hidden width                  V  size of the vocabulary
 
 N and B count what the tensor at hand holds: a micro-batch, a step or a rollout.
 
@@ -42,12 +42,12 @@ class Group:
     """One prompt and its completions."""
 
     prompt: Prompt
-    completions: list[Tensor]  # each (t,) ids as sampled; never decoded and tokenized again
+    completions: list[Tensor]  # each (L,) ids as sampled; never decoded and tokenized again
 
 
 @dataclass(frozen=True)
 class SampledGroup(Group):
-    """A group with what the sampler knew of each token: a tensor (t,) for each completion."""
+    """A group with what the sampler knew of each token: a tensor (L,) for each completion."""
 
     logps: list[Tensor]  # log-probability that the sampler gave the token it drew, nats
     stats: list[Tensor]  # a number that `sample_groups` was asked for; 0 where it was not
@@ -56,7 +56,7 @@ class SampledGroup(Group):
 def completion_mask(groups: list[Group]) -> Tensor:
     """Which entries of a (B, T) tensor are tokens and which are padding.
 
-    Returns (B, T) float: 1 where completion i has a token j (its EOS is one), 0 elsewhere; (0, 0)
+    Returns (B, T) float: 1 where completion i has a token t (its EOS is one), 0 elsewhere; (0, 0)
     without any group.
 
     Trap: lengths come from the records, never from `ids != pad`. Where padding and EOS share an id,
@@ -69,10 +69,10 @@ def completion_mask(groups: list[Group]) -> Tensor:
 
 
 def padded(lines: list[Tensor]) -> Tensor:
-    """B tensors (t,) as one (B, T), 0 behind their ends; (0, 0) if there are none."""
+    """B tensors (L,) as one (B, T), 0 behind their ends; (0, 0) if there are none."""
     return pad_sequence(lines, batch_first=True) if lines else torch.zeros(0, 0)
 
 
 def is_truncated(completion: Tensor, eos_ids: list[int]) -> bool:
-    """True if a completion (t,) ran into the length limit instead of ending by itself."""
+    """True if a completion (L,) ran into the length limit instead of ending by itself."""
     return int(completion[-1]) not in eos_ids

@@ -46,7 +46,7 @@ def plain_sample(
     temperature: float,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """One completion (t,) of one prompt, without any cache: `sample_groups` is this, made fast.
+    """One completion (L,) of one prompt, without any cache: `sample_groups` is this, made fast.
 
     For every token, the whole prompt and the completion so far pass through the model again
     (test_sampling_equals_the_plain_version).
@@ -148,7 +148,7 @@ def split_group(group_size: int, limit: int) -> list[int]:
 
 @dataclass
 class Drawn:
-    """What was drawn for B sequences: tokens, their log-probabilities, their stats, (t,) each."""
+    """What was drawn for B sequences: tokens, their log-probabilities, their stats, (L,) each."""
 
     tokens: list[Tensor]
     logps: list[Tensor]
@@ -244,7 +244,7 @@ def start_decoding(
 
 
 def cut_to_length(lines: Tensor, lengths: Tensor) -> list[Tensor]:
-    """lines (B, max_new_tokens), lengths (B,) -> B tensors (t,), each cut after its EOS."""
+    """lines (B, max_new_tokens), lengths (B,) -> B tensors (L,), each cut after its EOS."""
     lines = lines.cpu()
     return [lines[b, :length].clone() for b, length in enumerate(lengths.tolist())]
 

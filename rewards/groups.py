@@ -237,5 +237,5 @@ def sample_record(
 
 
 def token_numbers(values: list[Tensor]) -> list[list[float]]:
-    """A number for each token of each completion, (t,) each, to four digits behind the point."""
+    """A number for each token of each completion, (L,) each, to four digits behind the point."""
     return [[round(value, 4) for value in line.tolist()] for line in values]

@@ -36,7 +36,7 @@ def rollout_means(rollout: list[RewardedGroup]) -> Means:
         means.add("zero_std%", 100.0 if all_equal else 0.0)
         means.add_number("unscored", len(lengths) - len(known_totals))
 
-        entropies = rewarded.group.stats  # (t,) each
+        entropies = rewarded.group.stats  # (L,) each
         means.add("entropy", sum(float(e.sum()) for e in entropies), sum(lengths))
     return means
 

@@ -64,7 +64,7 @@ def grade_groups(groups: list[SampledGroup], encoder: PromptEncoder, eos_ids: li
     records = []
     for group, texts in zip(groups, responses):
         example = group.prompt.example
-        # Of each completion: its ids (t,), its text, the size of the nucleus at each token (t,).
+        # Of each completion: its ids (L,), its text, the size of the nucleus at each token (L,).
         for ids, text, nucleus_sizes in zip(group.completions, texts, group.stats):
             records.append({
                 **response_record(example, text, grade_example(example, text, judge)),

@@ -10,8 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import common
 import grpo
-from common import learning_rate, micro_batches_of, plain_token_logps, token_logps
+from common import micro_batches_of, plain_token_logps, token_logps
 from conftest import make_groups
+from harness.schedule import learning_rate
 from model.records import Group, completion_mask
 
 

@@ -571,7 +571,7 @@ def test_the_docstring_names_fields_that_a_record_has(start, tmp_path):
                 run_dir=str(tmp_path / "run")))
     record = json.loads((tmp_path / "run/completions.jsonl").read_text().splitlines()[0])
     page = evaluate.__doc__
-    shown = page[page.index("made of these of its fields:") : page.index("The set `id`")]
+    shown = page[page.index("made of these fields:") : page.index("The set `id`")]
     names = re.findall(r"^    (\w+(?:, \w+)*)  ", shown, re.MULTILINE)
     fields = [field for line in names for field in line.split(", ")]
     assert len(fields) == 13

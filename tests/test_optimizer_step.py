@@ -1,5 +1,6 @@
 """The one optimizer step that both losses share: passes, normaliser, skipping, and its settings."""
 
+import copy
 import math
 from dataclasses import replace
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import common
 import dpo_sft
 import grpo
-from common import micro_batches_of, optimizer_step, token_logps
+from common import micro_batches_of, optimizer_step, plain_optimizer_step, token_logps
 from conftest import KeepGradients, make_groups, policies_of
 from model.policies import build_policies
 
@@ -40,6 +41,45 @@ def one_step(policies, groups, loss=None, max_tokens=10_000):
         filler=groups[0],
         cfg=CFG,
     )
+
+
+@pytest.mark.parametrize("grad_clip", [1e9, 0.1])
+def test_optimizer_step_equals_the_plain_version(tiny64, grad_clip):
+    """Two steps of AdamW in three micro-batches each, with and without clipping: the same weights.
+
+    With each micro-batch divided by its own count, the classic mistake, they are others.
+    """
+    policy, encoder = tiny64
+    groups = make_groups(encoder, sizes=(3, 2, 3), images=(1, 0, 2))
+    cfg = replace(grpo.Config(), grad_clip=grad_clip)
+
+    def weights_after(take_step) -> list[torch.Tensor]:
+        trained = copy.deepcopy(policy)
+        policies = policies_of(trained, torch.optim.AdamW(trained.parameters(), lr=1e-3))
+        for _ in range(2):
+            batches = micro_batches_of(groups, 40)
+            assert len(batches) >= 3
+            take_step(policies, batches)
+        return [p.detach() for p in trained.parameters()]
+
+    def ours(policies, batches):
+        optimizer_step(policies, Accelerator(cpu=True), batches, negative_logp(policies),
+                       normalizer=7.0, filler=groups[0], cfg=cfg)
+
+    def plain(policies, batches):
+        plain_optimizer_step(policies, batches, negative_logp(policies), normalizer=7.0,
+                             grad_clip=grad_clip)
+
+    def classic(policies, batches):
+        def mean_of(micro):
+            loss, metrics = negative_logp(policies)(micro)
+            return loss / sum(len(g.completions) for g in micro.groups), metrics
+
+        plain_optimizer_step(policies, batches, mean_of, normalizer=1.0, grad_clip=grad_clip)
+
+    found, wanted, wrong = weights_after(ours), weights_after(plain), weights_after(classic)
+    assert all(torch.allclose(a, b, rtol=0, atol=1e-12) for a, b in zip(found, wanted))
+    assert not all(torch.allclose(a, b, rtol=0, atol=1e-6) for a, b in zip(wrong, wanted))
 
 
 # --- Filler passes ------------------------------------------------------------------------------
