@@ -3,9 +3,10 @@
 For each prompt q, sample G completions o_1..o_G from the current policy, reward each, and compare
 it with its own group. If a completion did better than the group's mean, the probability of each of
 its tokens is raised; if worse, lowered. The ratio of a token is its probability under the policy
-now, divided by its probability before the rollout's first update. The clip ends the push: where a
-token is raised, once its ratio is above 1 + high; where it is lowered, once it is below 1 - low.
-Beyond the other end of the band its gradient stays. In formulas:
+now, divided by its probability before the rollout's first update. The clip ends a push that has
+gone far enough: a token that is raised has no gradient once its ratio is above 1 + high, one that
+is lowered has none once it is below 1 - low. A token that has moved the wrong way keeps its
+gradient, however far it went, so that it can come back. In formulas:
 
     R_i     = 0.5 format_i + 1 accuracy_i                          one reward per completion
     A_i     = (R_i - mean(R)) / (std(R) + 1e-6)                    mean and std over its group
@@ -13,9 +14,12 @@ Beyond the other end of the band its gradient stays. In formulas:
     J       = 1/M sum_i sum_t min(r_it A_i, clip(r_it, 1 - low, 1 + high) A_i)
               over the completions i of all prompts of an update; M = the number of their tokens
               (a completion that could not be graded is in neither)
-    loss    = -J  (+ beta * KL to the reference, off by default)
+    loss    = -J                                                   `plain_loss`, below
+              + beta / M sum_i sum_t (e^d - d - 1), d = logp_ref_it - logp_it
+              off by default: the KL to the reference, estimated per token
 
-As a loop. A *step* is one turn of it, with one rollout; an *update* is one optimizer step:
+As a loop. A *step* is one turn of it; its *rollout* is all that it samples, a group for each of its
+prompts; an *update* is one optimizer step, on a mini-batch of the rollout:
 
     repeat
         0. give the sampler the policy's weights                               refresh
@@ -36,28 +40,35 @@ Where this departs from the paper, or fills in what it leaves open:
   2. M counts the tokens of a whole update, over prompts, micro-batches and processes (DAPO eq. 8 is
      printed for one prompt).
   3. A rollout is cut into --updates_per_rollout mini-batches: each completion is used once. In the
-     first of them every ratio is 1, so the clip can only act in the later ones. The paper takes 128
-     of its 128 x 8 completions an update: 8 updates.
+     first of them every ratio is 1, so the clip can only act in the later ones. The paper's rollout
+     has 128 x 8 completions, and an update takes 128 of them: 8 updates.
   4. Off by default: dynamic sampling, overlong penalty, truncated completions left out of the loss
      (DAPO); no division by std, constant M (Dr. GRPO); truncated importance sampling (TIS); KL.
 
 Dimension key, of one update on one process (*rank*): N prompts with G completions each. Only groups
-with a gradient go through the model: B completions, the longest of T tokens. (b, t) is the part of
-a (B, T) that one micro-batch holds.
+with a gradient go through the model: B completions, the longest of T tokens. (b, T_b) is the part
+of a (B, T) that one micro-batch holds.
 
     accelerate launch grpo.py                                   the embedded world, 16 steps, 20 s
     accelerate launch grpo.py --model runs/warmup/model         stage 3
     accelerate launch --config_file configs/one_gpu.yaml grpo.py @configs/grpo_3b.args
 """
 
-from collections import defaultdict
+from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from common import MicroBatch, micro_batches_of, no_grad_logps, optimizer_step, token_logps
+from common import (
+    MicroBatch,
+    micro_batches_of,
+    no_grad_logps,
+    optimizer_step,
+    plain_token_logps,
+    token_logps,
+)
 from harness import settings
 from harness.cli import flag, parse_cli, run_stage
 from harness.metrics import Stopwatch, kl_k3, sampler_gap
@@ -80,9 +91,37 @@ from sources.held_out import HeldOut
 from sources.stream import PromptStream
 from sources.understood import LOOKED_AT, best_blind_guess, say_what_was_understood
 
+# --- The formulas above, in a loop over tokens --------------------------------------------------
+
+
+def plain_loss(policy: Policy, rollout: list[RewardedGroup], logp_old: list[Tensor],
+               clip_low: float, clip_high: float) -> Tensor:
+    """The loss of one update as plainly as it can be said: on one process, all options off.
+
+    logp_old   for each group (G, T)
+
+    Sections 2 and 3 below are this, made fast: all prompts in one pass, micro-batches, several
+    processes, options. The gradient is the same (test_update_equals_the_plain_loss).
+    """
+    J, M = 0.0, 0
+    for rewarded, old in zip(rollout, logp_old):
+        R = torch.tensor(rewarded.totals)  # (G,)
+        A = (R - R.mean()) / (R.std() + 1e-6)  # (G,)
+        logp = plain_token_logps(policy, [rewarded.group])  # (G, T)
+        for i, completion in enumerate(rewarded.group.completions):
+            for t in range(len(completion)):
+                r = (logp[i, t] - old[i, t]).exp()
+                J = J + torch.min(r * A[i], r.clamp(1 - clip_low, 1 + clip_high) * A[i])
+                M = M + 1
+    return -J / M
+
+
+# --- Settings ----------------------------------------------------------------------------------
+
 
 @dataclass(frozen=True)
-class Config(settings.Data, settings.Sampling, settings.Training, settings.Judge):
+class Config(settings.Data, settings.Sampling, settings.Training, settings.Watching,
+             settings.Judge):
     model: str = flag("toy/base", "folder or hub name of the start model; paper: Qwen2.5-VL-7B")
     # sampling
     steps: int = flag(16, "rollouts; paper: not stated for stage 1, its plot of stage 3 has 800",
@@ -108,18 +147,13 @@ class Config(settings.Data, settings.Sampling, settings.Training, settings.Judge
     tis: float = flag(0.0, "truncated importance sampling: cap of a token's weight "
                       "exp(logp_old - logp_sampler), 0: off; its authors: 2")
     updates_per_rollout: int = flag(2, "mini-batches of a rollout; paper, as MM-EUREKA: 8")
-    # record
-    eval_every: int = flag(0, "rollouts between accuracies on held-out questions, 0: off; ours")
-    eval_items: int = flag(128, "held-out questions, answered greedily, not trained on; ours")
-    sample_every: int = flag(10, "rollouts between records in samples.jsonl", changeable=True)
 
     def __post_init__(self):
         super().__post_init__()
         parse_weights(self.reward_weights)
-        self.check_at_least(1, "steps", "prompts_per_step", "updates_per_rollout", "max_draws",
-                            "sample_every")
+        self.check_at_least(1, "steps", "prompts_per_step", "updates_per_rollout", "max_draws")
         self.check_at_least(2, "group_size")  # or there is nothing to compare with
-        self.check_at_least(0, "kl_beta", "tis", "overlong_buffer", "eval_every")
+        self.check_at_least(0, "kl_beta", "tis", "overlong_buffer")
         check_shares(self)
         self.check_positive("temperature", "at 0 all samples of a prompt are the same")
         self.check_positive("clip_high")
@@ -130,36 +164,36 @@ class Config(settings.Data, settings.Sampling, settings.Training, settings.Judge
 # --- 1. Sample a group for each prompt, and reward it ------------------------------------------
 
 
-def collect_rollout(sampler: Policy, stream: PromptStream, reward_groups, generator,
+def collect_rollout(sampler: Policy, stream: PromptStream, assign_rewards, generator,
                     sampling_time: Stopwatch, accelerator, cfg: Config) -> list[RewardedGroup]:
     """Sample a group for each of this rank's prompts, and reward it.
 
-    reward_groups  a function: sampled groups -> rewarded groups
-    sampling_time  counts the seconds in which tokens are drawn
-
-    With dynamic sampling only groups with right and wrong completions are kept, and prompts are
-    drawn until there are enough; a surplus is thrown away. Only what is kept is logged.
+    assign_rewards  a function: sampled groups -> rewarded groups
+    sampling_time   counts the seconds in which tokens are drawn
     """
     count = cfg.prompts_per_step // accelerator.num_processes  # of this rank
-    num_draws = cfg.max_draws if cfg.dynamic_sampling else 1
-    collected: list[RewardedGroup] = []
 
-    for _ in range(num_draws):
+    def draw() -> list[RewardedGroup]:
         prompts = stream.take(count)
         with sampling_time, accelerator.autocast():
             groups = sample_groups(
                 sampler, prompts, cfg.group_size, max_new_tokens=cfg.max_new_tokens,
                 temperature=cfg.temperature, generator=generator, sample_batch=cfg.sample_batch,
                 logits_stat=token_entropy, compile_decode=cfg.compile_decode)
-        rewarded_groups = reward_groups(groups)
-        if cfg.dynamic_sampling:
-            rewarded_groups = [r for r in rewarded_groups if r.is_informative()]
-        collected += rewarded_groups
-        if len(collected) >= count:
-            return collected[:count]
+        return assign_rewards(groups)
 
+    if not cfg.dynamic_sampling:
+        return draw()
+
+    # Dynamic sampling: only groups with right and wrong answers are kept, and prompts are drawn
+    # until there are enough. A surplus is thrown away; what is not kept is not logged either.
+    informative: list[RewardedGroup] = []
+    for _ in range(cfg.max_draws):
+        informative += [rewarded for rewarded in draw() if rewarded.is_informative()]
+        if len(informative) >= count:
+            return informative[:count]
     raise ValueError(f"--dynamic_sampling: {cfg.max_draws} draws of {count} prompts gave only "
-                     f"{len(collected)} groups with right and wrong answers; raise --max_draws?")
+                     f"{len(informative)} groups with right and wrong answers; raise --max_draws?")
 
 
 # --- 2. Advantages, and what else is fixed before the updates ----------------------------------
@@ -193,7 +227,8 @@ def group_advantages(rewards: Tensor, divide_by_std: bool = True, eps: float = 1
     # advantage of -0.1, and with a smaller eps almost -1 (test_equal_rewards_zero_advantage).
     lowest = rewards.masked_fill(~known, float("inf")).amin(-1, keepdim=True)  # (N, 1)
     highest = rewards.masked_fill(~known, float("-inf")).amax(-1, keepdim=True)  # (N, 1)
-    return torch.where((lowest < highest) & known, advantages, 0.0)
+    all_equal = lowest >= highest  # (N, 1); also where none is known: inf >= -inf
+    return advantages.masked_fill(all_equal, 0.0)
 
 
 @dataclass(frozen=True)
@@ -247,10 +282,10 @@ def prepare_mini_batch(rewarded: list[RewardedGroup], policies: Policies, accele
     # is exactly 0, unless the KL term pulls on it (test_groups_without_gradient_change_nothing).
     has_gradient = ((advantages != 0) & in_loss).any(-1)  # (N,)
     if cfg.kl_beta > 0:
-        has_gradient[:] = True
-    with_gradient = [i for i in range(len(rewarded)) if has_gradient[i]]
-    # Sorted, so that a micro-batch holds similar lengths: attention pads them to one another.
-    with_gradient.sort(key=lambda i: int(lengths[i].max()))
+        has_gradient = torch.ones_like(has_gradient)
+    # By length, so that a micro-batch holds similar ones: attention pads them to one another.
+    by_length = lengths.amax(-1).argsort(stable=True).tolist()  # N indices
+    with_gradient = [i for i in by_length if has_gradient[i]]
     groups = [rewarded[i].group for i in with_gradient]
 
     # 2e. logp_old. In the first update the policy has not moved yet: logp_old is logp. Before the
@@ -283,7 +318,8 @@ def policy_loss(logp: Tensor, logp_old: Tensor, advantages: Tensor, mask: Tensor
 
     logp, logp_old  (B, T)
     advantages      (B,)
-    mask            (B, T); not used here, kept so that a variant such as GSPO changes a few lines
+    mask            (B, T) 1 where there is a token. Not read here, where each token has a ratio of
+                    its own: a variant with one ratio for a sequence needs it (variants/gspo.patch)
     returns         `loss`, `ratio`, `clipped`, (B, T) each; unmasked and not reduced: the caller
                     sums over the mask and divides by M
 
@@ -292,6 +328,11 @@ def policy_loss(logp: Tensor, logp_old: Tensor, advantages: Tensor, mask: Tensor
                       ratio < 1 - low          in the band       ratio > 1 + high
         A > 0         gradient                 gradient          stopped
         A < 0         stopped                  gradient          gradient
+
+    >>> ratio, A = torch.tensor([0.5, 1.5, 0.5, 1.5]), torch.tensor([1.0, 1.0, -1.0, -1.0])
+    >>> logp, logp_old, mask = ratio.log()[:, None], torch.zeros(4, 1), torch.ones(4, 1)
+    >>> policy_loss(logp, logp_old, A, mask, clip_low=0.2, clip_high=0.28)["loss"][:, 0]
+    tensor([-0.5000, -1.2800,  0.8000,  1.5000])
 
     At ratio 1 the loss of a token is -A. In a group the A add up to 0: a healthy first update of
     equally long completions has a loss of 0, and a gradient that is not 0. The loss is below 0 if
@@ -322,8 +363,8 @@ def update(batch: MiniBatch, policies: Policies, accelerator, cfg: Config) -> di
 
     def loss_and_metrics(micro: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
         # 3a. Score the completions: all gradients flow through this line.
-        logp = token_logps(policies.trained, micro.groups, cfg.temperature)  # (b, t)
-        mask = micro.rows_of(batch.mask, like=logp)  # (b, t)
+        logp = token_logps(policies.trained, micro.groups, cfg.temperature)  # (b, T_b)
+        mask = micro.rows_of(batch.mask, like=logp)  # (b, T_b)
         advantages = batch.advantages[micro.span].to(logp.device)  # (b,)
 
         # 3b. logp_old. In the first update it is logp, and the ratio 1. Without `detach` the two
@@ -331,28 +372,27 @@ def update(batch: MiniBatch, policies: Policies, accelerator, cfg: Config) -> di
         if batch.logp_old is None:
             logp_old = logp.detach()
         else:
-            logp_old = micro.rows_of(batch.logp_old, like=logp)  # (b, t)
+            logp_old = micro.rows_of(batch.logp_old, like=logp)  # (b, T_b)
 
         # 3c. The clipped loss of each token.
         terms = policy_loss(logp, logp_old, advantages, mask, cfg.clip_low, cfg.clip_high)
 
         # 3d. Off by default, truncated importance sampling: the sampler, not quite the old policy,
         # drew the tokens.
-        logp_sampler = micro.rows_of(batch.logp_sampler, like=logp)  # (b, t)
+        logp_sampler = micro.rows_of(batch.logp_sampler, like=logp)  # (b, T_b)
         if cfg.tis > 0:
-            weight = (logp_old - logp_sampler).exp().clamp(max=cfg.tis)  # (b, t)
+            weight = (logp_old - logp_sampler).exp().clamp(max=cfg.tis)  # (b, T_b)
             terms["loss"] = terms["loss"] * weight
 
-        # 3e. Off by default, the KL to the reference. accelerate has not wrapped it, so autocast is
-        # entered by hand. With LoRA it is the policy itself, with its adapters off.
+        # 3e. Off by default, the KL to the reference.
         if policies.reference is not None:
-            with torch.no_grad(), accelerator.autocast(), adapters_off(policies.reference):
-                logp_ref = token_logps(policies.reference, micro.groups, cfg.temperature)
+            logp_ref = reference_logps(policies, micro.groups, accelerator, cfg)  # (b, T_b)
             terms["kl_ref"] = kl_k3(logp, logp_ref)  # e^d - d - 1, d = logp_ref - logp
             terms["loss"] = terms["loss"] + cfg.kl_beta * terms["kl_ref"]
 
-        # 3f. sum_i sum_t over this micro-batch. `optimizer_step` divides that of the loss by M; the
-        # metrics are only added up, and become means over `tokens_passed` when they are logged.
+        # 3f. sum_i sum_t over this micro-batch. The first value has the gradient: `optimizer_step`
+        # divides it by M. The others are only added up, for the log, where the loss is again
+        # divided by M, and all others by `tokens_passed`.
         terms |= sampler_gap(logp_old, logp_sampler, cfg.clip_low, cfg.clip_high)
         micro_sums = {name: (values * mask).sum() for name, values in terms.items()}
         return micro_sums["loss"], {**micro_sums, "tokens_passed": mask.sum()}
@@ -363,12 +403,33 @@ def update(batch: MiniBatch, policies: Policies, accelerator, cfg: Config) -> di
     return {**update_sums, "normalizer_share": batch.normalizer_share}
 
 
+def reference_logps(policies: Policies, groups: list[Group], accelerator, cfg: Config) -> Tensor:
+    """logp_ref (b, T_b). With LoRA the reference is the policy itself, with its adapters off.
+
+    accelerate has not wrapped it, as it has the trained policy, so autocast is entered by hand.
+    """
+    with torch.no_grad(), accelerator.autocast(), adapters_off(policies.reference):
+        return token_logps(policies.reference, groups, cfg.temperature)
+
+
 # --- The loop ----------------------------------------------------------------------------------
 
 
-def set_up(cfg: Config) -> tuple[Run, Policies, PromptEncoder, PromptStream, HeldOut, Rewarder,
-                                 torch.Generator]:
-    """All that the loop works with, from a new start or from where --resume found it."""
+@dataclass(frozen=True)
+class Setup:
+    """All that the loop works with."""
+
+    run: Run  # the folder: metrics, checkpoints, samples
+    policies: Policies  # what trains, what samples, the reference, the optimizer
+    encoder: PromptEncoder  # texts and images to tokens, and back
+    stream: PromptStream  # this rank's prompts, without end
+    held_out: HeldOut  # questions that are not trained on
+    rewarder: Rewarder
+    generator: torch.Generator  # draws the tokens of this rank
+
+
+def set_up(cfg: Config) -> Setup:
+    """From a new start, or from where --resume found it."""
     accelerator = make_accelerator(cfg)
     check_shares(cfg, accelerator.num_processes)
     run = Run(cfg, "grpo", accelerator)
@@ -394,54 +455,61 @@ def set_up(cfg: Config) -> tuple[Run, Policies, PromptEncoder, PromptStream, Hel
     run.say(f"a rollout: {cfg.prompts_per_step} prompts x {cfg.group_size} completions -> "
             f"{cfg.updates_per_rollout} updates; {accelerator.num_processes} process(es); "
             f"{run.folder}; reward = {rewarder.formula()}")
-    return run, policies, encoder, stream, held_out, rewarder, generator
+    return Setup(run, policies, encoder, stream, held_out, rewarder, generator)
 
 
 def main(cfg: Config) -> None:
-    run, policies, encoder, stream, held_out, rewarder, generator = set_up(cfg)
+    setup = set_up(cfg)
+    run, policies, stream, rewarder = setup.run, setup.policies, setup.stream, setup.rewarder
     accelerator = run.accelerator
 
     for step in range(run.start_step + 1, cfg.steps + 1):
         lr = set_lr(policies.optimizer, step - 1, cfg, cfg.steps)
-        # 0. Give the sampler the policy's weights.
+        # 0. Give the sampler the policy's weights (`bare`: what trains, without its wrapper).
         refresh(policies.sampler, policies.bare)
-        # Not training: every --eval_every steps the accuracy on held-out questions, else {}.
-        # (`progress` is for bounding boxes: the overlap that they must reach rises with it.)
-        evaluation = held_out.accuracy(
-            step, policies.sampler, rewarder.at(progress=1.0), accelerator, cfg)
+        # Not training: the accuracy on held-out questions; {} where it is not due.
+        evaluation = setup.held_out.accuracy(step, policies.sampler, rewarder, accelerator, cfg)
 
         step_time, sampling_time = Stopwatch(), Stopwatch()
         with step_time:
-            # 1. Sample a group for each prompt, and reward it.
-            reward_groups = rewarder.at(progress=step / cfg.steps)
-            rollout = collect_rollout(policies.sampler, stream, reward_groups, generator,
+            # 1. Sample a group for each prompt, and reward it. (Only bounding boxes look at the
+            # progress: the overlap that they must reach rises with it.)
+            assign_rewards = rewarder.at(progress=step / cfg.steps)
+            rollout = collect_rollout(policies.sampler, stream, assign_rewards, setup.generator,
                                       sampling_time, accelerator, cfg)
             # 2. Cut it into mini-batches: advantages, logp_old.
             mini_batches = prepare_mini_batches(rollout, policies, accelerator, cfg)
             # 3. For each of them one update by the clipped loss.
-            sums = defaultdict(float)  # over the updates; `summarize` makes means of them
+            sums = Counter()  # over the updates; `Counter.update` adds
             for batch in mini_batches:
-                for name, value in update(batch, policies, accelerator, cfg).items():
-                    sums[name] += value
+                sums.update(update(batch, policies, accelerator, cfg))
 
         counts = {"skipped_examples": stream.skipped, **take_counts(rewarder.judge)}
         run.log(step, cfg.steps, {
             **summarize(rollout, sums, counts, accelerator, cfg), **evaluation, "lr": lr,
             "gen%": 100 * sampling_time.seconds / step_time.seconds, "step_s": step_time.seconds})
-        # Now and then record one group, with its log-probs after the updates. All ranks score one,
-        # though only the main process writes: with --shard a pass needs every rank.
-        if step == 1 or step % cfg.sample_every == 0:
-            logp = no_grad_logps(policies.trained, [rollout[0].group], accelerator, cfg,
-                                 cfg.temperature)
-            run.sample(step, partial(sample_record, rollout[0], logp, encoder, rewarder.judge))
-        if run.is_time_to_save(step, cfg.steps):  # also after Ctrl-C
-            extra = {"stream": stream.state(), "generator": generator.get_state()}
-            run.save_checkpoint(step, policies, encoder, extra)
-        run.stop_if_asked()
+        record(step, rollout, setup, cfg)
 
     run.finish_training(
-        policies, encoder, {"reward": ["reward", *rewarder.functions], **PANELS},
+        policies, setup.encoder, {"reward": ["reward", *rewarder.functions], **PANELS},
         f"GRPO from {cfg.model}", chance=best_blind_guess(stream.examples))
+
+
+def record(step: int, rollout: list[RewardedGroup], setup: Setup, cfg: Config) -> None:
+    """What is kept of a step: now and then one group, and a checkpoint. Then stop, if asked to."""
+    run, policies, encoder = setup.run, setup.policies, setup.encoder
+
+    # One group, with its log-probs after the updates. All ranks score one, though only the main
+    # process writes: with --shard a pass needs every rank.
+    if step == 1 or step % cfg.sample_every == 0:
+        logp = no_grad_logps(policies.trained, [rollout[0].group], run.accelerator, cfg,
+                             cfg.temperature)
+        run.sample(step, partial(sample_record, rollout[0], logp, encoder, setup.rewarder.judge))
+
+    if run.is_time_to_save(step, cfg.steps):  # also after Ctrl-C
+        extra = {"stream": setup.stream.state(), "generator": setup.generator.get_state()}
+        run.save_checkpoint(step, policies, encoder, extra)
+    run.stop_if_asked()
 
 
 if __name__ == "__main__":

@@ -267,6 +267,20 @@ class Optimizer(Settings):
 
 
 @dataclass(frozen=True)
+class Watching(Settings):
+    """Watching a run of GRPO."""
+
+    eval_every: int = flag(0, "rollouts between accuracies on held-out questions, 0: off; ours")
+    eval_items: int = flag(128, "held-out questions, answered greedily, not trained on; ours")
+    sample_every: int = flag(10, "rollouts between records in samples.jsonl", changeable=True)
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.check_at_least(1, "sample_every")
+        self.check_at_least(0, "eval_every")
+
+
+@dataclass(frozen=True)
 class Judge(Settings):
     """The judge."""
 

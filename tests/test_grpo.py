@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 
 import grpo
-from common import no_grad_logps, token_logps
+from common import no_grad_logps, plain_token_logps, token_logps
 from conftest import (
     KeepGradients,
     make_example,
@@ -24,7 +24,7 @@ from conftest import (
 )
 from grpo import Config, MiniBatch, group_advantages, policy_loss
 from harness.metrics import kl_k3, sampler_gap
-from model.records import Group, Prompt, completion_mask
+from model.records import Group, Prompt, completion_mask, padded
 from rewards import groups, overlong_penalty
 from rewards.groups import RewardedGroup, Rewarder
 from test_run import grpo_config
@@ -418,6 +418,54 @@ def test_gradient_equals_the_slow_way(tiny64):
     assert same_gradients(slow, fast)
     assert sums["clipped"] > 0
     assert sums["ratio"] / sums["tokens_passed"] != 1
+
+
+@pytest.mark.parametrize("budget", [50, 10_000])
+def test_update_equals_the_plain_loss(tiny64, monkeypatch, budget):
+    """From rewards to gradients by the formulas of the module docstring, token by token.
+
+    Both sides of the clip act; 1e-6, since advantages are fp32. With the mean over completions of
+    means over tokens, which is GRPO as first published, the gradient is another one.
+    """
+    policy, encoder = tiny64
+    groups = make_groups(encoder, sizes=(3, 3, 3), images=(1, 0, 2))
+    accuracies = ([1.0, 0.0, 0.0], [1.0, 1.0, 1.0], [0.0, 1.0, 1.0])
+    rollout = [rewarded(group, [1.0] * len(right), right)
+               for group, right in zip(groups, accuracies)]
+    noise = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        logp_old = [plain_token_logps(policy, [group]) for group in groups]  # (G, T) each
+    logp_old = [old + 0.3 * torch.randn(old.shape, generator=noise).double() for old in logp_old]
+
+    def moved(policy, asked, *args, **more):  # as if other updates had come before
+        return padded([row for group in asked for row in logp_old[groups.index(group)]])
+
+    monkeypatch.setattr(grpo, "no_grad_logps", moved)
+    cfg = replace(CFG, max_tokens_per_micro_batch=budget)
+    policies = policies_of(policy, KeepGradients(policy))
+    batch = grpo.prepare_mini_batch(rollout, policies, Accelerator(cpu=True), cfg, is_first=False)
+    assert len(batch.groups) == 2, "the group of equal rewards adds nothing"
+    fast, sums = one_step(policy, batch, cfg)
+    assert sums["clipped"] > 0
+
+    def gradients_of(loss: torch.Tensor) -> dict:
+        policy.zero_grad()
+        loss.backward()
+        return {n: p.grad.clone() for n, p in policy.named_parameters() if p.grad is not None}
+
+    bounds = (cfg.clip_low, cfg.clip_high)
+    plain = gradients_of(grpo.plain_loss(policy, rollout, logp_old, *bounds))
+    assert same_gradients(plain, fast, atol=1e-6)
+
+    classic = 0.0
+    for r, old in zip(rollout, logp_old):
+        for i, completion in enumerate(r.group.completions):
+            alone = Group(r.group.prompt, [completion])
+            logp = plain_token_logps(policy, [alone])
+            advantage = group_advantages(torch.tensor([r.totals]))[0, i : i + 1]
+            terms = policy_loss(logp, old[i : i + 1, : len(completion)], advantage, None, *bounds)
+            classic = classic + terms["loss"].mean() / 9
+    assert not same_gradients(gradients_of(classic), plain, atol=1e-4)
 
 
 def test_first_update_ratio_is_one(tiny):
