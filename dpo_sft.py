@@ -1,8 +1,8 @@
 """Cold start by preference: DPO + lambda * SFT on format pairs, stage 2b of SPECS.
 
 Each pair is one prompt with two responses, chosen (w) and rejected (l). The *reference* is the base
-model as it was before training. DPO looks at how much more likely each response has become since,
-and raises the margin of chosen over rejected in that; SFT keeps chosen likely:
+model as it was before training: logp - logp_ref is how far training has raised a response. DPO
+raises chosen further than rejected, by a margin; SFT keeps chosen itself likely:
 
     h       = beta * [(logp(w) - logp_ref(w)) - (logp(l) - logp_ref(l))]          the margin
     L_DPO   = -log sigmoid(h)
@@ -24,9 +24,9 @@ margin grows, DPO's pull fades; that of SFT stays.
 
 As a program:
 
-    0. logp_ref: score every response once by the reference       cached_reference, in set_up
+    0. logp_ref: score every response once by the reference       cached_reference
     1. shuffle the pairs of each epoch, cut them into steps,      shuffled_steps
-       and each step into the shares of the ranks                 main
+       and each step into the shares of the ranks                 shares_of_rank
     for each step
         2. take this rank's pairs, encoded, and their logp_ref    Pairs.batches (sources/read_pairs)
         3. the hybrid loss over micro-batches, one update         update
@@ -40,12 +40,14 @@ Where this departs from the paper, or fills in what it leaves open:
   2. One epoch. The paper's plot says so: its 140 steps of 64 pairs are its 9k pairs once.
   3. The paper does not state its schedule. By default the learning rate is constant after a
      warm-up; the configs of the 3B and 7B models take a cosine.
-  4. SFT alone keeps the mean per response, so that it differs from DPO+SFT by the DPO term only. A
-     usual SFT trainer takes one mean over the tokens of a batch: long responses weigh more there.
+  4. SFT alone (--loss sft) is L_SFT, without lambda. It keeps the mean per response, so at lambda 1
+     it differs from DPO+SFT by the DPO term only. A usual SFT trainer takes one mean over a batch's
+     tokens, where long responses weigh more.
 
 Dimension key: P pairs of the data set; N pairs that a function is given, one `Group` each; T tokens
 of the longest response. Log-probabilities are (2N, T), rows alternate: chosen, rejected, chosen,
-...; for SFT alone (N, T), chosen. (2n, t) is the part of it that one chunk or micro-batch holds.
+...; (2n, T_b) is the part of it that one chunk or micro-batch holds. SFT alone has the rows of
+chosen only: (N, T) and (n, T_b).
 
     accelerate launch dpo_sft.py --pairs runs/prefs          about 20 seconds on one core
     accelerate launch dpo_sft.py --loss sft ...              ablation: sft or dpo alone
@@ -66,7 +68,7 @@ from harness.cli import flag, parse_cli, run_stage
 from harness.metrics import Means
 from harness.progress import progress
 from harness.randomness import random_of
-from harness.ranks import gather_objects, make_accelerator, sum_over_ranks
+from harness.ranks import gather_shares, make_accelerator, sum_over_ranks
 from harness.reference_cache import load_or_compute, reference_key
 from harness.run import Run
 from harness.schedule import set_lr
@@ -76,7 +78,6 @@ from model.prompts import PromptEncoder
 from model.qwen import Policy
 from model.records import Group, completion_mask
 from model.sharding import shard
-from sources.lazily import AT_A_TIME
 from sources.read_pairs import Pairs, load_pairs
 from sources.understood import LOOKED_AT, say_what_was_understood
 
@@ -119,49 +120,48 @@ PANELS = {"loss": ["loss", "dpo", "sft"],
           "gradient norm": ["grad_norm"], "learning rate": ["lr"]}
 
 
+PAIRS_PER_CHUNK = 64  # that the reference scores together, while the next are encoded
+
+
 # --- 0. The reference: logp_ref ----------------------------------------------------------------
 
 
-def cached_reference(policy: Policy, pairs: Pairs, cfg: Config, accelerator,
-                     run: Run) -> Tensor | None:
+def cached_reference(reference: Policy, pairs: Pairs, cfg: Config, run: Run) -> Tensor | None:
     """(P, 2) reference log-probs of all pairs, from the cache beside the run folder, or computed.
 
     None for SFT alone, which has no reference.
     """
     if cfg.loss == "sft":
         return None
-    key = reference_key(policy, pairs.digest, accelerator)
+    accelerator = run.accelerator
+    key = reference_key(reference, pairs.digest, accelerator)
     file = run.folder.parent / "reference_logps" / f"{key}.safetensors"
-    compute = partial(reference_logps, policy, pairs, cfg, accelerator, show=run.writes)
+    compute = partial(reference_logps, reference, pairs, cfg, accelerator, show=run.writes)
     return load_or_compute(file, compute, accelerator)
 
 
-def reference_logps(policy: Policy, pairs: Pairs, cfg: Config, accelerator, show: bool) -> Tensor:
+def reference_logps(reference: Policy, pairs: Pairs, cfg: Config, accelerator,
+                    show: bool) -> Tensor:
     """(P, 2) the log-probabilities of chosen and of rejected under the reference, summed.
 
     Each rank scores its share of the P pairs, and all ranks get all of them.
     """
-    rank, world_size = accelerator.process_index, accelerator.num_processes
-    share = range(rank, len(pairs), world_size)
+    share = range(accelerator.process_index, len(pairs), accelerator.num_processes)
     # All ranks make equally many chunks, the last perhaps empty: with --shard each call below
     # gathers weights from all ranks, and would wait for ever for a rank that has no more.
-    largest_share = math.ceil(len(pairs) / world_size)
-    chunks = [share[i : i + AT_A_TIME] for i in range(0, largest_share, AT_A_TIME)]
+    largest_share = math.ceil(len(pairs) / accelerator.num_processes)
+    chunks = [share[i : i + PAIRS_PER_CHUNK] for i in range(0, largest_share, PAIRS_PER_CHUNK)]
     filler = pairs.first()
 
     response_logps = []
     for groups in progress(pairs.batches(chunks), "reference log-probs", show, len(chunks)):
         # Chosen and rejected of a pair may come into two micro-batches. Here that is fine: each is
         # scored by itself, and no loss of a pair is computed.
-        logp = no_grad_logps(policy, groups, accelerator, cfg, filler=filler)  # (2n, t)
+        logp = no_grad_logps(reference, groups, accelerator, cfg, filler=filler)  # (2n, T_b)
         # No mask is needed for the sum: logp is 0 where there is no token.
         response_logps.append(logp.sum(-1).view(-1, 2))  # (n, 2) chosen, rejected
 
-    # Rank r scored the pairs r, r + world_size, r + 2 world_size, ...
-    logp_ref = torch.zeros(len(pairs), 2)
-    for r, logp_of_rank in enumerate(gather_objects(torch.cat(response_logps), accelerator)):
-        logp_ref[r::world_size] = logp_of_rank
-    return logp_ref
+    return gather_shares(torch.cat(response_logps), len(pairs), accelerator)  # (P, 2)
 
 
 # --- 1. The order of the pairs ------------------------------------------------------------------
@@ -180,7 +180,23 @@ def shuffled_steps(num_pairs: int, cfg: Config) -> list[list[int]]:
     return steps[: cfg.max_steps] if cfg.max_steps else steps
 
 
-# --- 2. The pairs of a step, encoded: `Pairs.batches`, in sources/read_pairs.py -----------------
+def shares_of_rank(pairs: Pairs, cfg: Config, accelerator) -> list[list[int]]:
+    """This rank's share of each step: of R ranks it takes every R-th pair.
+
+    The order within a share does not matter for the gradient, which is a sum. Sorted, a micro-batch
+    holds similar lengths, and attention pads little.
+    """
+    rank, world_size = accelerator.process_index, accelerator.num_processes
+    return [sorted(indices[rank::world_size], key=lambda i: pairs.lengths[i])
+            for indices in shuffled_steps(len(pairs), cfg)]
+
+
+# --- 2. The pairs of a step, encoded ------------------------------------------------------------
+
+# A pair is a `Group`: its prompt, in the chat template and with its images, and two completions,
+# chosen and rejected, each the tokens of its response and one EOS. A pair with a response over
+# --max_response_tokens is skipped, not cut: without its EOS it would teach the model not to stop.
+# `Pairs.batches` (sources/read_pairs.py) encodes the pairs of a step while the last step is taken.
 
 
 # --- 3. The hybrid loss, and the update ---------------------------------------------------------
@@ -225,21 +241,23 @@ def sft_loss(logp: Tensor, mask: Tensor) -> Tensor:
     return -(logp * mask).sum(-1) / mask.sum(-1)
 
 
-def hybrid_loss(logp: Tensor, logp_ref: Tensor | None, mask: Tensor,
-                cfg: Config) -> dict[str, Tensor]:
-    """The loss of each pair, L_DPO + lambda * L_SFT or one of them, and what is logged: (N,) each.
+def sft_alone(logp: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """For --loss sft, logp and mask (N, T) of chosen: the loss of each pair, and what is logged."""
+    sft = sft_loss(logp, mask)  # (N,)
+    return {"loss": sft, "sft": sft, "chosen_logp": (logp * mask).sum(-1)}
 
-    logp, mask  (2N, T), chosen, rejected, chosen, ...; for SFT alone (N, T), chosen
-    logp_ref    (N, 2) summed, chosen and rejected; None for SFT alone
+
+def hybrid_loss(logp: Tensor, logp_ref: Tensor, mask: Tensor, cfg: Config) -> dict[str, Tensor]:
+    """The loss of each pair, L_DPO + lambda * L_SFT or L_DPO, and what is logged: (N,) each.
+
+    logp, mask  (2N, T), chosen, rejected, chosen, ...
+    logp_ref    (2N,) in the same order, summed over the tokens of a response
     returns     `loss`, to be averaged over the pairs of the step, and its parts
     """
-    response_logp = (logp * mask).sum(-1)  # (2N,) over the tokens; for SFT alone (N,)
-    if cfg.loss == "sft":  # all rows are chosen
-        sft = sft_loss(logp, mask)  # (N,)
-        return {"loss": sft, "sft": sft, "chosen_logp": response_logp}
-
+    assert logp_ref.shape == logp.shape[:1], (logp_ref.shape, logp.shape)
+    response_logp = (logp * mask).sum(-1)  # (2N,) summed over the tokens of a response
     chosen_logp, rejected_logp = response_logp[0::2], response_logp[1::2]  # (N,) each
-    chosen_logp_ref, rejected_logp_ref = logp_ref.unbind(-1)  # (N,) each
+    chosen_logp_ref, rejected_logp_ref = logp_ref[0::2], logp_ref[1::2]  # (N,) each
     terms = dpo_loss(chosen_logp, rejected_logp, chosen_logp_ref, rejected_logp_ref, cfg.beta)
 
     sft = sft_loss(logp[0::2], mask[0::2])  # (N,) of chosen alone; logged with --loss dpo too
@@ -263,30 +281,27 @@ def update(groups: list[Group], logp_ref: Tensor | None, filler: Group, policies
     """One update by the pairs of a step: each rank passes its share through the model.
 
     groups    this rank's share, [chosen, rejected] each; for SFT alone [chosen]
-    logp_ref  (N, 2) of these pairs, None for SFT alone
+    logp_ref  (2N,) of these responses, None for SFT alone
     filler    any pair, for filler passes (see `common.py`)
     returns   sums over this rank's pairs; `grad_norm` and `skipped_updates`, equal on all ranks
     """
-    num_pairs = sum_over_ranks({"pairs": len(groups)}, accelerator)["pairs"]  # of all ranks
+    pairs_of_step = sum_over_ranks({"pairs": len(groups)}, accelerator)["pairs"]  # of all ranks
 
     def loss_and_metrics(micro: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        logp = token_logps(policies.trained, micro.groups)  # (2n, t), for SFT alone (n, t)
+        logp = token_logps(policies.trained, micro.groups)  # (2n, T_b), for SFT alone (n, T_b)
         mask = completion_mask(micro.groups).to(logp.device)  # of the same shape
-
-        logp_ref_of_micro = None
-        if logp_ref is not None:
-            # The span counts responses, two for each pair.
-            pair_span = slice(micro.span.start // 2, micro.span.stop // 2)
-            logp_ref_of_micro = logp_ref[pair_span].to(logp.device)  # (n, 2)
-
-        terms = hybrid_loss(logp, logp_ref_of_micro, mask, cfg)
+        if logp_ref is None:
+            terms = sft_alone(logp, mask)
+        else:
+            logp_ref_of_micro = logp_ref[micro.span].to(logp.device)  # (2n,)
+            terms = hybrid_loss(logp, logp_ref_of_micro, mask, cfg)
         micro_sums = {name: values.sum() for name, values in terms.items()}
         return micro_sums["loss"], micro_sums
 
     # A pair is never split: its loss needs the log-probabilities of both responses.
     micro_batches = micro_batches_of(groups, cfg.max_tokens_per_micro_batch, split=False)
     return optimizer_step(policies, accelerator, micro_batches, loss_and_metrics,
-                          normalizer=num_pairs, filler=filler, cfg=cfg)
+                          normalizer=pairs_of_step, filler=filler, cfg=cfg)
 
 
 # --- The loop ----------------------------------------------------------------------------------
@@ -302,54 +317,48 @@ def summarize(sums: dict[str, float], pairs_of_rank: int, accelerator) -> dict[s
     return {**means.over_ranks(accelerator), **equal_on_ranks}
 
 
-def set_up(cfg: Config) -> tuple[Run, Policies, PromptEncoder, Pairs, Tensor | None]:
-    """All that the loop works with, from a new start or from where --resume found it.
-
-    The last is logp_ref (P, 2), None for SFT alone.
-    """
+def open_run(cfg: Config) -> tuple[Run, Policy, PromptEncoder, Pairs]:
+    """The run, the base before any training (also when resumed: it is the reference), the pairs."""
     accelerator = make_accelerator(cfg)
     run = Run(cfg, "dpo_sft", accelerator, COLUMNS)
-
-    # Also when resumed, the reference is the base before any training.
     base, encoder = load_policy(cfg, checkpoint=None, accelerator=accelerator)
     pairs = load_pairs(cfg, encoder, base, run.warn, accelerator)
     first_pairs = range(min(LOOKED_AT, len(pairs)))
     looked_at = next(pairs.batches([first_pairs]))
     say_what_was_understood(run, encoder, [group.prompt for group in looked_at])
-    if cfg.shard:  # before it scores: a whole model may not fit on one card
+    if cfg.shard:  # already now, not in `build_policies`: it scores first, and may not fit one card
         shard(base)
+    return run, base, encoder, pairs
 
-    # 0. The base as it is now is the reference.
-    with adapters_off(base):
-        logp_ref = cached_reference(base, pairs, cfg, accelerator, run)
 
-    if run.latest_model() is None:
-        policy = base  # it starts where the reference is
-    else:  # resumed: base was needed for the reference only, and there is room for one model
-        del base
-        policy, _ = load_policy(cfg, run.latest_model(), accelerator)
-    policies = build_policies(policy, cfg, accelerator)
+def build_from(policy: Policy, run: Run, pairs: Pairs, cfg: Config) -> Policies:
+    """The policy that is trained, with its optimizer, whose state --resume reads back."""
+    policies = build_policies(policy, cfg, run.accelerator)
     state = run.load_state(policies.optimizer)
     if state is not None and state["pairs_digest"] != pairs.digest:
         raise ValueError(f"--resume {run.folder}: --pairs are not those that the run began with")
-    return run, policies, encoder, pairs, logp_ref
+    return policies
 
 
 def main(cfg: Config) -> None:
-    # 0. logp_ref (P, 2): score every response once by the reference, before anything is trained.
-    run, policies, encoder, pairs, logp_ref = set_up(cfg)
+    run, base, encoder, pairs = open_run(cfg)
     accelerator = run.accelerator
-    rank, world_size = accelerator.process_index, accelerator.num_processes
+
+    # 0. logp_ref (P, 2): score every response once by the reference, the base as it is now.
+    with adapters_off(base):
+        logp_ref = cached_reference(base, pairs, cfg, run)
+    policy = base  # training starts where the reference is
+    if run.latest_model() is not None:  # resumed, with room for one model: it goes on elsewhere
+        del base, policy
+        policy, _ = load_policy(cfg, run.latest_model(), accelerator)
+    policies = build_from(policy, run, pairs, cfg)
 
     # 1. Shuffle the pairs of each epoch, cut them into steps, and each step into the shares of the
-    # ranks. The order within a share does not matter: sorted, a micro-batch holds similar lengths,
-    # and attention pads little.
-    steps = shuffled_steps(len(pairs), cfg)  # for each step, the indices of its pairs
-    shares = [sorted(indices[rank::world_size], key=lambda i: pairs.lengths[i])
-              for indices in steps]
-    num_steps = len(steps)
-    run.say(f"{len(pairs)} pairs in {num_steps} steps of {cfg.batch_pairs}, "
-            f"loss {cfg.loss}, {world_size} process(es), {run.folder}")
+    # ranks.
+    shares = shares_of_rank(pairs, cfg, accelerator)  # for each step, N indices
+    num_steps = len(shares)
+    run.say(f"{len(pairs)} pairs in {num_steps} steps of {cfg.batch_pairs}, loss {cfg.loss}, "
+            f"{accelerator.num_processes} process(es), {run.folder}")
 
     upcoming_groups = pairs.batches(shares[run.start_step :])  # encodes one step ahead
     filler = pairs.first()
@@ -360,7 +369,7 @@ def main(cfg: Config) -> None:
         # 2. Take this rank's pairs, encoded, and their logp_ref.
         share = shares[step - 1]  # N indices
         groups = next(upcoming_groups)  # of these pairs, in this order
-        logp_ref_of_share = None if logp_ref is None else logp_ref[share]  # (N, 2)
+        logp_ref_of_share = None if logp_ref is None else logp_ref[share].flatten()  # (2N,)
         # 3. The hybrid loss over micro-batches, one update.
         sums = update(groups, logp_ref_of_share, filler, policies, accelerator, cfg)
 

@@ -356,7 +356,7 @@ def ours_dpo(pairs: list[dict], steps: int) -> dict:
         part = slice(step * cfg.batch_pairs, (step + 1) * cfg.batch_pairs)
         began = now()
         sums = dpo_sft.update(
-            groups[part], logp_ref[part], groups[0], policies, accelerator, cfg
+            groups[part], logp_ref[part].flatten(), groups[0], policies, accelerator, cfg
         )
         clock.add("update", began)
         losses.append(sums["dpo"] / cfg.batch_pairs)

@@ -53,7 +53,7 @@ def measure(steps: int, side: int) -> tuple[dict[str, Seconds], list[Group], lis
     pairs = pair_groups(pairs_at(side, NUM_PAIRS), encoder, policy.eos_ids[0])
     pairs.sort(key=lambda g: max(map(len, g.completions)))  # as dpo_sft.py does within a step
     chosen = [Group(g.prompt, g.completions[:1]) for g in pairs]
-    logp_ref = torch.full((NUM_PAIRS, 2), -20.0)
+    logp_ref = torch.full((2 * NUM_PAIRS,), -20.0)
 
     work = {
         "hybrid": lambda: dpo_sft.update(

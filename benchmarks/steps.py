@@ -155,7 +155,7 @@ def dpo_step(cfg, policies, accelerator, timer: Timer, picture: str, count: int)
         pairs.append(Group(prompt, responses))
 
     def reference():
-        return no_grad_logps(policies.trained, pairs, accelerator, cfg).sum(-1).view(-1, 2)
+        return no_grad_logps(policies.trained, pairs, accelerator, cfg).sum(-1)
 
     logp_ref = timer("reference", reference)
     timer("update", lambda: dpo_sft.update(pairs, logp_ref, pairs[0], policies, accelerator, cfg))

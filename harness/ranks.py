@@ -187,6 +187,14 @@ def gather_objects(value, accelerator: Accelerator) -> list:
     return values
 
 
+def gather_shares(share: torch.Tensor, count: int, accelerator: Accelerator) -> torch.Tensor:
+    """Rank r of R has the rows r, r + R, r + 2 R, ... of (count, ...): every rank gets all rows."""
+    whole = torch.zeros(count, *share.shape[1:])
+    for rank, rows in enumerate(gather_objects(share, accelerator)):
+        whole[rank :: accelerator.num_processes] = rows
+    return whole
+
+
 def sum_over_ranks(sums: dict[str, float], accelerator: Accelerator) -> dict[str, float]:
     """Add up each entry over the ranks. All ranks must pass the same names in the same order."""
     values = torch.tensor([float(v) for v in sums.values()], dtype=torch.float64, device="cpu")

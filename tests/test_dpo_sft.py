@@ -13,7 +13,7 @@ from PIL import Image
 import dpo_sft
 from common import micro_batches_of, no_grad_logps, token_logps
 from conftest import KeepGradients, blank, fresh_policy, make_example, make_groups, policies_of
-from dpo_sft import Config, dpo_loss, hybrid_loss, sft_loss
+from dpo_sft import Config, dpo_loss, hybrid_loss, sft_alone, sft_loss
 from harness.reference_cache import reference_key
 from model.loading import load_model, save_model
 from model.records import Group, completion_mask
@@ -69,7 +69,7 @@ def test_dpo_starts_at_log2(tiny):
     policy, encoder = tiny
     pairs = make_pairs(encoder)
     logp = token_logps(policy, pairs)
-    logp_ref = logp.detach().sum(-1).view(-1, 2)
+    logp_ref = logp.detach().sum(-1)
     terms = hybrid_loss(logp, logp_ref, completion_mask(pairs), replace(CFG, loss="dpo"))
 
     assert torch.allclose(terms["loss"], torch.full((4,), math.log(2)))
@@ -119,12 +119,12 @@ def test_hybrid_is_the_sum_and_its_parts_alone():
     """lambda weighs SFT beside DPO; `dpo` is without it; `sft` alone is given chosen alone."""
     g = torch.Generator().manual_seed(0)
     logp, mask = -torch.rand(6, 4, generator=g), torch.ones(6, 4)
-    logp_ref = -4 * torch.rand(3, 2, generator=g)
+    logp_ref = -4 * torch.rand(6, generator=g)
     cfg = replace(CFG, sft_weight=0.5)
 
     hybrid = hybrid_loss(logp, logp_ref, mask, replace(cfg, loss="hybrid"))
     dpo = hybrid_loss(logp, logp_ref, mask, replace(cfg, loss="dpo"))
-    sft = hybrid_loss(logp[0::2], None, mask[0::2], replace(cfg, loss="sft"))
+    sft = sft_alone(logp[0::2], mask[0::2])
 
     assert torch.allclose(hybrid["loss"], dpo["loss"] + 0.5 * sft["loss"])
     assert torch.allclose(hybrid["chosen_logp"], sft["chosen_logp"])
@@ -134,7 +134,7 @@ def test_hybrid_is_the_sum_and_its_parts_alone():
 def train(policy, pairs, cfg, steps=25, lr=3e-3) -> tuple[dict, dict]:
     """The sums of the first and of the last step."""
     accelerator = Accelerator(cpu=True)
-    logp_ref = no_grad_logps(policy, pairs, accelerator, cfg).sum(-1).view(-1, 2)
+    logp_ref = no_grad_logps(policy, pairs, accelerator, cfg).sum(-1)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=lr, weight_decay=0.0)
     policies = policies_of(policy, optimizer)
 
@@ -175,7 +175,7 @@ def test_micro_batches_of_pairs_give_the_same_gradient(tiny64, budget):
     """fp64, 1e-10, whichever way pairs are packed; a pair stays whole."""
     policy, encoder = tiny64
     pairs = make_pairs(encoder)
-    logp_ref = torch.linspace(-30, -10, 8, dtype=torch.float64).view(-1, 2)
+    logp_ref = torch.linspace(-30, -10, 8, dtype=torch.float64)
 
     grads = []
     for max_tokens in (10_000, budget):
