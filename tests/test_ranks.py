@@ -138,7 +138,7 @@ def check_uneven(rank, folder):
 
     pairs = make_groups(encoder, sizes=(2, 2, 2), images=(1, 0, 2))
     mine = pairs if rank == 0 else []
-    logp_ref = torch.linspace(-30, -10, 6, dtype=torch.float64).view(-1, 2)[: len(mine)]
+    logp_ref = torch.linspace(-30, -10, 6, dtype=torch.float64)[: 2 * len(mine)]
     cfg = replace(DPO, max_tokens_per_micro_batch=1)
     grads = dpo_gradients(policies, accelerator, mine, logp_ref, pairs[0], cfg)
     torch.save(grads, f"{folder}/rank{rank}.pt")
@@ -155,7 +155,7 @@ def test_uneven_ranks_do_not_hang(tiny64, tmp_path):
     accelerator = Accelerator(cpu=True)
     policies = wrapped(policy, accelerator)
     pairs = make_groups(encoder, sizes=(2, 2, 2), images=(1, 0, 2))
-    logp_ref = torch.linspace(-30, -10, 6, dtype=torch.float64).view(-1, 2)
+    logp_ref = torch.linspace(-30, -10, 6, dtype=torch.float64)
     alone = dpo_gradients(policies, accelerator, pairs, logp_ref, pairs[0], DPO)
 
     for rank in range(WORLD):

@@ -73,7 +73,7 @@ def grpo_work(encoder):
 
 def dpo_work(encoder):
     pairs = make_groups(encoder, sizes=(2, 2, 2), images=(1, 0, 2))
-    return pairs, torch.linspace(-30, -10, 6, dtype=torch.float64).view(-1, 2)
+    return pairs, torch.linspace(-30, -10, 6, dtype=torch.float64)
 
 
 def plain_gradients(policy, encoder) -> dict[str, dict]:
@@ -98,7 +98,7 @@ def plain_gradients(policy, encoder) -> dict[str, dict]:
     mask = completion_mask(pairs)
     logp = plain_token_logps(policy, pairs)
     sums = (logp * mask).sum(-1)
-    margin = DPO.beta * ((sums[0::2] - ref[:, 0]) - (sums[1::2] - ref[:, 1]))
+    margin = DPO.beta * ((sums[0::2] - ref[0::2]) - (sums[1::2] - ref[1::2]))
     sft = -sums[0::2] / mask[0::2].sum(-1)
     return {**found, "dpo": gradients((sft - F.logsigmoid(margin)).mean())}
 
