@@ -72,6 +72,8 @@ def test_dpo_starts_at_log2(tiny):
     logp_ref = logp.detach().sum(-1)
     terms = hybrid_loss(logp, logp_ref, completion_mask(pairs), replace(CFG, loss="dpo"))
 
+    with pytest.raises(AssertionError):  # of other pairs, or not in rows
+        hybrid_loss(logp, logp_ref.view(-1, 2), completion_mask(pairs), CFG)
     assert torch.allclose(terms["loss"], torch.full((4,), math.log(2)))
     assert terms["margin"].abs().max() == 0
 

@@ -577,6 +577,12 @@ def test_the_docstring_names_fields_that_a_record_has(start, tmp_path):
     assert len(fields) == 13
     assert set(fields) <= set(record)
 
+    records = [json.loads(line) for line in open(tmp_path / "run/completions.jsonl")]
+    measured = {(r["set"], r["mode"]) for r in records if r["nucleus_sum"] > 0}
+    assert measured == {("id", "sampled")}, "at least one token is likely at each"
+    report = json.loads((tmp_path / "run/report.json").read_text())["models"]["m"]
+    assert report["branching"] >= 1
+
 
 def gf_on_one_of_two_ranks(rank, start, folder):
     main(gf_config(start, folder, overwrite=True))

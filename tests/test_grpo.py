@@ -539,6 +539,10 @@ def test_groups_without_gradient_change_nothing(tiny64):
     wrong, _ = one_step(policy, other, CFG)
     assert not same_gradients(slow, wrong, atol=1e-4)
 
+    with_kl = replace(CFG, kl_beta=0.1)  # it pulls on all groups
+    batch = grpo.prepare_mini_batch(rollout, policies, Accelerator(cpu=True), with_kl, True)
+    assert len(batch.groups) == 3
+
 
 def test_each_half_of_dr_grpo_changes_one_thing(tiny64):
     """--no_divide_by_std changes the advantages, --constant_normalizer scales the gradient."""

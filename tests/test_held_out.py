@@ -9,6 +9,7 @@ import grpo
 from conftest import small_grpo
 from evaluate import Config as EvaluateConfig
 from harness.run import read_jsonl
+from rewards.groups import Rewarder
 from sources import load_examples
 from sources.held_out import split_held_out
 from sources.toy import evaluation_sets
@@ -76,7 +77,12 @@ def test_held_out_accuracy_is_of_greedy_answers(start, tmp_path, monkeypatch):
         asked.append((len(args[1]), kwargs["temperature"]))
         return real(*args, **kwargs)
 
+    strictness = []
+    at = Rewarder.at
+    monkeypatch.setattr(
+        Rewarder, "at", lambda self, progress: strictness.append(progress) or at(self, progress))
     monkeypatch.setattr("sources.held_out.sample_groups", watched)
-    grpo.main(small_grpo(start, tmp_path / "run", steps=1, eval_every=1, eval_items=4))
+    grpo.main(small_grpo(start, tmp_path / "run", steps=2, eval_every=2, eval_items=4))
     assert asked == [(4, 0.0)]
+    assert strictness == [1.0, 0.5, 1.0], "held out as strict as at the end, then the two rollouts"
     assert torch.is_grad_enabled()

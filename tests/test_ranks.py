@@ -3,6 +3,7 @@
 import datetime
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ import dpo_sft
 import grpo
 from conftest import fresh_policy, keep_fp64, make_groups, mini_batch, policies_of, small_grpo
 from harness import ranks
-from harness.ranks import make_accelerator, sum_over_ranks
+from harness.ranks import gather_shares, make_accelerator, sum_over_ranks
 from harness.run import read_jsonl
 from model.policies import Policies
 from model.records import completion_mask
@@ -142,6 +143,16 @@ def check_uneven(rank, folder):
     cfg = replace(DPO, max_tokens_per_micro_batch=1)
     grads = dpo_gradients(policies, accelerator, mine, logp_ref, pairs[0], cfg)
     torch.save(grads, f"{folder}/rank{rank}.pt")
+
+
+def test_shares_are_put_together_in_order(monkeypatch):
+    """Rank r of R had every R-th row, from the r-th on. One share behind the other is the classic."""
+    rows = torch.arange(14.0).view(7, 2)
+    shares = [rows[rank::3] for rank in range(3)]
+    monkeypatch.setattr(ranks, "gather_objects", lambda value, accelerator: shares)
+    accelerator = SimpleNamespace(num_processes=3)
+    assert torch.equal(gather_shares(shares[0], 7, accelerator), rows)
+    assert not torch.equal(torch.cat(shares), rows)
 
 
 def test_uneven_ranks_do_not_hang(tiny64, tmp_path):
