@@ -1,19 +1,19 @@
 """What GRPO and DPO share: one way to score completions, and one optimizer step.
 
-    1. token_logps         log-probabilities with gradient: both losses are functions of them
+    1. token_logps         log-probabilities with gradient, which both losses are functions of
     2. micro_batches_of    the groups of an update, cut to what one forward pass can hold
     3. optimizer_step      gradients added up over micro-batches and ranks, one step of AdamW
     4. no_grad_logps       log-probabilities as constants: logp_old of GRPO, the reference of DPO
 
 1 and 3 come twice: first as plainly as they can be said, then as they run.
 
-To *score* a completion is to compute the log-probability of each of its tokens. Both losses are
-functions of these, and both get them from `token_logps` below. It encodes a prompt and its images
-once per *group*, however many completions the group has:
+To *score* a completion is to compute the log-probability of each of its tokens. `token_logps` does
+it with each prompt and its images encoded once per *group*, however many completions it has:
 
     pack       one sequence without padding: all prompts, with their images, then the inputs of all
                completions. The input of a completion is all of it but its last token, from which
-               nothing is predicted
+               nothing is predicted. Prompts p and q, p with completions "a b EOS" and "c EOS":
+                   p1 p2 p3  q1 q2  a b  c  ...
     layers     a completion attends to its prompt and to itself (`model/attention.py`)
     head       the hidden states that predict a completion's tokens -> log-probabilities, in chunks
     unpack     one number per token -> (B, T)
@@ -67,10 +67,10 @@ def plain_token_logps(policy: Policy, groups: list[Group], temperature: float = 
             logits = policy.plain_logits(group.prompt, completion) / temperature  # (S + L, V)
             logits = logits.masked_fill(policy.suppressed, float("-inf"))
 
-            # The logits at an index are about the token behind it: scoring starts at those of the
-            # last prompt token and leaves out the final ones.
-            first = len(group.prompt.ids) - 1
-            logp = logits[first:-1].log_softmax(-1)  # (L, V)
+            # The logits at index i predict token i + 1. So those from the last prompt token on are
+            # needed; the last ones, which would predict what follows the completion, are not.
+            last_of_prompt = len(group.prompt.ids) - 1
+            logp = logits[last_of_prompt:-1].log_softmax(-1)  # (L, V)
             logps.append(logp.gather(-1, completion[:, None].to(logp.device))[:, 0])  # (L,)
     return padded(logps)  # (B, T)
 
@@ -125,7 +125,7 @@ def score_groups(policy: Policy, groups: list[Group], temperature: float) -> Ten
     target_hidden = hidden.index_select(0, predictors)  # (targets, D) what predicts each target
     logp = chunked_logps(policy, target_hidden, target_ids, temperature)  # (targets,)
 
-    # 4. Unpack: one row for each completion, 0 behind its end.
+    # 4. Unpack: one row for each completion, 0 after its end.
     return padded(logp.split([len(c) for c in completions]))  # (B, T)
 
 
@@ -152,11 +152,12 @@ def predictor_indices(layout: Layout, completions: list[Tensor], prompt_of: list
     t - 1. Off by one, each token would be scored where it is the input, which is no prediction
     (test_perfect_predictor_has_logp_zero).
     """
-    offsets_of_inputs = layout.offsets[len(layout.last_of_prompt) :]  # behind those of the prompts
+    num_prompts = len(layout.last_of_prompt)  # N
+    first_of_input = layout.offsets[num_prompts:]  # (B,) where the input of each completion begins
     predictors = []
     for i, completion in enumerate(completions):
         of_token_0 = layout.last_of_prompt[prompt_of[i]][None]  # (1,)
-        of_the_rest = offsets_of_inputs[i] + torch.arange(len(completion) - 1)  # (L - 1,)
+        of_the_rest = first_of_input[i] + torch.arange(len(completion) - 1)  # (L - 1,)
         predictors += [of_token_0, of_the_rest]
     return torch.cat(predictors)  # (targets,)
 
@@ -175,8 +176,7 @@ def chunked_logps(policy: Policy, target_hidden: Tensor, target_ids: Tensor,
         # log_softmax at the target; the other V - 1 of it are not needed.
         return target_logit - logits.logsumexp(-1)  # (chunk,)
 
-    vocab_size = len(policy.suppressed)  # V, it has an entry for each id
-    chunk_size = max(1, max_logits(target_hidden.device.type) // vocab_size)
+    chunk_size = max(1, max_logits(target_hidden.device.type) // policy.vocab_size)
     chunks = list(zip(target_hidden.split(chunk_size), target_ids.split(chunk_size)))
 
     logps = []
@@ -198,8 +198,8 @@ class MicroBatch:
     groups: list[Group]
     span: slice  # of the first dimension of the update's (B, ...) tensors
 
-    def rows_of(self, x: Tensor, like: Tensor) -> Tensor:
-        """x (B, T) of the update -> (b, T_b), the rows of this micro-batch.
+    def part_of(self, x: Tensor, like: Tensor) -> Tensor:
+        """x (B, T) of the update -> (b, T_b), this micro-batch's part of it.
 
         Cut to the width of `like` (b, T_b), and moved to its device. What is cut off is padding: no
         completion of this micro-batch is longer than T_b.
@@ -280,7 +280,7 @@ def optimizer_step(policies: Policies, accelerator, micro_batches: list[MicroBat
                    cfg) -> dict[str, float]:
     """One update: `plain_optimizer_step` over all ranks, and what is logged of it.
 
-    Equal to the plain version in a single process (test_optimizer_step_equals_the_plain_version).
+    In a single process equal to the plain version (test_optimizer_step_equals_the_plain_version).
     Three things are added: filler passes, an average over ranks that becomes a sum, and an update
     that is skipped if its gradient is not finite.
 
@@ -297,10 +297,10 @@ def optimizer_step(policies: Policies, accelerator, micro_batches: list[MicroBat
 
     Raises ValueError after --max_skipped skipped updates in a row.
     """
-    # 1. The passes over micro-batches. At least one: GRPO leaves out groups whose gradient is 0,
-    # sometimes all of them, and that must change nothing. Kept in, they would give gradients of 0,
-    # and AdamW would still move the weights by its momentum. Left out, without any pass, gradients
-    # are None, and AdamW does nothing. So a filler pass makes them 0
+    # 1. The passes over micro-batches, at least one. GRPO leaves out groups whose gradient is 0, to
+    # save time; the step has to be the same as with them. If all are left out and nothing is
+    # passed, gradients are None, and AdamW does nothing. With them gradients are 0, and AdamW still
+    # moves the weights, by its momentum. So one filler pass makes the gradients 0
     # (test_without_any_gradient_adamw_still_steps).
     passes = equally_many_passes(micro_batches, accelerator, at_least=1)
     sums: dict[str, Tensor] = {}
@@ -415,7 +415,7 @@ def no_grad_logps(policy: nn.Module, groups: list[Group], accelerator, cfg,
         with accelerator.autocast():
             if micro is not None:
                 logp = token_logps(policy, micro.groups, temperature)  # (b, T_b)
-                logps += list(logp.cpu())  # b rows (T_b,), already 0 behind their ends
+                logps += list(logp.cpu())  # b rows (T_b,), already 0 after their ends
             else:  # a filler pass: it takes part in gathering the weights, its result is not used
                 token_logps(policy, filler_groups(filler or groups[0]))
     return padded(logps)  # (B, T)

@@ -1,70 +1,52 @@
 """Measure any of the models: accuracy, format, generalisation, pass@k, branching.
 
     1. load the questions, set by set                            load_sets
-    2. each model answers every set: a record for each response  Evaluator (scoring/measure.py)
-    3. each checkpoint of --gf_runs answers the sets of GF       measure_gf
+    2. each model answers every set: a record for each response  list_measurements, Evaluator
+    3. with --gf_runs, so does each checkpoint of a run          rates_of_checkpoints, gf_curve
     4. records -> rates with intervals, a table                  summarize, write_report
 
-A record is a line of completions.jsonl. All metrics are made of these fields:
+A record is one graded response. Those of step 2 are the lines of completions.jsonl:
 
-    model, set, mode    who was asked, which set, and how: `sampled`, `greedy`, or `pass` for pass@k
-    id, kind, gold      of the question: its name, its kind (as `count`), its right answer
-    response            what the model wrote
-    extracted, score    the answer in it, and its grade: 1 right, 0 wrong, of bounding boxes also
-                        between; null: it could not be graded, and is left out of all rates
-    in_format           true if it has exactly the format that was asked for; outside of the
-                        embedded world always the think format, whatever the instruction says
-    tokens, truncated   its length, EOS included; true if it ran into the limit
-    nucleus_sum         the sizes of the nucleus (see branching), summed over its tokens; 0: not
-                        measured
+    {"model": "zero", "set": "id", "mode": "sampled",       who was asked, which set, and how
+     "id": "toy-heldout-7-3", "kind": "add", "gold": "2",   the question
+     "response": "<think> I see 2 </think> <answer> 2 </answer>",
+     "extracted": "2", "score": 1.0,                        1 right, 0 wrong, boxes also between;
+                                                            null: could not be graded, in no rate
+     "in_format": true,                                     exactly the format that was asked for
+     "tokens": 11, "truncated": false,                      EOS included; ran into the limit
+     "nucleus_sum": 14.0}                                   nucleus sizes, summed over the tokens
 
-The set `id` (in distribution) has questions like those of training, `shuffled` the same ones with
-their images exchanged; all other sets are OOD (out of distribution). What is measured:
+The set named `id` (in distribution) has questions like those of training, `shuffled` the same ones
+with their images exchanged; all other sets are OOD (out of distribution). What is made of records:
 
-    format      share of responses in format
-    accuracy    mean score: the share of right answers. Responses are sampled at --temperature, 1 as
-                in training; on `id` they are also decoded greedily
-    shuffled    accuracy with another question's image. A model that does not look keeps its
-                accuracy; one that looks loses it, and may end below `guessing`
-    guessing    the best blind guess: to each kind of question its most common gold answer
-    OOD         format and accuracy on formats, wordings, looks and tasks that stages 1 to 3 never
-                had
-    pass@k      chance that at least one of k samples is right (score 1); from n samples, c of them
-                right, without bias: 1 - C(n-c, k) / C(n, k)
-    branching   size of the 0.95 nucleus, averaged over the sampled tokens: how many tokens were
-                likely there (arXiv 2508.07534)
-    GF          generalisation factor at a checkpoint of a run (SPECS section 3.1), beta 2:
-                    (1 + beta^2) g_ID g_OOD / (beta^2 g_ID + g_OOD),   g = rate now - at start
-                beta > 1 weighs the gain on OOD more. The rate is format in the embedded world,
-                accuracy on the sets of --gf_id and --gf_ood.
+    format       share in format: outside of the embedded world always the think format
+    accuracy     mean score: the share of right answers. Responses are sampled at --temperature, 1
+                 as in training; on `id` also greedily
+    shuffled     accuracy with another question's image: a model that does not look keeps its
+                 accuracy, one that looks may end below `guessing`
+    guessing     the best blind guess: to each kind of question its most common gold answer
+    OOD          format and accuracy on formats, wordings, looks and tasks that no stage had
+    pass@k       chance that at least one of k samples is right             `pass_at_k`
+    branching    how many tokens were likely at each step, on average       `nucleus_size`
+    GF           how a run's gain on `id` generalises to OOD                `generalization_factor`
 
-Where this departs from the paper, or fills in what it leaves open:
-  1. GF is 0 where a gain is not positive: an F-measure has no meaning there. Each OOD format is
-     shown beside their mean: a good mean can hide one lost format, for example one that resembles
-     the rejected responses.
-  2. Intervals are 95 %, over questions: Wilson's for rates, bootstrapped for pass@k.
-  3. GF has no interval. It is made of two gains, each a difference of two rates. Over the 255
-     questions of a set (--gf_items) a rate near 50 % has an interval of +-6 points, such a
-     difference one of +-9 (less, if the same questions are hard at both checkpoints). By chance
-     alone a small gain may be negative, and so GF 0: compare seeds.
+Intervals are 95 %, over questions: Wilson's for rates, bootstrapped for pass@k. GF has none.
 
     accelerate launch evaluate.py --models base=toy/base,zero=runs/zero/model
     accelerate launch evaluate.py --models "" --gf_runs hybrid=runs/warmup,sft=runs/sft
     accelerate launch evaluate.py --models base=MODEL --benchmark mathvision
 
-`--benchmark NAME` asks a public benchmark and grades by its authors' rule, never by the training
-reward. Three other modes measure nothing new:
+The last asks a public benchmark, graded by its authors' rule, never by the training reward. Three
+commands sample no evaluation, and stop after a job of their own:
 
-    --rescore FILE                   grade a completions.jsonl again, by repaired rules, or against
-                                     a gold answer that was edited in it
+    --rescore FILE                   grade a completions.jsonl again (repaired rules, edited golds)
     --benchmark NAME --score FILE    grade responses that were made elsewhere
-    --ask "how many red things are there ?" --image x.png       one question to each of --models
+    --ask "how many red things are there ?" --image x.png       ask each of --models one question
 """
 
 import math
 from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -72,12 +54,12 @@ from torch import Tensor
 from harness import settings
 from harness.cli import flag, parse_cli, run_stage, split_names
 from harness.parts import Parts
-from harness.ranks import gather_objects, make_accelerator
-from harness.run import Run, all_model_folders, check_models, check_runs, checkpoints
+from harness.ranks import make_accelerator
+from harness.run import Run, all_model_folders, check_models, check_runs
 from model.loading import smallest_max_pixels
 from rewards import make_judge
-from scoring import category_rates, find_benchmark, load_gf_sets, load_sets
-from scoring.measure import Evaluator, Measurement
+from scoring import category_rates, find_benchmark, load_sets
+from scoring.measure import Evaluator, Measurement, rates_of_checkpoints
 from scoring.responses import (
     append_records,
     read_records,
@@ -109,21 +91,97 @@ class Config(settings.Evaluation, settings.Sampling, settings.Judge, settings.Ru
             find_benchmark(self.benchmark)  # raises if there is none of that name
         self.check_at_least(1, "pass_samples")
         self.check_at_least(0, "pass_items", "temperature")
-        other_mode = self.rescore or self.score or self.ask
-        measures_pass_at_k = self.pass_items > 0 and not (self.greedy_only or other_mode)
+        other_command = self.rescore or self.score or self.ask
+        measures_pass_at_k = self.pass_items > 0 and not (self.greedy_only or other_command)
         if self.temperature == 0 and measures_pass_at_k:
             raise ValueError("--temperature 0: all samples of a question would be the same, and "
                              "pass@k would say nothing; --pass_items 0 leaves it out")
 
 
-# --- Metrics: rates over questions, with their intervals -----------------------------------------
+# --- 2. Each model answers every set -------------------------------------------------------------
+
+# `Evaluator.measure` (scoring/measure.py) does, for one model:
+#     load it, and encode this rank's share of each set
+#     for each Measurement of the list: sample_groups -> texts -> grades -> a record per response
+# What is finished is kept, so that --resume samples only what is missing.
+
+
+def list_measurements(cfg: Config, set_names: list[str]) -> list[Measurement]:
+    """What each model is asked, the same for all.
+
+        every set    sampled, one response per question
+        `id`         also greedy, and --pass_samples times for its first --pass_items questions
+
+    With --greedy_only: `id`, greedy, and nothing else.
+    """
+    greedy = Measurement(IN_DISTRIBUTION, "greedy", temperature=0.0)
+    if cfg.greedy_only:
+        return [greedy]
+    sampled = Measurement(IN_DISTRIBUTION, "sampled", cfg.temperature, logits_stat=nucleus_size)
+    others = [Measurement(name, "sampled", cfg.temperature)
+              for name in set_names if name != IN_DISTRIBUTION]
+    measurements = [sampled, greedy, *others]
+    if cfg.pass_items:
+        measurements.append(Measurement(IN_DISTRIBUTION, "pass", cfg.temperature,
+                                        cfg.pass_samples, max_questions=cfg.pass_items))
+    return measurements
+
+
+# --- 3. GF at each checkpoint of a run -----------------------------------------------------------
+
+
+def generalization_factor(gain_id: float, gain_ood: float, beta: float = 2.0) -> float:
+    """How a run has generalised: F-beta of its two gains, g = rate now - rate at the start.
+
+        GF = (1 + beta^2) g_ID g_OOD / (beta^2 g_ID + g_OOD)          beta 2 favours OOD
+
+    0 where a gain is not positive: an F-measure has no meaning there (ours).
+
+    GF has no interval, and is noisy. Over the 255 questions of a set (--gf_items) a rate near 50 %
+    is known to +-6 points, and a gain, a difference of two rates, to +-9 (less, if the same
+    questions are hard at both checkpoints, and for g_OOD, a mean over sets). By chance alone a
+    small gain may come out negative, and GF is 0: compare seeds.
+
+    Source: SPECS section 3.1.
+    """
+    if gain_id <= 0 or gain_ood <= 0:
+        return 0.0
+    return (1 + beta**2) * gain_id * gain_ood / (beta**2 * gain_id + gain_ood)
+
+
+def gf_curve(rates: dict[int, dict[str, float]], beta: float = 2.0) -> list[dict]:
+    """GF at each checkpoint of a run.
+
+    rates     step -> rate of each set at that checkpoint: `id`, and at least one OOD set; the start
+              model first
+    returns   an entry per checkpoint: step, the rates, `ood` (mean of the other sets), `gf`. Each
+              OOD set is kept beside their mean, which can hide a single format that was lost
+
+    >>> curve = gf_curve({0: {"id": 0.4, "tags": 0.2}, 16: {"id": 0.9, "tags": 0.4}})
+    >>> [round(entry["gf"], 3) for entry in curve]
+    [0.0, 0.227]
+    """
+    curve = []
+    for step, by_set in rates.items():
+        ood = [rate for name, rate in by_set.items() if name != IN_DISTRIBUTION]
+        curve.append({"step": step, **by_set, "ood": sum(ood) / len(ood)})
+
+    start = curve[0]
+    for entry in curve:
+        gain_id = entry[IN_DISTRIBUTION] - start[IN_DISTRIBUTION]
+        entry["gf"] = generalization_factor(gain_id, entry["ood"] - start["ood"], beta)
+    return curve
+
+
+# --- For 4: rates over questions, with their intervals -------------------------------------------
 
 
 def wilson(successes: float, count: int, z: float = 1.96) -> tuple[float, float]:
     """95 % interval (low, high) of a rate: `successes` of `count`.
 
-    Unlike mean +- 2 sd it stays inside [0, 1], and is not empty at 0 or 1. It takes each success
-    for 0 or 1: scores in between, as of bounding boxes, scatter less, and it is too wide for them.
+    Unlike p +- 2 standard errors it stays inside [0, 1], and does not shrink to a point at 0 and 1.
+    It takes each success for 0 or 1. Scores in between, as of bounding boxes, scatter less: for
+    them it is too wide.
 
     >>> [round(x, 3) for x in wilson(10, 10)]
     [0.722, 1.0]
@@ -134,7 +192,7 @@ def wilson(successes: float, count: int, z: float = 1.96) -> tuple[float, float]
     denominator = 1 + z * z / count
     centre = (p + z * z / (2 * count)) / denominator
     half = z / denominator * math.sqrt(p * (1 - p) / count + z * z / (4 * count * count))
-    # At 0 and at 1 an end is the rate itself, but for rounding, which may put it on the wrong side.
+    # In exact arithmetic low <= p <= high. Rounding can break that at p = 0 and p = 1, by 1e-17.
     return max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half))
 
 
@@ -157,7 +215,10 @@ def bootstrap(values: list[float], draws: int = 1000, seed: int = 0) -> tuple[fl
 
 
 def rate_with_interval(records: list[dict], key: str) -> dict:
-    """Mean and interval of a 0/1 field; records that could not be scored (None) are left out."""
+    """Mean and interval of a field in [0, 1]; records that could not be scored (None) are left out.
+
+    If none is left, the mean is 0 with a count of 0: no measurement. Look at the count.
+    """
     values = [float(record[key]) for record in records if record[key] is not None]
     low, high = wilson(sum(values), len(values))
     mean = sum(values) / max(1, len(values))
@@ -166,7 +227,7 @@ def rate_with_interval(records: list[dict], key: str) -> dict:
 
 
 def accuracy(records: list[dict]) -> dict:
-    """The share of right answers, with its interval."""
+    """The mean score, with its interval: the share of right answers, where each is 0 or 1."""
     return rate_with_interval(records, "score")
 
 
@@ -182,7 +243,7 @@ def guessing_rate(records: list[dict]) -> float:
     return right / max(1, len(records))
 
 
-# --- Metrics: pass@k and branching ---------------------------------------------------------------
+# --- For 4: pass@k and branching -----------------------------------------------------------------
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
@@ -223,112 +284,6 @@ def nucleus_size(logits: Tensor, p: float = 0.95) -> Tensor:
     return (before < p).sum(-1)
 
 
-# --- Metrics: GF of a run -------------------------------------------------------------------------
-
-
-def generalization_factor(gain_id: float, gain_ood: float, beta: float = 2.0) -> float:
-    """F-beta of the two gains, ID as precision and OOD as recall: beta = 2 favours OOD.
-
-    Source: SPECS section 3.1. That it is 0 where a gain is not positive is ours.
-    """
-    if gain_id <= 0 or gain_ood <= 0:
-        return 0.0
-    return (1 + beta**2) * gain_id * gain_ood / (beta**2 * gain_id + gain_ood)
-
-
-def gf_curve(rates: dict[int, dict[str, float]], beta: float = 2.0) -> list[dict]:
-    """GF at each checkpoint of a run.
-
-    rates     step -> rate of each set at that checkpoint: `id`, and at least one OOD set; the start
-              model first
-    returns   an entry per checkpoint: step, the rates, `ood` (mean of the other sets), `gf`
-
-    >>> curve = gf_curve({0: {"id": 0.4, "tags": 0.2}, 16: {"id": 0.9, "tags": 0.4}})
-    >>> [round(entry["gf"], 3) for entry in curve]
-    [0.0, 0.227]
-    """
-    curve = []
-    for step, by_set in rates.items():
-        ood = [rate for name, rate in by_set.items() if name != IN_DISTRIBUTION]
-        curve.append({"step": step, **by_set, "ood": sum(ood) / len(ood)})
-
-    start = curve[0]
-    for entry in curve:
-        gain_id = entry[IN_DISTRIBUTION] - start[IN_DISTRIBUTION]
-        entry["gf"] = generalization_factor(gain_id, entry["ood"] - start["ood"], beta)
-    return curve
-
-
-# --- 2. Each model answers every set --------------------------------------------------------------
-
-
-def list_measurements(cfg: Config, set_names: list[str]) -> list[Measurement]:
-    """How each model is questioned.
-
-        every set    sampled, one response per question
-        `id`         also greedy, and --pass_samples times for its first --pass_items questions
-
-    With --greedy_only: `id`, greedy, and nothing else.
-    """
-    greedy = Measurement(IN_DISTRIBUTION, "greedy", temperature=0.0)
-    if cfg.greedy_only:
-        return [greedy]
-    sampled = Measurement(IN_DISTRIBUTION, "sampled", cfg.temperature, logits_stat=nucleus_size)
-    others = [Measurement(name, "sampled", cfg.temperature)
-              for name in set_names if name != IN_DISTRIBUTION]
-    measurements = [sampled, greedy, *others]
-    if cfg.pass_items:
-        measurements.append(Measurement(IN_DISTRIBUTION, "pass", cfg.temperature,
-                                        cfg.pass_samples, max_questions=cfg.pass_items))
-    return measurements
-
-
-# --- 3. GF at each checkpoint of a run ------------------------------------------------------------
-
-
-def measure_gf(evaluator: Evaluator, cfg: Config, run: Run) -> dict[str, list[dict]]:
-    """The curve of each run in --gf_runs."""
-    run_folders = split_names(cfg.gf_runs, "--gf_runs")
-    if not run_folders:
-        return {}
-    sets = load_gf_sets(cfg, run.warn)
-    encoded = EncodedSets(sets, run.accelerator, cfg.max_prompt_tokens, run.warn)
-    measurements = [Measurement(name, "sampled", cfg.temperature) for name in sets]
-    # Without --gf_id the sets are the formats of the embedded world, measured by format.
-    field = "score" if cfg.gf_id else "in_format"
-
-    curves = {}
-    for run_name, run_folder in run_folders.items():
-        rates = {}
-        for step, folder in checkpoints(Path(run_folder), "--gf_runs"):
-            name = f"{run_folder} step {step}"
-            records = evaluator.measure(name, str(folder), "--gf_runs", encoded, measurements)
-            rates[step] = rates_of_sets(records, field, name, run.accelerator)
-        curves[run_name] = gf_curve(rates, cfg.gf_beta)
-    return curves
-
-
-def rates_of_sets(records: list[dict], field: str, name: str, accelerator) -> dict[str, float]:
-    """Set -> the mean of a field, over the records of all ranks; `name` is that of the model.
-
-    Trap: if no response could be graded, the mean is 0 over a count of 0. Used as a rate, it would
-    give a GF that looks measured (test_gf_of_what_cannot_be_scored_is_an_error).
-    """
-    # Only the field that is averaged goes to the other ranks, not the responses.
-    outcomes_of_rank = [{"set": record["set"], field: record[field]} for record in records]
-    by_set = defaultdict(list)
-    for outcome in sum(gather_objects(outcomes_of_rank, accelerator), []):
-        by_set[outcome["set"]].append(outcome)
-
-    rates = {}
-    for set_name, outcomes in by_set.items():
-        rate = rate_with_interval(outcomes, field)
-        if rate["count"] == 0:
-            raise ValueError(f"--gf_runs {name}: no response to {set_name} could be graded")
-        rates[set_name] = rate["mean"]
-    return rates
-
-
 # --- 4. Records to a report -----------------------------------------------------------------------
 
 
@@ -348,13 +303,13 @@ def summarize(records: list[dict]) -> dict:
         by_measurement[record["set"], record["mode"]].append(record)
 
     report = {}
-    for (set_name, mode), measured in by_measurement.items():
+    for (set_name, mode), its_records in by_measurement.items():
         if mode != "pass":
             report[f"{set_name} {mode}"] = {
-                "format": rate_with_interval(measured, "in_format"),
-                "accuracy": accuracy(measured),
-                "length": sum(record["tokens"] for record in measured) / len(measured),
-                "truncated": sum(record["truncated"] for record in measured) / len(measured),
+                "format": rate_with_interval(its_records, "in_format"),
+                "accuracy": accuracy(its_records),
+                "length": sum(record["tokens"] for record in its_records) / len(its_records),
+                "truncated": sum(record["truncated"] for record in its_records) / len(its_records),
             }
 
     sampled = by_measurement.get((IN_DISTRIBUTION, "sampled"), [])
@@ -409,15 +364,16 @@ def evaluate(cfg: Config) -> None:
     file = run.folder / "completions.jsonl"
     if run.writes:
         file.write_text("")  # written anew; what --resume has kept is not sampled again
+    measurements = list_measurements(cfg, list(sets))
     for name, folder in models.items():
-        measurements = list_measurements(cfg, list(sets))
         records = evaluator.measure(name, folder, "--models", encoded, measurements)
         append_records(file, records, run)
 
     # 3. Each checkpoint of --gf_runs answers the sets of GF.
-    curves = measure_gf(evaluator, cfg, run)
+    curves = {name: gf_curve(rates, cfg.gf_beta)
+              for name, rates in rates_of_checkpoints(evaluator).items()}
 
-    # 4. Records to rates with intervals, and a table.
+    # 4. Records to rates with intervals, and a table. The file has the records of all ranks.
     if run.writes:
         reports = {name: summarize(records) for name, records in read_records(file).items()}
         write_report(reports, curves, run)

@@ -14,9 +14,11 @@ gradient, however far it went, so that it can come back. In formulas:
     J       = 1/M sum_i sum_t min(r_it A_i, clip(r_it, 1 - low, 1 + high) A_i)
               over the completions i of all prompts of an update; M = the number of their tokens
               (a completion that could not be graded is in neither)
-    loss    = -J                                                   `plain_loss`, below
-              + beta / M sum_i sum_t (e^d - d - 1), d = logp_ref_it - logp_it
-              off by default: the KL to the reference, estimated per token
+    loss    = -J                                                   see `plain_loss`
+
+With --kl_beta, off by default, the KL to the reference is added, estimated per token:
+
+    loss    = -J + kl_beta / M sum_i sum_t (e^d_it - d_it - 1),    d_it = logp_ref_it - logp_it
 
 As a loop. A *step* is one turn of it; its *rollout* is all that it samples, a group for each of its
 prompts; an *update* is one optimizer step, on a mini-batch of the rollout:
@@ -57,6 +59,7 @@ of a (B, T) that one micro-batch holds.
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -90,33 +93,6 @@ from sources import build_stream
 from sources.held_out import HeldOut
 from sources.stream import PromptStream
 from sources.understood import LOOKED_AT, best_blind_guess, say_what_was_understood
-
-# --- The formulas above, in a loop over tokens --------------------------------------------------
-
-
-def plain_loss(policy: Policy, rollout: list[RewardedGroup], logp_old: list[Tensor],
-               clip_low: float, clip_high: float) -> Tensor:
-    """The loss of one update as plainly as it can be said: on one process, all options off.
-
-    logp_old   for each group (G, T)
-
-    Sections 2 and 3 below are this, made fast: all prompts in one pass, micro-batches, several
-    processes, options. The gradient is the same (test_update_equals_the_plain_loss).
-    """
-    J, M = 0.0, 0
-    for rewarded, old in zip(rollout, logp_old):
-        R = torch.tensor(rewarded.totals)  # (G,)
-        A = (R - R.mean()) / (R.std() + 1e-6)  # (G,)
-        logp = plain_token_logps(policy, [rewarded.group])  # (G, T)
-        for i, completion in enumerate(rewarded.group.completions):
-            for t in range(len(completion)):
-                r = (logp[i, t] - old[i, t]).exp()
-                J = J + torch.min(r * A[i], r.clamp(1 - clip_low, 1 + clip_high) * A[i])
-                M = M + 1
-    return -J / M
-
-
-# --- Settings ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -161,15 +137,43 @@ class Config(settings.Data, settings.Sampling, settings.Training, settings.Watch
             raise ValueError(f"--clip_low {self.clip_low}: must be between 0 and 1")
 
 
+# --- The formulas above, in a loop over tokens --------------------------------------------------
+
+
+def plain_loss(policy: Policy, rollout: list[RewardedGroup], logp_old: list[Tensor],
+               clip_low: float, clip_high: float) -> Tensor:
+    """The loss of one update as plainly as it can be said: on one process, every completion graded,
+    temperature 1, all options off.
+
+    logp_old   for each group (G, T)
+
+    Sections 2 and 3 below are this, made fast: all prompts in one pass, micro-batches, several
+    processes, options. The gradient is the same (test_update_equals_the_plain_loss).
+    """
+    J, M = 0.0, 0
+    for rewarded, old in zip(rollout, logp_old):
+        R = torch.tensor(rewarded.totals)  # (G,)
+        A = (R - R.mean()) / (R.std() + 1e-6)  # (G,)
+        A = A * (R.min() < R.max())  # exactly 0 if all are equal: a trap, see `group_advantages`
+        logp = plain_token_logps(policy, [rewarded.group])  # (G, T)
+        for i, completion in enumerate(rewarded.group.completions):
+            for t in range(len(completion)):
+                r = (logp[i, t] - old[i, t]).exp()
+                J = J + torch.min(r * A[i], r.clamp(1 - clip_low, 1 + clip_high) * A[i])
+                M = M + 1
+    return -J / M
+
+
 # --- 1. Sample a group for each prompt, and reward it ------------------------------------------
 
 
-def collect_rollout(sampler: Policy, stream: PromptStream, assign_rewards, generator,
-                    sampling_time: Stopwatch, accelerator, cfg: Config) -> list[RewardedGroup]:
+def collect_rollout(sampler: Policy, stream: PromptStream, rewarder: Rewarder, progress: float,
+                    generator: torch.Generator, sampling_time: Stopwatch, accelerator,
+                    cfg: Config) -> list[RewardedGroup]:
     """Sample a group for each of this rank's prompts, and reward it.
 
-    assign_rewards  a function: sampled groups -> rewarded groups
-    sampling_time   counts the seconds in which tokens are drawn
+    progress       of the run, 0 to 1: the overlap that bounding boxes must reach rises with it
+    sampling_time  counts the seconds in which tokens are drawn
     """
     count = cfg.prompts_per_step // accelerator.num_processes  # of this rank
 
@@ -180,7 +184,7 @@ def collect_rollout(sampler: Policy, stream: PromptStream, assign_rewards, gener
                 sampler, prompts, cfg.group_size, max_new_tokens=cfg.max_new_tokens,
                 temperature=cfg.temperature, generator=generator, sample_batch=cfg.sample_batch,
                 logits_stat=token_entropy, compile_decode=cfg.compile_decode)
-        return assign_rewards(groups)
+        return rewarder.reward_groups(groups, progress)
 
     if not cfg.dynamic_sampling:
         return draw()
@@ -199,13 +203,13 @@ def collect_rollout(sampler: Policy, stream: PromptStream, assign_rewards, gener
 # --- 2. Advantages, and what else is fixed before the updates ----------------------------------
 
 
-def group_advantages(rewards: Tensor, divide_by_std: bool = True, eps: float = 1e-6) -> Tensor:
+def group_advantages(totals: Tensor, divide_by_std: bool = True, eps: float = 1e-6) -> Tensor:
     """How much better than its own group each completion did.
 
-    rewards        (N, G); nan (could not be graded) is left out of mean and std, and gets 0
+    totals         (N, G) R_i; nan (could not be graded) is left out of mean and std, and gets 0
     divide_by_std  False is Dr. GRPO: its authors object that the division gives very easy and very
                    hard prompts more weight
-    returns        (N, G); exactly 0 for a group of equal rewards
+    returns        (N, G) A_i; exactly 0 for a group of equal rewards
 
     std divides by G - 1 (Bessel's correction): of the rewards 1, 0, 0, 0 it is 0.5, not 0.433.
 
@@ -213,10 +217,10 @@ def group_advantages(rewards: Tensor, divide_by_std: bool = True, eps: float = 1
     tensor([[ 1.5000, -0.5000, -0.5000, -0.5000],
             [ 0.0000,  0.0000,  0.0000,  0.0000]])
     """
-    known = ~rewards.isnan()  # (N, G)
+    known = ~totals.isnan()  # (N, G)
     count = known.sum(-1, keepdim=True)  # (N, 1)
-    mean = rewards.nansum(-1, keepdim=True) / count  # (N, 1)
-    advantages = torch.where(known, rewards - mean, 0.0)  # (N, G)
+    mean = totals.nansum(-1, keepdim=True) / count  # (N, 1)
+    advantages = torch.where(known, totals - mean, 0.0)  # (N, G)
 
     if divide_by_std:
         variance = advantages.square().sum(-1, keepdim=True) / (count - 1).clamp(min=1)  # (N, 1)
@@ -225,8 +229,8 @@ def group_advantages(rewards: Tensor, divide_by_std: bool = True, eps: float = 1
     # Trap: whether all are equal is decided by comparing rewards, not by std > 0. In fp32 the mean
     # of eight 1.3 is off by 1e-7. Divided by its own std + 1e-6, that rounding error would be an
     # advantage of -0.1, and with a smaller eps almost -1 (test_equal_rewards_zero_advantage).
-    lowest = rewards.masked_fill(~known, float("inf")).amin(-1, keepdim=True)  # (N, 1)
-    highest = rewards.masked_fill(~known, float("-inf")).amax(-1, keepdim=True)  # (N, 1)
+    lowest = totals.masked_fill(~known, float("inf")).amin(-1, keepdim=True)  # (N, 1)
+    highest = totals.masked_fill(~known, float("-inf")).amax(-1, keepdim=True)  # (N, 1)
     all_equal = lowest >= highest  # (N, 1); also where none is known: inf >= -inf
     return advantages.masked_fill(all_equal, 0.0)
 
@@ -318,8 +322,8 @@ def policy_loss(logp: Tensor, logp_old: Tensor, advantages: Tensor, mask: Tensor
 
     logp, logp_old  (B, T)
     advantages      (B,)
-    mask            (B, T) 1 where there is a token. Not read here, where each token has a ratio of
-                    its own: a variant with one ratio for a sequence needs it (variants/gspo.patch)
+    mask            (B, T) 1 where a token is in the loss. Read only by a variant that has one ratio
+                    for a whole completion (variants/gspo.patch)
     returns         `loss`, `ratio`, `clipped`, (B, T) each; unmasked and not reduced: the caller
                     sums over the mask and divides by M
 
@@ -364,7 +368,7 @@ def update(batch: MiniBatch, policies: Policies, accelerator, cfg: Config) -> di
     def loss_and_metrics(micro: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
         # 3a. Score the completions: all gradients flow through this line.
         logp = token_logps(policies.trained, micro.groups, cfg.temperature)  # (b, T_b)
-        mask = micro.rows_of(batch.mask, like=logp)  # (b, T_b)
+        mask = micro.part_of(batch.mask, like=logp)  # (b, T_b)
         advantages = batch.advantages[micro.span].to(logp.device)  # (b,)
 
         # 3b. logp_old. In the first update it is logp, and the ratio 1. Without `detach` the two
@@ -372,14 +376,14 @@ def update(batch: MiniBatch, policies: Policies, accelerator, cfg: Config) -> di
         if batch.logp_old is None:
             logp_old = logp.detach()
         else:
-            logp_old = micro.rows_of(batch.logp_old, like=logp)  # (b, T_b)
+            logp_old = micro.part_of(batch.logp_old, like=logp)  # (b, T_b)
 
         # 3c. The clipped loss of each token.
         terms = policy_loss(logp, logp_old, advantages, mask, cfg.clip_low, cfg.clip_high)
 
         # 3d. Off by default, truncated importance sampling: the sampler, not quite the old policy,
         # drew the tokens.
-        logp_sampler = micro.rows_of(batch.logp_sampler, like=logp)  # (b, T_b)
+        logp_sampler = micro.part_of(batch.logp_sampler, like=logp)  # (b, T_b)
         if cfg.tis > 0:
             weight = (logp_old - logp_sampler).exp().clamp(max=cfg.tis)  # (b, T_b)
             terms["loss"] = terms["loss"] * weight
@@ -390,12 +394,15 @@ def update(batch: MiniBatch, policies: Policies, accelerator, cfg: Config) -> di
             terms["kl_ref"] = kl_k3(logp, logp_ref)  # e^d - d - 1, d = logp_ref - logp
             terms["loss"] = terms["loss"] + cfg.kl_beta * terms["kl_ref"]
 
-        # 3f. sum_i sum_t over this micro-batch. The first value has the gradient: `optimizer_step`
-        # divides it by M. The others are only added up, for the log, where the loss is again
-        # divided by M, and all others by `tokens_passed`.
+        # 3f. For the log: how far the sampler is from the trainer.
         terms |= sampler_gap(logp_old, logp_sampler, cfg.clip_low, cfg.clip_high)
+
+        # 3g. sum_i sum_t over this micro-batch. `optimizer_step` divides the loss by M and takes
+        # its gradient. The sums are for the log: `summarize` divides `loss` by M, and all others
+        # by `tokens_passed`.
         micro_sums = {name: (values * mask).sum() for name, values in terms.items()}
-        return micro_sums["loss"], {**micro_sums, "tokens_passed": mask.sum()}
+        micro_sums["tokens_passed"] = mask.sum()
+        return micro_sums["loss"], micro_sums
 
     micro_batches = micro_batches_of(batch.groups, cfg.max_tokens_per_micro_batch)
     update_sums = optimizer_step(policies, accelerator, micro_batches, loss_and_metrics,
@@ -415,8 +422,7 @@ def reference_logps(policies: Policies, groups: list[Group], accelerator, cfg: C
 # --- The loop ----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Setup:
+class Setup(NamedTuple):
     """All that the loop works with."""
 
     run: Run  # the folder: metrics, checkpoints, samples
@@ -458,9 +464,18 @@ def set_up(cfg: Config) -> Setup:
     return Setup(run, policies, encoder, stream, held_out, rewarder, generator)
 
 
+def save_sample(step: int, rewarded: RewardedGroup, run: Run, policies: Policies,
+                encoder: PromptEncoder, rewarder: Rewarder, cfg: Config) -> None:
+    """One group for samples.jsonl, with its log-probs after the updates.
+
+    All ranks score one, though only the main process writes: with --shard a pass needs every rank.
+    """
+    logp = no_grad_logps(policies.trained, [rewarded.group], run.accelerator, cfg, cfg.temperature)
+    run.sample(step, partial(sample_record, rewarded, logp, encoder, rewarder.judge))
+
+
 def main(cfg: Config) -> None:
-    setup = set_up(cfg)
-    run, policies, stream, rewarder = setup.run, setup.policies, setup.stream, setup.rewarder
+    run, policies, encoder, stream, held_out, rewarder, generator = set_up(cfg)
     accelerator = run.accelerator
 
     for step in range(run.start_step + 1, cfg.steps + 1):
@@ -468,48 +483,35 @@ def main(cfg: Config) -> None:
         # 0. Give the sampler the policy's weights (`bare`: what trains, without its wrapper).
         refresh(policies.sampler, policies.bare)
         # Not training: the accuracy on held-out questions; {} where it is not due.
-        evaluation = setup.held_out.accuracy(step, policies.sampler, rewarder, accelerator, cfg)
+        evaluation = held_out.accuracy(step, policies.sampler, rewarder, accelerator, cfg)
 
         step_time, sampling_time = Stopwatch(), Stopwatch()
         with step_time:
-            # 1. Sample a group for each prompt, and reward it. (Only bounding boxes look at the
-            # progress: the overlap that they must reach rises with it.)
-            assign_rewards = rewarder.at(progress=step / cfg.steps)
-            rollout = collect_rollout(policies.sampler, stream, assign_rewards, setup.generator,
-                                      sampling_time, accelerator, cfg)
+            # 1. Sample a group for each prompt, and reward it.
+            rollout = collect_rollout(policies.sampler, stream, rewarder, step / cfg.steps,
+                                      generator, sampling_time, accelerator, cfg)
             # 2. Cut it into mini-batches: advantages, logp_old.
             mini_batches = prepare_mini_batches(rollout, policies, accelerator, cfg)
             # 3. For each of them one update by the clipped loss.
-            sums = Counter()  # over the updates; `Counter.update` adds
+            sums = Counter()  # over the updates of this rollout
             for batch in mini_batches:
-                sums.update(update(batch, policies, accelerator, cfg))
+                for name, value in update(batch, policies, accelerator, cfg).items():
+                    sums[name] += value
 
         counts = {"skipped_examples": stream.skipped, **take_counts(rewarder.judge)}
         run.log(step, cfg.steps, {
             **summarize(rollout, sums, counts, accelerator, cfg), **evaluation, "lr": lr,
             "gen%": 100 * sampling_time.seconds / step_time.seconds, "step_s": step_time.seconds})
-        record(step, rollout, setup, cfg)
+        if step == 1 or step % cfg.sample_every == 0:
+            save_sample(step, rollout[0], run, policies, encoder, rewarder, cfg)
+        if run.is_time_to_save(step, cfg.steps):  # also after Ctrl-C
+            extra = {"stream": stream.state(), "generator": generator.get_state()}
+            run.save_checkpoint(step, policies, encoder, extra)
+        run.stop_if_asked()
 
     run.finish_training(
-        policies, setup.encoder, {"reward": ["reward", *rewarder.functions], **PANELS},
+        policies, encoder, {"reward": ["reward", *rewarder.functions], **PANELS},
         f"GRPO from {cfg.model}", chance=best_blind_guess(stream.examples))
-
-
-def record(step: int, rollout: list[RewardedGroup], setup: Setup, cfg: Config) -> None:
-    """What is kept of a step: now and then one group, and a checkpoint. Then stop, if asked to."""
-    run, policies, encoder = setup.run, setup.policies, setup.encoder
-
-    # One group, with its log-probs after the updates. All ranks score one, though only the main
-    # process writes: with --shard a pass needs every rank.
-    if step == 1 or step % cfg.sample_every == 0:
-        logp = no_grad_logps(policies.trained, [rollout[0].group], run.accelerator, cfg,
-                             cfg.temperature)
-        run.sample(step, partial(sample_record, rollout[0], logp, encoder, setup.rewarder.judge))
-
-    if run.is_time_to_save(step, cfg.steps):  # also after Ctrl-C
-        extra = {"stream": setup.stream.state(), "generator": setup.generator.get_state()}
-        run.save_checkpoint(step, policies, encoder, extra)
-    run.stop_if_asked()
 
 
 if __name__ == "__main__":

@@ -198,13 +198,13 @@ def ours_grpo(examples: list[dict], steps: int) -> dict:
     accelerator = Accelerator(cpu=True)
     stream = PromptStream(examples, encoder, seed=0)
     generator = torch.Generator().manual_seed(0)
-    reward = Rewarder(SETTINGS, encoder, policy.eos_ids, judge=None).at(0.0)
+    rewarder = Rewarder(SETTINGS, encoder, policy.eos_ids, judge=None)
 
     clock, ticks, rewards, lengths = Clock(), [now()], [], []
     for _ in range(steps):
         began = now()
         rollout = grpo.collect_rollout(
-            policy, stream, reward, generator, Stopwatch(), accelerator, SETTINGS
+            policy, stream, rewarder, 0.0, generator, Stopwatch(), accelerator, SETTINGS
         )
         clock.add("rollout", began)
 

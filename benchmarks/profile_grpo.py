@@ -60,13 +60,14 @@ class Step:
 
         self.stream = PromptStream(load_examples("toy", count=256), encoder, seed=0)
         self.generator = torch.Generator().manual_seed(0)
-        self.reward = Rewarder(cfg, encoder, policy.eos_ids, judge=None).at(0.0)
+        self.rewarder = Rewarder(cfg, encoder, policy.eos_ids, judge=None)
 
     def rollout(self) -> list:
         return grpo.collect_rollout(
             self.policies.sampler,
             self.stream,
-            self.reward,
+            self.rewarder,
+            0.0,
             self.generator,
             Stopwatch(),
             self.accelerator,

@@ -63,6 +63,11 @@ class Policy(nn.Module):
     def device(self) -> torch.device:
         return self.suppressed.device
 
+    @property
+    def vocab_size(self) -> int:
+        """V: `suppressed` has an entry for each token id."""
+        return len(self.suppressed)
+
     def forward(self, function, *args):
         """Call back: run function(self, *args).
 

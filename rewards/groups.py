@@ -8,7 +8,6 @@ import numbers
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 from torch import Tensor
 
@@ -83,12 +82,11 @@ class Rewarder:
         """The weights in force: "0.5 format + 1 accuracy"."""
         return " + ".join(f"{self.weights.get(name, 1.0):g} {name}" for name in self.functions)
 
-    def at(self, progress: float) -> Callable[[list[SampledGroup]], list[RewardedGroup]]:
-        """`reward_groups` at this point of the training, 0 to 1; see `Completion`."""
-        return partial(self.reward_groups, progress=progress)
-
     def reward_groups(self, groups: list[SampledGroup], progress: float) -> list[RewardedGroup]:
-        """The rewards of a rollout. A judge is asked about all completions at the same time."""
+        """The rewards of a rollout. A judge is asked about all completions at the same time.
+
+        progress   of the training, 0 to 1; see `Completion`
+        """
         responses = [[self.encoder.decode(ids) for ids in group.completions] for group in groups]
 
         questions = []  # (example, response)

@@ -1,23 +1,29 @@
 """Models are asked, and their responses graded: a record for each (`scoring/responses.py`).
 
-    Measurement   one way to question a model: which set, how to sample, how often
-    Evaluator     asks a model all that a list of measurements names, each rank its share of a set
+    Measurement             one way to question a model: which set, how to sample, how often
+    Evaluator               asks a model a list of measurements, each rank its share of a set
+    rates_of_checkpoints    asks each checkpoint of a run; what remains is a rate for each set
 """
 
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import Tensor
 
+from harness.cli import split_names
 from harness.parts import Parts
 from harness.randomness import torch_generator
-from harness.run import Run
+from harness.ranks import gather_objects
+from harness.run import Run, checkpoints
 from model.loading import load_model
 from model.prompts import PromptEncoder
 from model.qwen import Policy
 from model.records import Prompt
 from model.sampling import sample_groups, sampling_dtype
 from rewards import Judge
+from scoring import load_gf_sets
 from scoring.responses import grade_groups
 from sources.lazily import Prompts
 from sources.stream import EncodedSets
@@ -109,3 +115,45 @@ class Evaluator:
         # Rank r of R has the questions r, r + R, r + 2 R, ...
         own = range(accelerator.process_index, limit, accelerator.num_processes)
         return prompts.among_first(len(own))
+
+
+def rates_of_checkpoints(evaluator: Evaluator) -> dict[str, dict[int, dict[str, float]]]:
+    """Name of each run in --gf_runs -> step -> the rate of each set of GF at that checkpoint.
+
+    The rate is accuracy, on the sets of --gf_id and --gf_ood. Without these it is the share in
+    format, on the formats of the embedded world. The responses are not kept.
+    """
+    cfg, run = evaluator.cfg, evaluator.run
+    run_folders = split_names(cfg.gf_runs, "--gf_runs")
+    if not run_folders:
+        return {}
+    sets = load_gf_sets(cfg, run.warn)
+    encoded = EncodedSets(sets, run.accelerator, cfg.max_prompt_tokens, run.warn)
+    measurements = [Measurement(name, "sampled", cfg.temperature) for name in sets]
+    field = "score" if cfg.gf_id else "in_format"
+
+    rates = defaultdict(dict)
+    for run_name, run_folder in run_folders.items():
+        for step, folder in checkpoints(Path(run_folder), "--gf_runs"):
+            name = f"{run_folder} step {step}"
+            records = evaluator.measure(name, str(folder), "--gf_runs", encoded, measurements)
+            rates[run_name][step] = means_of_sets(records, field, name, run.accelerator)
+    return rates
+
+
+def means_of_sets(records: list[dict], field: str, name: str, accelerator) -> dict[str, float]:
+    """Set -> the mean of a field, over the records of all ranks; `name` is that of the model.
+
+    Raises ValueError if no response to a set could be graded. Trap: a mean of 0 instead would give
+    a GF that looks measured (test_gf_of_what_cannot_be_scored_is_an_error).
+    """
+    # Only the field that is averaged goes to the other ranks, not the responses.
+    values_of_rank = [(record["set"], record[field]) for record in records]
+    values_of = defaultdict(list)
+    for set_name, value in sum(gather_objects(values_of_rank, accelerator), []):
+        values_of[set_name] += [] if value is None else [float(value)]
+
+    for set_name, values in values_of.items():
+        if not values:
+            raise ValueError(f"--gf_runs {name}: no response to {set_name} could be graded")
+    return {set_name: sum(values) / len(values) for set_name, values in values_of.items()}

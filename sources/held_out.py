@@ -77,7 +77,7 @@ class HeldOut:
 
         means = Means()
         # As strict as at the end of training: the overlap that boxes must reach rises until then.
-        for rewarded in rewarder.at(progress=1.0)(groups):
+        for rewarded in rewarder.reward_groups(groups, progress=1.0):
             known = rewarded.known("accuracy")
             means.add("eval_accuracy", sum(known), len(known))
         return means.over_ranks(accelerator)

@@ -154,7 +154,7 @@ def test_head_chunks_do_not_matter(tiny64, monkeypatch, chunk):
 
     results = []
     for size in (3, chunk):
-        limit = size * len(policy.suppressed)
+        limit = size * policy.vocab_size
         monkeypatch.setattr(common, "max_logits", lambda _, limit=limit: limit)
         policy.zero_grad()
         logp = token_logps(policy, groups)

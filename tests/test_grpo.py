@@ -432,6 +432,9 @@ def test_update_equals_the_plain_loss(tiny64, monkeypatch, budget):
     accuracies = ([1.0, 0.0, 0.0], [1.0, 1.0, 1.0], [0.0, 1.0, 1.0])
     rollout = [rewarded(group, [1.0] * len(right), right)
                for group, right in zip(groups, accuracies)]
+    equal = torch.tensor([1.7] * 3)  # in fp32 its mean is not 1.7, and no advantage would be 0
+    assert ((equal - equal.mean()) / (equal.std() + 1e-6)).abs().min() > 0.1
+    rollout[1] = replace(rollout[1], totals=equal.tolist())
     noise = torch.Generator().manual_seed(2)
     with torch.no_grad():
         logp_old = [plain_token_logps(policy, [group]) for group in groups]  # (G, T) each

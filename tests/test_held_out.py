@@ -78,9 +78,13 @@ def test_held_out_accuracy_is_of_greedy_answers(start, tmp_path, monkeypatch):
         return real(*args, **kwargs)
 
     strictness = []
-    at = Rewarder.at
-    monkeypatch.setattr(
-        Rewarder, "at", lambda self, progress: strictness.append(progress) or at(self, progress))
+    reward = Rewarder.reward_groups
+
+    def watched_rewards(self, groups, progress):
+        strictness.append(progress)
+        return reward(self, groups, progress)
+
+    monkeypatch.setattr(Rewarder, "reward_groups", watched_rewards)
     monkeypatch.setattr("sources.held_out.sample_groups", watched)
     grpo.main(small_grpo(start, tmp_path / "run", steps=2, eval_every=2, eval_items=4))
     assert asked == [(4, 0.0)]

@@ -146,7 +146,7 @@ def check_uneven(rank, folder):
 
 
 def test_shares_are_put_together_in_order(monkeypatch):
-    """Rank r of R had every R-th row, from the r-th on. One share behind the other is the classic."""
+    """Rank r of R had every R-th row, from the r-th on. Share after share, the classic, differs."""
     rows = torch.arange(14.0).view(7, 2)
     shares = [rows[rank::3] for rank in range(3)]
     monkeypatch.setattr(ranks, "gather_objects", lambda value, accelerator: shares)
