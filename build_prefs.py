@@ -4,14 +4,14 @@ Two models answer the same questions. The *base* model writes the rejected respo
 model, the base after stage 1, writes the chosen one: the base will learn from its own descendant,
 which is SPECS' self-distillation. As a program:
 
-    0. open who responds on each side, load the questions            `sources/responders.py`
+    0. open the responder of each side, load the questions           `sources/responders.py`
     1. sample responses of both sides                                the same
     2. make pairs of them                                            make_pairs
          a. chosen: complete, and the answer right? In format, if    chosen_candidate
-            need be with a missing closing tag added? Then: does
-            the reasoning agree with the answer?
-         b. rejected: complete, and the answer right? If it is in    rejected_candidate
-            format, one of five corruptions takes it out of it
+            need be with missing closing tags added? And does the
+            reasoning agree with the answer?
+         b. rejected: complete, and the answer right? A response     rejected_candidate
+            that is in format is corrupted in one of five ways
          c. drop repeats, match the i-th chosen with the i-th rejected
     3. write the pairs, and what became of every response            save_pairs
 
@@ -31,9 +31,9 @@ The paper calls such pairs *decoupled*: both answers are right, so correctness d
 them; the format does. Correctness is graded once, on the response as it was sampled. A corrupted
 text is not graded again: the grader goes by tags, and without them it may find another number.
 
-Three other things separate them, though nobody asked for it: the style of two models; their length
-(in the embedded world chosen has 27 tokens on average, rejected 18); and consistency, for which
-only chosen is checked.
+The sides also differ in three ways that are not wanted (confounders), and DPO may learn these too:
+the style of two models; length (in the embedded world chosen has 27 tokens on average, rejected
+18); and consistency, which is checked for chosen only.
 
 With --coupled the rejected answer is wrong, and its format corrupted as well, which the paper finds
 worse.
@@ -48,6 +48,8 @@ Where the paper is silent:
          --no_verify    not checked
   3. Only score 1 counts as right. Bounding boxes are scored by overlap, so they give few pairs.
   4. One of the five corruptions is drawn uniformly.
+  5. Texts that repeat are dropped. The i-th chosen meets the i-th rejected; their order is that of
+     sampling, so it is random. A question gives at most --pairs_per_question pairs.
 
     accelerate launch build_prefs.py --zero runs/zero/model       ~30 seconds on one core
     accelerate launch build_prefs.py --source base ...            ablation: chosen by base as well
@@ -78,9 +80,11 @@ from rewards.judge import QUESTIONS_AT_A_TIME, ask_ahead, take_counts
 from sources import load_examples
 from sources.funnel import (
     AS_SAMPLED,
+    NOT_CHECKED,
     Candidate,
     Response,
     count_question,
+    count_sources,
     kept,
     mark_repeats,
     write_funnel,
@@ -125,6 +129,11 @@ class Config(settings.Data, settings.Sampling, settings.Judge, settings.RunFolde
 
 # --- 2. Make pairs -------------------------------------------------------------------------------
 
+# Two records of `sources/funnel.py`:
+#     Response     text, as it was sampled (None: an endpoint gave no reply); truncated
+#     Candidate    a response as one side of a pair: its text, and a note on what was done to it.
+#                  Dropped: its text is None, and the note says why. consistency: see 2a
+
 
 def make_pairs(examples: list[dict], chosen_side: list[list[Response]],
                rejected_side: list[list[Response]], cfg: Config, judge: Judge | None,
@@ -133,15 +142,13 @@ def make_pairs(examples: list[dict], chosen_side: list[list[Response]],
 
     chosen_side, rejected_side  [question][sample]: the responses sampled for that side
     rng                         draws the corruptions
-
-    i has no meaning: samples of one question come in no particular order.
     """
     pairs, funnel = [], Counter()
-    for example, for_chosen, for_rejected in zip(examples, chosen_side, rejected_side):
+    for example, responses_w, responses_l in zip(examples, chosen_side, rejected_side):
         # 2a, 2b. Each response becomes a candidate for its side, or is dropped for a reason.
-        chosen = [chosen_candidate(response, example, judge, cfg) for response in for_chosen]
+        chosen = [chosen_candidate(response, example, judge, cfg) for response in responses_w]
         rejected = [rejected_candidate(response, example, judge, rng, cfg)
-                    for response in for_rejected]
+                    for response in responses_l]
 
         # 2c. Drop repeats: candidates whose final text is that of an earlier one. (A response that
         # was sampled twice, and corrupted in two ways, has two texts: both stay.) Then match.
@@ -219,12 +226,10 @@ def chosen_candidate(response: Response, example: dict, judge: Judge | None,
     if text is None:
         return Candidate.dropped("format beyond supplement")
 
-    consistency = ""
-    if cfg.verify:
-        consistency = check_consistency(example, text, judge)
-        is_accepted = consistency == AGREES or (consistency == UNSURE and cfg.unsure == "keep")
-        if not is_accepted:
-            return Candidate.dropped(f"reasoning: {consistency}", consistency)
+    consistency = check_consistency(example, text, judge) if cfg.verify else NOT_CHECKED
+    accepted = {NOT_CHECKED, AGREES, *([UNSURE] if cfg.unsure == "keep" else [])}
+    if consistency not in accepted:
+        return Candidate.dropped(f"reasoning: {consistency}", consistency)
     note = AS_SAMPLED if text == response.text.strip() else "format supplemented"
     return Candidate(text, note, consistency)
 
@@ -242,10 +247,12 @@ CORRUPTIONS = {
 
 
 def corrupt(text: str, rng: random.Random) -> tuple[str, str]:
-    """(text, note): a response taken out of the format, and how.
+    """(text, note): a response out of the format, and what was done to it.
 
-    in format       one of CORRUPTIONS, drawn at random, and its name
-    out of format   stripped of the white space around it, and AS_SAMPLED
+    A response in format is corrupted in one of five ways, drawn at random: the note is its name.
+    One that is out of format is left as it is: the note is AS_SAMPLED. Either way the white space
+    around it is removed, as it is from chosen: it must not tell the sides apart
+    (test_no_side_has_white_space_around_it).
 
     Source: the five kinds are SPECS'; the uniform draw is ours.
 
@@ -257,10 +264,11 @@ def corrupt(text: str, rng: random.Random) -> tuple[str, str]:
     think around all  <think> a 2 </think>
     answer in words   <think> a </think> Answer: 2
     """
-    if not is_in_format(text):
-        return text.strip(), AS_SAMPLED  # chosen is stripped too: white space is no cue
-    name = rng.choice(list(CORRUPTIONS))
-    return CORRUPTIONS[name](text), name
+    note = AS_SAMPLED
+    if is_in_format(text):
+        note = rng.choice(list(CORRUPTIONS))
+        text = CORRUPTIONS[note](text)
+    return text.strip(), note
 
 
 def rejected_candidate(response: Response, example: dict, judge: Judge | None,
@@ -271,6 +279,28 @@ def rejected_candidate(response: Response, example: dict, judge: Judge | None,
         return Candidate.dropped(reason)
     text, note = corrupt(response.text, rng)
     return Candidate(text, note)
+
+
+# --- 3. Write them -------------------------------------------------------------------------------
+
+
+def save_pairs(pairs: list[dict], funnel: Counter, num_questions: int, run: Run) -> None:
+    """Each rank writes its own pairs; the main process writes the report on all of them."""
+    accelerator = run.accelerator
+    funnel = sum(gather_objects(funnel, accelerator), Counter())
+    if not funnel["pairs"]:
+        raise ValueError(f"no pair came out of {num_questions} questions: {dict(funnel)}; by "
+                         "default --zero must be a model that stage 1 has trained")
+    if pairs:
+        name = TABLE_PATH.format(accelerator.process_index, accelerator.num_processes)
+        write_table(pairs, run.folder / name)
+
+    # One pair to print. Its rank may not be the main process, and images are never sent.
+    first_pairs = [{**pair, "images": None} for pair in pairs[:1]]
+    first_pairs = sum(gather_objects(first_pairs, accelerator), [])
+    if run.writes:
+        write_readme(run.folder, funnel["pairs"])
+        write_funnel(funnel, first_pairs[0], run)
 
 
 # --- With a judge: ask it ahead -------------------------------------------------------------------
@@ -293,28 +323,6 @@ def ask_judge_ahead(examples: list[dict], chosen_side: list[list[Response]],
     ask_ahead(judge, dry_run, rounds=2, at_a_time=QUESTIONS_AT_A_TIME)
 
 
-# --- 3. Write them -------------------------------------------------------------------------------
-
-
-def save_pairs(pairs: list[dict], funnel: Counter, num_questions: int, run: Run) -> None:
-    """Write the pairs of every rank, and the report on all of them."""
-    accelerator = run.accelerator
-    funnel = sum(gather_objects(funnel, accelerator), Counter())
-    if not funnel["pairs"]:
-        raise ValueError(f"no pair came out of {num_questions} questions: {dict(funnel)}; by "
-                         "default --zero must be a model that stage 1 has trained")
-    if pairs:
-        name = TABLE_PATH.format(accelerator.process_index, accelerator.num_processes)
-        write_table(pairs, run.folder / name)
-
-    # One pair to print. Its rank may not be the main process, and images are never sent.
-    first_pairs = [{**pair, "images": None} for pair in pairs[:1]]
-    first_pairs = sum(gather_objects(first_pairs, accelerator), [])
-    if run.writes:
-        write_readme(run.folder, funnel["pairs"])
-        write_funnel(funnel, first_pairs[0], run)
-
-
 # --- Main ----------------------------------------------------------------------------------------
 
 
@@ -323,8 +331,8 @@ def main(cfg: Config) -> None:
     run = Run(cfg, "build_prefs", accelerator, columns=[])
     rank, world_size = accelerator.process_index, accelerator.num_processes
 
-    # 0. Open who responds on each side (what cannot be opened is an error now, not after hours),
-    # and load the questions.
+    # 0. Open the responder of each side: a function from prompts to responses. (What cannot be
+    # opened is an error now, not after hours.) Load the questions.
     base_model, encoder = load_model(cfg.base, flag="--base", freeze_vision=True,
                                      max_pixels=cfg.max_pixels, dtype=sampling_dtype(accelerator))
     parts = Parts(run)
@@ -349,13 +357,8 @@ def main(cfg: Config) -> None:
     pairs, funnel = make_pairs(prompts.examples, chosen_side, rejected_side, cfg, judge, rng)
 
     # 3. Write the pairs, and what became of every response.
-    questions_of_rank = range(rank, len(examples), world_size)
-    funnel += Counter({  # adding leaves out what is 0: the funnel lists what happened
-        "questions: skipped, see the warnings": len(questions_of_rank) - len(prompts),
-        f"chosen: from {cfg.source}": sum(map(len, chosen_side)),
-        f"rejected: from {cfg.rejected_source}": sum(map(len, rejected_side)),
-        **take_counts(judge),
-    })
+    num_skipped = len(range(rank, len(examples), world_size)) - len(prompts)  # of this rank
+    funnel += count_sources(cfg, num_skipped, chosen_side, rejected_side, take_counts(judge))
     save_pairs(pairs, funnel, len(examples), run)
     run.finish()
 

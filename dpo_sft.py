@@ -2,7 +2,8 @@
 
 Each pair is one prompt with two responses, chosen (w) and rejected (l). The *reference* is the base
 model as it was before training: logp - logp_ref is how far training has raised a response. DPO
-raises chosen further than rejected, by a margin; SFT keeps chosen itself likely:
+widens the margin by which chosen was raised further than rejected, which it can also do while both
+fall; SFT keeps chosen itself likely:
 
     h       = beta * [(logp(w) - logp_ref(w)) - (logp(l) - logp_ref(l))]          the margin
     L_DPO   = -log sigmoid(h)
@@ -13,8 +14,8 @@ Here logp(w) = sum_t logp(w_t), and logp(w_t) is the log-probability of token t 
 the tokens before it. L is averaged over pairs. DPO takes the sum over a response, since its
 derivation is about sequences; SFT takes the mean, as LLaMA-Factory, the paper's trainer, does.
 
-What lambda balances is seen in how hard the loss of a pair pulls at the log-probability of one
-token, -dL / d logp:
+lambda balances two pulls. The loss of one pair pulls at the log-probability of one token by
+-dL / d logp(w_t), or -dL / d logp(l_t):
 
     a token of chosen      + beta sigmoid(-h) (DPO) + lambda / |w| (SFT)      pulled up
     a token of rejected    - beta sigmoid(-h) (DPO)                           pushed down
@@ -29,7 +30,11 @@ As a program:
        and each step into the shares of the ranks                 shares_of_rank
     for each step
         2. take this rank's pairs, encoded, and their logp_ref    Pairs.batches (sources/read_pairs)
-        3. the hybrid loss over micro-batches, one update         update
+        3. the loss of each pair over micro-batches, one update   pair_loss, update
+
+A pair is a `Group`: its prompt, in the chat template and with its images, and two completions,
+chosen and rejected, each the tokens of its response and one EOS. A pair with a response over
+--max_response_tokens is skipped, not cut: without its EOS it would teach the model not to stop.
 
 Policy and reference are both the *base* model at the start, not the model that wrote chosen.
 Neither the reference nor the pairs ever change, so logp_ref is computed once, before the base is
@@ -62,7 +67,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common import MicroBatch, micro_batches_of, no_grad_logps, optimizer_step, token_logps
+from common import (
+    MicroBatch,
+    micro_batches_of,
+    no_grad_logps,
+    optimizer_step,
+    plain_token_logps,
+    token_logps,
+)
 from harness import settings
 from harness.cli import flag, parse_cli, run_stage
 from harness.metrics import Means
@@ -110,20 +122,31 @@ class Config(settings.Inputs, settings.Training):
             raise ValueError(f"--loss {self.loss}: wanted hybrid, dpo or sft")
 
 
-# Columns of the terminal's table, and panels of curves.png.
-COLUMNS = ["loss", "dpo", "sft", "chosen_reward", "rejected_reward", "margin",
-           "reward_accuracy", "chosen_logp", "grad_norm", "step_s"]
-PANELS = {"loss": ["loss", "dpo", "sft"],
-          "reward: beta (logp - logp_ref)": ["chosen_reward", "rejected_reward", "margin"],
-          "chosen logp, nats per response": ["chosen_logp"],
-          "share of pairs with margin > 0": ["reward_accuracy"],
-          "gradient norm": ["grad_norm"], "learning rate": ["lr"]}
+# --- The formulas above, pair by pair -----------------------------------------------------------
 
 
-PAIRS_PER_CHUNK = 64  # that the reference scores together, while the next are encoded
+def plain_loss(policy: Policy, pairs: list[Group], logp_ref: Tensor, beta: float,
+               sft_weight: float) -> Tensor:
+    """The loss of one update as plainly as it can be said: on one process, --loss hybrid.
+
+    logp_ref   (N, 2) of chosen and rejected
+
+    Section 3 below is this, made fast: all pairs in one pass, micro-batches, several processes. The
+    gradient is the same (test_dpo_update_equals_the_plain_loss).
+    """
+    L = 0.0
+    for pair, (ref_w, ref_l) in zip(pairs, logp_ref):
+        logp_w, logp_l = plain_token_logps(policy, [pair]).sum(-1)  # (2, T) -> two numbers
+        h = beta * ((logp_w - ref_w) - (logp_l - ref_l))
+        L_dpo = -F.logsigmoid(h)
+        L_sft = -logp_w / len(pair.completions[0])
+        L = L + L_dpo + sft_weight * L_sft
+    return L / len(pairs)
 
 
 # --- 0. The reference: logp_ref ----------------------------------------------------------------
+
+PAIRS_PER_CHUNK = 64  # that the reference scores together, while the next are encoded
 
 
 def cached_reference(reference: Policy, pairs: Pairs, cfg: Config, run: Run) -> Tensor | None:
@@ -158,7 +181,7 @@ def reference_logps(reference: Policy, pairs: Pairs, cfg: Config, accelerator,
         # Chosen and rejected of a pair may come into two micro-batches. Here that is fine: each is
         # scored by itself, and no loss of a pair is computed.
         logp = no_grad_logps(reference, groups, accelerator, cfg, filler=filler)  # (2n, T_b)
-        # No mask is needed for the sum: logp is 0 where there is no token.
+        # logp is 0 where there is no token, so no mask is needed for the sum.
         response_logps.append(logp.sum(-1).view(-1, 2))  # (n, 2) chosen, rejected
 
     return gather_shares(torch.cat(response_logps), len(pairs), accelerator)  # (P, 2)
@@ -180,26 +203,17 @@ def shuffled_steps(num_pairs: int, cfg: Config) -> list[list[int]]:
     return steps[: cfg.max_steps] if cfg.max_steps else steps
 
 
-def shares_of_rank(pairs: Pairs, cfg: Config, accelerator) -> list[list[int]]:
+def shares_of_rank(steps: list[list[int]], lengths: list[int], accelerator) -> list[list[int]]:
     """This rank's share of each step: of R ranks it takes every R-th pair.
 
-    The order within a share does not matter for the gradient, which is a sum. Sorted, a micro-batch
-    holds similar lengths, and attention pads little.
+    lengths   of each pair, tokens. The order within a share does not matter for the gradient, which
+              is a sum. Sorted, a micro-batch holds similar lengths, and attention pads little
     """
     rank, world_size = accelerator.process_index, accelerator.num_processes
-    return [sorted(indices[rank::world_size], key=lambda i: pairs.lengths[i])
-            for indices in shuffled_steps(len(pairs), cfg)]
+    return [sorted(indices[rank::world_size], key=lambda i: lengths[i]) for indices in steps]
 
 
-# --- 2. The pairs of a step, encoded ------------------------------------------------------------
-
-# A pair is a `Group`: its prompt, in the chat template and with its images, and two completions,
-# chosen and rejected, each the tokens of its response and one EOS. A pair with a response over
-# --max_response_tokens is skipped, not cut: without its EOS it would teach the model not to stop.
-# `Pairs.batches` (sources/read_pairs.py) encodes the pairs of a step while the last step is taken.
-
-
-# --- 3. The hybrid loss, and the update ---------------------------------------------------------
+# --- 3. The loss of each pair, and the update ---------------------------------------------------
 
 
 def dpo_loss(chosen_logp: Tensor, rejected_logp: Tensor, chosen_logp_ref: Tensor,
@@ -238,36 +252,37 @@ def sft_loss(logp: Tensor, mask: Tensor) -> Tensor:
     Trap: the mean is over the response's own tokens, EOS included, not over the padded width
     (test_sft_term_equals_hf_loss).
     """
-    return -(logp * mask).sum(-1) / mask.sum(-1)
+    return -logp.sum(-1) / mask.sum(-1)
 
 
-def sft_alone(logp: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """For --loss sft, logp and mask (N, T) of chosen: the loss of each pair, and what is logged."""
-    sft = sft_loss(logp, mask)  # (N,)
-    return {"loss": sft, "sft": sft, "chosen_logp": (logp * mask).sum(-1)}
+def pair_loss(logp: Tensor, logp_ref: Tensor | None, mask: Tensor,
+              cfg: Config) -> dict[str, Tensor]:
+    """The loss of each pair, and what is logged: (N,) each.
 
+        --loss hybrid    L_DPO + lambda L_SFT
+        --loss dpo       L_DPO                    lambda is 0; L_SFT is logged all the same
+        --loss sft       L_SFT                    of chosen alone, without a reference
 
-def hybrid_loss(logp: Tensor, logp_ref: Tensor, mask: Tensor, cfg: Config) -> dict[str, Tensor]:
-    """The loss of each pair, L_DPO + lambda * L_SFT or L_DPO, and what is logged: (N,) each.
-
-    logp, mask  (2N, T), chosen, rejected, chosen, ...
-    logp_ref    (2N,) in the same order, summed over the tokens of a response
+    logp, mask  (2N, T), chosen, rejected, chosen, ...; for sft (N, T), chosen. logp is 0 where
+                there is no token
+    logp_ref    (2N,) in the same order, summed over the tokens of a response; for sft None
     returns     `loss`, to be averaged over the pairs of the step, and its parts
     """
-    assert logp_ref.shape == logp.shape[:1], (logp_ref.shape, logp.shape)
-    response_logp = (logp * mask).sum(-1)  # (2N,) summed over the tokens of a response
+    response_logp = logp.sum(-1)  # (2N,) or (N,) summed over the tokens of a response
+    if cfg.loss == "sft":
+        sft = sft_loss(logp, mask)  # (N,)
+        return {"loss": sft, "sft": sft, "chosen_logp": response_logp}
+
+    assert logp_ref.shape == response_logp.shape, (logp_ref.shape, response_logp.shape)
     chosen_logp, rejected_logp = response_logp[0::2], response_logp[1::2]  # (N,) each
     chosen_logp_ref, rejected_logp_ref = logp_ref[0::2], logp_ref[1::2]  # (N,) each
     terms = dpo_loss(chosen_logp, rejected_logp, chosen_logp_ref, rejected_logp_ref, cfg.beta)
 
-    sft = sft_loss(logp[0::2], mask[0::2])  # (N,) of chosen alone; logged with --loss dpo too
-    if cfg.loss == "hybrid":
-        loss = terms["dpo"] + cfg.sft_weight * sft  # (N,) L_DPO + lambda * L_SFT
-    else:
-        loss = terms["dpo"]  # (N,)
+    sft = sft_loss(logp[0::2], mask[0::2])  # (N,) of chosen
+    sft_weight = cfg.sft_weight if cfg.loss == "hybrid" else 0.0  # lambda
     return {
         **terms,
-        "loss": loss,
+        "loss": terms["dpo"] + sft_weight * sft,
         "sft": sft,
         # Its mean is the fraction of pairs with a positive margin. In the first step it means
         # nothing: policy and reference are equal, and margins are 0 but for rounding.
@@ -290,11 +305,8 @@ def update(groups: list[Group], logp_ref: Tensor | None, filler: Group, policies
     def loss_and_metrics(micro: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
         logp = token_logps(policies.trained, micro.groups)  # (2n, T_b), for SFT alone (n, T_b)
         mask = completion_mask(micro.groups).to(logp.device)  # of the same shape
-        if logp_ref is None:
-            terms = sft_alone(logp, mask)
-        else:
-            logp_ref_of_micro = logp_ref[micro.span].to(logp.device)  # (2n,)
-            terms = hybrid_loss(logp, logp_ref_of_micro, mask, cfg)
+        of_micro = None if logp_ref is None else logp_ref[micro.span].to(logp.device)  # (2n,)
+        terms = pair_loss(logp, of_micro, mask, cfg)
         micro_sums = {name: values.sum() for name, values in terms.items()}
         return micro_sums["loss"], micro_sums
 
@@ -305,6 +317,16 @@ def update(groups: list[Group], logp_ref: Tensor | None, filler: Group, policies
 
 
 # --- The loop ----------------------------------------------------------------------------------
+
+
+# Columns of the terminal's table, and panels of curves.png.
+COLUMNS = ["loss", "dpo", "sft", "chosen_reward", "rejected_reward", "margin",
+           "reward_accuracy", "chosen_logp", "grad_norm", "step_s"]
+PANELS = {"loss": ["loss", "dpo", "sft"],
+          "reward: beta (logp - logp_ref)": ["chosen_reward", "rejected_reward", "margin"],
+          "chosen logp, nats per response": ["chosen_logp"],
+          "share of pairs with margin > 0": ["reward_accuracy"],
+          "gradient norm": ["grad_norm"], "learning rate": ["lr"]}
 
 
 def summarize(sums: dict[str, float], pairs_of_rank: int, accelerator) -> dict[str, float]:
@@ -331,8 +353,8 @@ def open_run(cfg: Config) -> tuple[Run, Policy, PromptEncoder, Pairs]:
     return run, base, encoder, pairs
 
 
-def build_from(policy: Policy, run: Run, pairs: Pairs, cfg: Config) -> Policies:
-    """The policy that is trained, with its optimizer, whose state --resume reads back."""
+def build_or_resume(policy: Policy, run: Run, pairs: Pairs, cfg: Config) -> Policies:
+    """The policy with its optimizer, whose state --resume reads back."""
     policies = build_policies(policy, cfg, run.accelerator)
     state = run.load_state(policies.optimizer)
     if state is not None and state["pairs_digest"] != pairs.digest:
@@ -345,18 +367,20 @@ def main(cfg: Config) -> None:
     accelerator = run.accelerator
 
     # 0. logp_ref (P, 2): score every response once by the reference, the base as it is now.
-    with adapters_off(base):
+    with adapters_off(base):  # those of --lora_rank
         logp_ref = cached_reference(base, pairs, cfg, run)
-    policy = base  # training starts where the reference is
-    if run.latest_model() is not None:  # resumed, with room for one model: it goes on elsewhere
-        del base, policy
+    if run.latest_model() is None:
+        policy = base  # training starts where the reference is
+    else:  # resumed: from the last checkpoint. The base is freed first, both may not fit
+        del base
         policy, _ = load_policy(cfg, run.latest_model(), accelerator)
-    policies = build_from(policy, run, pairs, cfg)
+    policies = build_or_resume(policy, run, pairs, cfg)
 
     # 1. Shuffle the pairs of each epoch, cut them into steps, and each step into the shares of the
     # ranks.
-    shares = shares_of_rank(pairs, cfg, accelerator)  # for each step, N indices
-    num_steps = len(shares)
+    steps = shuffled_steps(len(pairs), cfg)
+    shares = shares_of_rank(steps, pairs.lengths, accelerator)  # for each step, N indices
+    num_steps = len(steps)
     run.say(f"{len(pairs)} pairs in {num_steps} steps of {cfg.batch_pairs}, loss {cfg.loss}, "
             f"{accelerator.num_processes} process(es), {run.folder}")
 
@@ -370,7 +394,7 @@ def main(cfg: Config) -> None:
         share = shares[step - 1]  # N indices
         groups = next(upcoming_groups)  # of these pairs, in this order
         logp_ref_of_share = None if logp_ref is None else logp_ref[share].flatten()  # (2N,)
-        # 3. The hybrid loss over micro-batches, one update.
+        # 3. The loss of each pair over micro-batches, one update.
         sums = update(groups, logp_ref_of_share, filler, policies, accelerator, cfg)
 
         run.log(step, num_steps, {**summarize(sums, len(groups), accelerator), "lr": lr,

@@ -2,7 +2,8 @@
 
     Response     a response as it was sampled
     Candidate    its text as a side of a pair, or the reason why it was dropped
-    counts       every candidate of both sides, kept or dropped, adds to one of them
+    counts       every candidate of both sides, kept or dropped, adds to one of them; beside them
+                 what the run itself counts: sources, skipped questions, calls of a judge
 
 On each side, sampled = kept + dropped, and
 kept = pairs + without a partner + beyond --pairs_per_question.
@@ -28,16 +29,17 @@ class Response:
 
 
 AS_SAMPLED = "as sampled"  # the note of a text that was only stripped of white space
+NOT_CHECKED = ""  # the consistency of a response whose reasoning was not looked at
 
 
 @dataclass(frozen=True)
 class Candidate:
     text: str | None  # None: dropped
     note: str  # what was done to the text, or why it was dropped
-    consistency: str = ""  # how the reasoning agrees with the answer; "" if that was not checked
+    consistency: str = NOT_CHECKED  # how the reasoning agrees with the answer
 
     @classmethod
-    def dropped(cls, reason: str, consistency: str = "") -> "Candidate":
+    def dropped(cls, reason: str, consistency: str = NOT_CHECKED) -> "Candidate":
         """A response that cannot be a side of a pair."""
         return cls(None, reason, consistency)
 
@@ -86,6 +88,17 @@ def count_question(chosen: list[Candidate], rejected: list[Candidate], limit: in
     counts["pairs"] = min(matched, limit)
     counts["pairs: beyond --pairs_per_question"] = matched - counts["pairs"]
     return counts
+
+
+def count_sources(cfg, num_skipped: int, chosen_side: list[list[Response]],
+                  rejected_side: list[list[Response]], judge_counts: dict[str, int]) -> Counter:
+    """The counts of a whole run, on this rank; `num_skipped` questions could not be used."""
+    return +Counter({  # `+` leaves out what is 0: the funnel lists what happened
+        "questions: skipped, see the warnings": num_skipped,
+        f"chosen: from {cfg.source}": sum(map(len, chosen_side)),
+        f"rejected: from {cfg.rejected_source}": sum(map(len, rejected_side)),
+        **judge_counts,
+    })  # fmt: skip
 
 
 def in_order(name: str) -> tuple:

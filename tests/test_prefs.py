@@ -244,6 +244,22 @@ def test_the_stage_asks_its_judge_ahead(tmp_path, monkeypatch):
     assert judge.batches == [4], "four reasonings, at the same time"
 
 
+def test_no_side_has_white_space_around_it():
+    """Otherwise the sides could be told apart by it: a corruption takes away tags, no white space."""
+    text = "\n<think>\n  that is 2\n</think>\n<answer>\n2 \n</answer>\n"
+    response = Response(text, False)
+    chosen = chosen_candidate(response, EXAMPLE, None, Config())
+    assert chosen.text == text.strip()
+
+    for name in CORRUPTIONS:
+        only = SimpleNamespace(choice=lambda names, name=name: name)
+        rejected, note = corrupt(text, only)
+        assert (rejected, note) == (rejected.strip(), name)
+        assert not is_in_format(rejected)
+    assert corrupt(" the answer is 2 .\n", None) == ("the answer is 2 .", "as sampled")
+    assert CORRUPTIONS["no tags"](text) != CORRUPTIONS["no tags"](text).strip(), "the classic"
+
+
 # --- The funnel ----------------------------------------------------------------------------------
 
 
