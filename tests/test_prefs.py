@@ -245,7 +245,7 @@ def test_the_stage_asks_its_judge_ahead(tmp_path, monkeypatch):
 
 
 def test_no_side_has_white_space_around_it():
-    """Otherwise the sides could be told apart by it: a corruption takes away tags, no white space."""
+    """Otherwise it would tell them apart: a corruption takes tags away, and leaves white space."""
     text = "\n<think>\n  that is 2\n</think>\n<answer>\n2 \n</answer>\n"
     response = Response(text, False)
     chosen = chosen_candidate(response, EXAMPLE, None, Config())
