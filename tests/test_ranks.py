@@ -232,8 +232,11 @@ def test_a_rank_that_never_connects_is_not_waited_for(absent):
     on_two_ranks(connect_without, absent)
 
 
-def come_late(rank):
-    """Connect at once, and be late for the first exchange."""
+def come_late(rank, folder):
+    """Connect at the same time, and be late for the first exchange."""
+    (folder / str(rank)).touch()  # imports take unequally long on a busy machine
+    while len(list(folder.iterdir())) < WORLD:
+        time.sleep(0.01)
     ranks.CONNECT = SHORT
     accelerator = make_accelerator(grpo.Config())
     if rank == 1:
@@ -241,9 +244,9 @@ def come_late(rank):
     assert sum_over_ranks({"one": 1.0}, accelerator) == {"one": WORLD}
 
 
-def test_connected_ranks_wait_for_each_other_longer():
+def test_connected_ranks_wait_for_each_other_longer(tmp_path):
     """A rollout may take much longer than a start."""
-    on_two_ranks(come_late)
+    on_two_ranks(come_late, tmp_path)
 
 
 def test_buffers_are_not_broadcast():
