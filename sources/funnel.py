@@ -92,8 +92,11 @@ def count_question(chosen: list[Candidate], rejected: list[Candidate], limit: in
 
 def count_sources(cfg, num_skipped: int, chosen_side: list[list[Response]],
                   rejected_side: list[list[Response]], judge_counts: dict[str, int]) -> Counter:
-    """The counts of a whole run, on this rank; `num_skipped` questions could not be used."""
-    return +Counter({  # `+` leaves out what is 0: the funnel lists what happened
+    """The counts of a whole run, on this rank; `num_skipped` questions could not be used.
+
+    What is 0 is left out when a Counter is added to a funnel, which lists what has happened.
+    """
+    return Counter({
         "questions: skipped, see the warnings": num_skipped,
         f"chosen: from {cfg.source}": sum(map(len, chosen_side)),
         f"rejected: from {cfg.rejected_source}": sum(map(len, rejected_side)),

@@ -51,6 +51,13 @@ def test_pass_at_k_unbiased():
     assert 1 - (1 - 2 / 5) ** 3 < pass_at_k(5, 2, 3)
 
 
+def test_pass_at_k_is_told_up_to_64():
+    """As far as the paper's plot goes, and no further than there are samples."""
+    records = [{"id": "a", "score": float(i == 0)} for i in range(100)]
+    assert list(mean_pass_at_k(records)) == ["1", "2", "4", "8", "16", "32", "64"]
+    assert list(mean_pass_at_k(records[:20])) == ["1", "2", "4", "8", "16"]
+
+
 def test_pass_at_k_leaves_unscored_samples_out():
     """A sample without a score is no wrong answer: n is smaller for its question, and for it only.
 

@@ -20,10 +20,12 @@ from conftest import (
     mini_batch,
     policies_of,
     sampled,
+    small_grpo,
     train_on,
 )
 from grpo import Config, MiniBatch, group_advantages, policy_loss
 from harness.metrics import kl_k3, sampler_gap
+from harness.run import read_jsonl
 from model.records import Group, Prompt, completion_mask, padded
 from rewards import groups, overlong_penalty
 from rewards.groups import RewardedGroup, Rewarder
@@ -808,6 +810,27 @@ def test_each_rollout_samples_the_newest_weights(tmp_path, monkeypatch):
     grpo.main(cfg)
 
     assert order == ["refresh", "rollout"] * 2
+
+
+def test_a_step_is_logged_over_all_its_updates(start, tmp_path, monkeypatch):
+    """Two updates of a rollout: loss and tokens are added up, the norm is their mean.
+
+    And a group is recorded after the first step, then every --sample_every steps.
+    """
+    updates = iter([{"loss": 1.0, "grad_norm": 2.0}, {"loss": 3.0, "grad_norm": 4.0}] * 5)
+
+    def update(*args):
+        fixed = {"normalizer_share": 1.0, "tokens_passed": 1.0, "skipped_updates": 0.0,
+                 "ratio": 1.0, "clipped": 0.0, "gap": 0.0, "gap_k3": 0.0, "gap_outside": 0.0}
+        return {**fixed, **next(updates)}
+
+    monkeypatch.setattr(grpo, "update", update)
+    grpo.main(small_grpo(start, tmp_path / "run", steps=5, updates_per_rollout=2, sample_every=2))
+    for logged in read_jsonl(tmp_path / "run/metrics.jsonl"):
+        assert logged["loss"] == 2.0
+        assert logged["grad_norm"] == 3.0
+    samples = read_jsonl(tmp_path / "run/samples.jsonl")
+    assert sorted({sample["step"] for sample in samples}) == [1, 2, 4]
 
 
 def test_a_weight_without_its_reward_is_refused(start, tmp_path):
