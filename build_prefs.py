@@ -7,11 +7,11 @@ which is SPECS' self-distillation. As a program:
     0. open the responder of each side, load the questions           `sources/responders.py`
     1. sample responses of both sides                                the same
     2. make pairs of them                                            make_pairs
-         a. chosen: complete, and the answer right? In format, if    chosen_candidate
-            need be with missing closing tags added? And does the
-            reasoning agree with the answer?
-         b. rejected: complete, and the answer right? A response     rejected_candidate
-            that is in format is corrupted in one of five ways
+         a. chosen: complete, with a right answer, in format         chosen_candidate
+            (missing closing tags are added), and with reasoning
+            that agrees with the answer; all others are dropped
+         b. rejected: complete, with a right answer. If it is in     rejected_candidate
+            format, it is corrupted in one of five ways
          c. drop repeats, match the i-th chosen with the i-th rejected
     3. write the pairs, and what became of every response            save_pairs
 
@@ -130,9 +130,11 @@ class Config(settings.Data, settings.Sampling, settings.Judge, settings.RunFolde
 # --- 2. Make pairs -------------------------------------------------------------------------------
 
 # Two records of `sources/funnel.py`:
-#     Response     text, as it was sampled (None: an endpoint gave no reply); truncated
-#     Candidate    a response as one side of a pair: its text, and a note on what was done to it.
-#                  Dropped: its text is None, and the note says why. consistency: see 2a
+#     Response(text, truncated)             as it was sampled; text None: an endpoint did not reply
+#     Candidate(text, note, consistency)    a response as one side of a pair
+#         kept       note: what was done to the text, "as sampled" or the name of a corruption
+#         dropped    text None, and note: the reason, as "wrong answer"
+#         consistency: how the reasoning agrees with the answer, see 2a
 
 
 def make_pairs(examples: list[dict], chosen_side: list[list[Response]],
@@ -144,18 +146,20 @@ def make_pairs(examples: list[dict], chosen_side: list[list[Response]],
     rng                         draws the corruptions
     """
     pairs, funnel = [], Counter()
-    for example, responses_w, responses_l in zip(examples, chosen_side, rejected_side):
+    for example, for_chosen, for_rejected in zip(examples, chosen_side, rejected_side):
         # 2a, 2b. Each response becomes a candidate for its side, or is dropped for a reason.
-        chosen = [chosen_candidate(response, example, judge, cfg) for response in responses_w]
+        chosen = [chosen_candidate(response, example, judge, cfg) for response in for_chosen]
         rejected = [rejected_candidate(response, example, judge, rng, cfg)
-                    for response in responses_l]
+                    for response in for_rejected]
 
         # 2c. Drop repeats: candidates whose final text is that of an earlier one. (A response that
         # was sampled twice, and corrupted in two ways, has two texts: both stay.) Then match.
         chosen, rejected = mark_repeats(chosen), mark_repeats(rejected)
         matched = list(zip(kept(chosen), kept(rejected)))[: cfg.pairs_per_question]
 
-        pairs += [pair_record(example, c.text, r.text, corruption=r.note) for c, r in matched]
+        for one_chosen, one_rejected in matched:
+            pairs.append(pair_record(example, one_chosen.text, one_rejected.text,
+                                     corruption=one_rejected.note))
         funnel += count_question(chosen, rejected, cfg.pairs_per_question)
     return pairs, funnel
 
@@ -170,7 +174,7 @@ def why_unusable(response: Response, example: dict, judge: Judge | None,
     want_right  True: only a right answer can be used. False (rejected, with --coupled): only a
                 wrong one
 
-    In both cases the response must be complete, and its answer gradable.
+    In both cases the response must be complete, its answer gradable, and wholly right or wrong.
     """
     if response.text is None:
         return "no reply"
@@ -227,7 +231,9 @@ def chosen_candidate(response: Response, example: dict, judge: Judge | None,
         return Candidate.dropped("format beyond supplement")
 
     consistency = check_consistency(example, text, judge) if cfg.verify else NOT_CHECKED
-    accepted = {NOT_CHECKED, AGREES, *([UNSURE] if cfg.unsure == "keep" else [])}
+    accepted = [NOT_CHECKED, AGREES]
+    if cfg.unsure == "keep":
+        accepted.append(UNSURE)
     if consistency not in accepted:
         return Candidate.dropped(f"reasoning: {consistency}", consistency)
     note = AS_SAMPLED if text == response.text.strip() else "format supplemented"
@@ -247,7 +253,7 @@ CORRUPTIONS = {
 
 
 def corrupt(text: str, rng: random.Random) -> tuple[str, str]:
-    """(text, note): a response out of the format, and what was done to it.
+    """(text, note): a response that breaks the format, and what was done to it.
 
     A response in format is corrupted in one of five ways, drawn at random: the note is its name.
     One that is out of format is left as it is: the note is AS_SAMPLED. Either way the white space
@@ -296,8 +302,8 @@ def save_pairs(pairs: list[dict], funnel: Counter, num_questions: int, run: Run)
         write_table(pairs, run.folder / name)
 
     # One pair to print. Its rank may not be the main process, and images are never sent.
-    first_pairs = [{**pair, "images": None} for pair in pairs[:1]]
-    first_pairs = sum(gather_objects(first_pairs, accelerator), [])
+    first_of_rank = [{**pair, "images": None} for pair in pairs[:1]]
+    first_pairs = sum(gather_objects(first_of_rank, accelerator), [])
     if run.writes:
         write_readme(run.folder, funnel["pairs"])
         write_funnel(funnel, first_pairs[0], run)
@@ -342,6 +348,8 @@ def main(cfg: Config) -> None:
     examples = load_examples(cfg.data, count=cfg.max_examples, seed=cfg.seed,
                              instruction=cfg.instruction, columns=cfg.columns,
                              revision=cfg.revision)
+    # This rank's share, without what cannot be encoded: `prompts.examples`, and the responses of
+    # both sides below, have one entry for each.
     prompts = encode_all(examples, encoder, cfg.max_prompt_tokens, run.warn, rank, world_size)
     judge = make_judge(cfg, run.warn)
     say_what_was_understood(run, encoder, prompts[:LOOKED_AT], examples=examples, judge=judge,
@@ -357,7 +365,8 @@ def main(cfg: Config) -> None:
     pairs, funnel = make_pairs(prompts.examples, chosen_side, rejected_side, cfg, judge, rng)
 
     # 3. Write the pairs, and what became of every response.
-    num_skipped = len(range(rank, len(examples), world_size)) - len(prompts)  # of this rank
+    share_of_rank = range(rank, len(examples), world_size)
+    num_skipped = len(share_of_rank) - len(prompts)
     funnel += count_sources(cfg, num_skipped, chosen_side, rejected_side, take_counts(judge))
     save_pairs(pairs, funnel, len(examples), run)
     run.finish()

@@ -23,9 +23,9 @@ of all ranks, and takes one step of AdamW. One such call is an *update*. A *step
 turn of a stage's loop: in DPO one update, in GRPO one rollout and the several updates that use it.
 
 Several processes (*ranks*) wait for each other: under FSDP in every pass, where weights are
-gathered; under DDP in the last pass of an update, where gradients are averaged. If one rank did not
-come to such a pass, all others would wait for ever. So every rank runs as many passes as the one
-with the most micro-batches: a rank with fewer adds *filler passes*, whose gradient is zero.
+gathered, so all must run equally many; under DDP in the last pass of an update, where gradients are
+averaged, so each must run at least one. One rule serves both: a rank with fewer micro-batches than
+another adds *filler passes*, whose gradient is zero.
 
 One alignment holds for every per-token tensor of the project: shape (B, T), entry [i, t] is about
 token t of completion i. The mask is 1 where such a token exists; a sampled EOS is one.
@@ -83,11 +83,11 @@ def token_logps(policy: nn.Module, groups: list[Group], temperature: float = 1.0
               t) of completion i, under the distribution that the sampler draws from (logits /
               temperature, suppressed ids left out)
 
-    For the three completions "a b EOS", "c EOS", "EOS" of a prompt q:
+    For the three completions "a b EOS", "c EOS", "EOS" of a prompt p:
 
-        logp = [[log p(a|q),   log p(b|q a),   log p(EOS|q a b)],    mask = [[1, 1, 1],
-                [log p(c|q),   log p(EOS|q c), 0               ],            [1, 1, 0],
-                [log p(EOS|q), 0,              0               ]]            [1, 0, 0]]
+        logp = [[log pi(a|p),   log pi(b|p a),   log pi(EOS|p a b)],    mask = [[1, 1, 1],
+                [log pi(c|p),   log pi(EOS|p c), 0                ],            [1, 1, 0],
+                [log pi(EOS|p), 0,               0                ]]            [1, 0, 0]]
 
     Equal to the plain version (test_token_logps_equal_the_plain_version), and 17 to 20 times faster
     on a rollout of the embedded world (16 prompts x 8, forward and backward, one CPU thread).
@@ -135,8 +135,8 @@ def packed_positions(prompts: list[Prompt], inputs: list[Tensor], prompt_of: lis
     after_prompt = next_positions(prompts, longest)  # (N, longest)
 
     per_input = [after_prompt[n, : len(ids)] for n, ids in zip(prompt_of, inputs)]  # (L - 1,) each
-    of_inputs = torch.cat(per_input).expand(3, -1)  # (3, input tokens) equal on all three axes
-    return torch.cat([*[p.positions for p in prompts], of_inputs], dim=1)
+    input_positions = torch.cat(per_input).expand(3, -1)  # (3, input tokens) equal on all axes
+    return torch.cat([*[p.positions for p in prompts], input_positions], dim=1)
 
 
 def predictor_indices(layout: Layout, completions: list[Tensor], prompt_of: list[int]) -> Tensor:
@@ -156,9 +156,9 @@ def predictor_indices(layout: Layout, completions: list[Tensor], prompt_of: list
     first_of_input = layout.offsets[num_prompts:]  # (B,) where the input of each completion begins
     predictors = []
     for i, completion in enumerate(completions):
-        of_token_0 = layout.last_of_prompt[prompt_of[i]][None]  # (1,)
-        of_the_rest = first_of_input[i] + torch.arange(len(completion) - 1)  # (L - 1,)
-        predictors += [of_token_0, of_the_rest]
+        first_predictor = layout.last_of_prompt[prompt_of[i]][None]  # (1,) of token 0
+        later_predictors = first_of_input[i] + torch.arange(len(completion) - 1)  # (L - 1,)
+        predictors += [first_predictor, later_predictors]
     return torch.cat(predictors)  # (targets,)
 
 
@@ -193,13 +193,13 @@ def chunked_logps(policy: Policy, target_hidden: Tensor, target_ids: Tensor,
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """The groups of one forward pass, and which completions of the update they hold."""
+    """The groups of one forward pass, and where their completions lie among all that were cut."""
 
     groups: list[Group]
-    span: slice  # of the first dimension of the update's (B, ...) tensors
+    span: slice  # rows of the (B, ...) tensors of all that were cut
 
     def part_of(self, x: Tensor, like: Tensor) -> Tensor:
-        """x (B, T) of the update -> (b, T_b), this micro-batch's part of it.
+        """x (B, T) -> (b, T_b), this micro-batch's part of it.
 
         Cut to the width of `like` (b, T_b), and moved to its device. What is cut off is padding: no
         completion of this micro-batch is longer than T_b.
@@ -208,7 +208,7 @@ class MicroBatch:
 
 
 def micro_batches_of(groups: list[Group], max_tokens: int, split: bool = True) -> list[MicroBatch]:
-    """Cut the groups of an update into micro-batches of at most `max_tokens` tokens, in order.
+    """Cut groups into micro-batches of at most `max_tokens` tokens, in order.
 
     split   a group over the limit is halved, again and again if need be; each half has the prompt,
             which is then encoded once per half. A completion is never cut: alone it may be over
@@ -243,7 +243,7 @@ def num_tokens(groups: list[Group]) -> int:
 
 
 def with_spans(batches: list[list[Group]]) -> list[MicroBatch]:
-    """Give each batch its span: the first has completions 0 to k - 1 of the update, and so on."""
+    """Give each batch its span: the first has completions 0 to k - 1, and so on."""
     result = []
     start = 0
     for groups in batches:
@@ -255,11 +255,13 @@ def with_spans(batches: list[list[Group]]) -> list[MicroBatch]:
 
 # --- 3. One optimizer step ---------------------------------------------------------------------
 
-LossAndMetrics = Callable[[MicroBatch], tuple[Tensor, dict[str, Tensor]]]
+# What a stage gives, for a micro-batch: its loss, *summed* over tokens (GRPO) or pairs (DPO), and
+# the sums of what is logged.
+LossAndSums = Callable[[MicroBatch], tuple[Tensor, dict[str, Tensor]]]
 
 
 def plain_optimizer_step(policies: Policies, micro_batches: list[MicroBatch],
-                         loss_and_metrics: LossAndMetrics, *, normalizer: float,
+                         loss_and_sums: LossAndSums, *, normalizer: float,
                          grad_clip: float) -> None:
     """What `optimizer_step` does in a single process, as plainly as it can be said.
 
@@ -267,7 +269,7 @@ def plain_optimizer_step(policies: Policies, micro_batches: list[MicroBatch],
     weight than one in a long one (test_micro_batch_split_does_not_change_gradient).
     """
     for micro in micro_batches:
-        loss, _ = loss_and_metrics(micro)  # summed over the tokens (GRPO) or pairs (DPO) of it
+        loss, _ = loss_and_sums(micro)
         (loss / normalizer).backward()  # gradients add up
 
     nn.utils.clip_grad_norm_(policies.trained.parameters(), grad_clip)
@@ -276,31 +278,29 @@ def plain_optimizer_step(policies: Policies, micro_batches: list[MicroBatch],
 
 
 def optimizer_step(policies: Policies, accelerator, micro_batches: list[MicroBatch],
-                   loss_and_metrics: LossAndMetrics, *, normalizer: float, filler: Group,
+                   loss_and_sums: LossAndSums, *, normalizer: float, filler: Group,
                    cfg) -> dict[str, float]:
     """One update: `plain_optimizer_step` over all ranks, and what is logged of it.
 
-    In a single process equal to the plain version (test_optimizer_step_equals_the_plain_version).
-    Three things are added: filler passes, an average over ranks that becomes a sum, and an update
-    that is skipped if its gradient is not finite.
+    In a single process, with a micro-batch and a finite gradient, it is equal to the plain version
+    (test_optimizer_step_equals_the_plain_version). Three things are added for all other cases:
+    filler passes, an average over ranks that becomes a sum, and an update that is skipped.
 
-    micro_batches     of this rank; ranks may have different numbers of them, also none
-    loss_and_metrics  for a micro-batch: its loss, *summed* over tokens (GRPO) or pairs (DPO), and
-                      sums of what is logged
-    normalizer        what the summed loss is divided by, the same on all ranks: M of GRPO, or the
-                      number of pairs of DPO
-    filler            any group, for the filler passes of a rank with fewer micro-batches
-    cfg               --grad_clip and --max_skipped are read
-    returns           this rank's sums of metrics, and two numbers that are equal on all ranks:
-                          grad_norm         before clipping; 0 if the update was skipped
-                          skipped_updates   1 if the norm was not finite, and AdamW not run; else 0
+    micro_batches  of this rank; ranks may have different numbers of them, also none
+    normalizer     what the summed loss is divided by, the same on all ranks: M of GRPO, or the
+                   number of pairs of DPO
+    filler         any group, for the filler passes of a rank with fewer micro-batches
+    cfg            --grad_clip and --max_skipped are read
+    returns        this rank's sums of what is logged, and two numbers that are equal on all ranks:
+                       grad_norm         before clipping; 0 if the update was skipped
+                       skipped_updates   1 if the norm was not finite, and AdamW not run; else 0
 
     Raises ValueError after --max_skipped skipped updates in a row.
     """
-    # 1. The passes over micro-batches, at least one. GRPO leaves out groups whose gradient is 0, to
-    # save time; the step has to be the same as with them. If all are left out and nothing is
-    # passed, gradients are None, and AdamW does nothing. With them gradients are 0, and AdamW still
-    # moves the weights, by its momentum. So one filler pass makes the gradients 0
+    # 1. The passes over micro-batches, at least one. GRPO leaves groups with a zero gradient out to
+    # save time, which must not change the update. Where a gradient is 0, AdamW still moves the
+    # weights, by its momentum; where it is None, as after no pass at all, AdamW does nothing. So
+    # where all groups are left out, one filler pass makes it 0
     # (test_without_any_gradient_adamw_still_steps).
     passes = equally_many_passes(micro_batches, accelerator, at_least=1)
     sums: dict[str, Tensor] = {}
@@ -313,14 +313,14 @@ def optimizer_step(policies: Policies, accelerator, micro_batches: list[MicroBat
         maybe_no_sync = nullcontext() if is_last else accelerator.no_sync(policies.trained)
         with maybe_no_sync:
             if micro is not None:
-                loss, metrics = loss_and_metrics(micro)
+                loss, micro_sums = loss_and_sums(micro)
             else:
-                loss, metrics = filler_loss(policies, filler), {}
+                loss, micro_sums = filler_loss(policies, filler), {}
 
             # The average over ranks, times their number, is the sum that we want.
             accelerator.backward(loss / normalizer * accelerator.num_processes)
 
-        for name, value in metrics.items():
+        for name, value in micro_sums.items():
             sums[name] = sums.get(name, 0.0) + value.detach().double()
 
     # 2. Clip, and one step of AdamW.
@@ -337,10 +337,10 @@ def optimizer_step(policies: Policies, accelerator, micro_batches: list[MicroBat
 
 def equally_many_passes(micro_batches: list[MicroBatch], accelerator,
                         at_least: int = 0) -> list[MicroBatch | None]:
-    """This rank's micro-batches, then None for each filler pass.
+    """This rank's micro-batches, then None for each filler pass: as many as the rank with the most.
 
-    All ranks get as many as the one with the most. Trap: without them the other ranks would wait
-    for ever (test_uneven_ranks_do_not_hang).
+    Trap: the others would wait for ever for a rank without any pass, as under DDP
+    (test_uneven_ranks_do_not_hang), or with fewer, as under FSDP (test_all_ways_give_one_gradient).
     """
     num_passes = max(at_least, *gather_objects(len(micro_batches), accelerator))
     return [*micro_batches, *[None] * (num_passes - len(micro_batches))]

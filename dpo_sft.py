@@ -1,9 +1,9 @@
 """Cold start by preference: DPO + lambda * SFT on format pairs, stage 2b of SPECS.
 
 Each pair is one prompt with two responses, chosen (w) and rejected (l). The *reference* is the base
-model as it was before training: logp - logp_ref is how far training has raised a response. DPO
-widens the margin by which chosen was raised further than rejected, which it can also do while both
-fall; SFT keeps chosen itself likely:
+model as it was before training: logp - logp_ref is how far training has raised a response (below 0:
+lowered). The margin is how much further chosen was raised than rejected. DPO widens it, perhaps by
+lowering rejected faster than chosen; so SFT is added, which keeps chosen itself likely:
 
     h       = beta * [(logp(w) - logp_ref(w)) - (logp(l) - logp_ref(l))]          the margin
     L_DPO   = -log sigmoid(h)
@@ -11,8 +11,9 @@ fall; SFT keeps chosen itself likely:
     L       = L_DPO + lambda * L_SFT
 
 Here logp(w) = sum_t logp(w_t), and logp(w_t) is the log-probability of token t after the prompt and
-the tokens before it. L is averaged over pairs. DPO takes the sum over a response, since its
-derivation is about sequences; SFT takes the mean, as LLaMA-Factory, the paper's trainer, does.
+the tokens before it. L is averaged over the pairs of a step. DPO takes the sum over a response,
+since its derivation is about sequences; SFT takes the mean, as LLaMA-Factory, the paper's trainer,
+does.
 
 lambda balances two pulls. The loss of one pair pulls at the log-probability of one token by
 -dL / d logp(w_t), or -dL / d logp(l_t):
@@ -77,7 +78,7 @@ from common import (
 )
 from harness import settings
 from harness.cli import flag, parse_cli, run_stage
-from harness.metrics import Means
+from harness.pair_metrics import COLUMNS, PANELS, summarize
 from harness.progress import progress
 from harness.randomness import random_of
 from harness.ranks import gather_shares, make_accelerator, sum_over_ranks
@@ -146,7 +147,7 @@ def plain_loss(policy: Policy, pairs: list[Group], logp_ref: Tensor, beta: float
 
 # --- 0. The reference: logp_ref ----------------------------------------------------------------
 
-PAIRS_PER_CHUNK = 64  # that the reference scores together, while the next are encoded
+PAIRS_PER_CHUNK = 64  # encoded together, while the reference scores those before them
 
 
 def cached_reference(reference: Policy, pairs: Pairs, cfg: Config, run: Run) -> Tensor | None:
@@ -159,12 +160,12 @@ def cached_reference(reference: Policy, pairs: Pairs, cfg: Config, run: Run) -> 
     accelerator = run.accelerator
     key = reference_key(reference, pairs.digest, accelerator)
     file = run.folder.parent / "reference_logps" / f"{key}.safetensors"
-    compute = partial(reference_logps, reference, pairs, cfg, accelerator, show=run.writes)
+    compute = partial(score_by_reference, reference, pairs, cfg, accelerator, show=run.writes)
     return load_or_compute(file, compute, accelerator)
 
 
-def reference_logps(reference: Policy, pairs: Pairs, cfg: Config, accelerator,
-                    show: bool) -> Tensor:
+def score_by_reference(reference: Policy, pairs: Pairs, cfg: Config, accelerator,
+                       show: bool) -> Tensor:
     """(P, 2) the log-probabilities of chosen and of rejected under the reference, summed.
 
     Each rank scores its share of the P pairs, and all ranks get all of them.
@@ -302,41 +303,23 @@ def update(groups: list[Group], logp_ref: Tensor | None, filler: Group, policies
     """
     pairs_of_step = sum_over_ranks({"pairs": len(groups)}, accelerator)["pairs"]  # of all ranks
 
-    def loss_and_metrics(micro: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss_and_sums(micro: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
         logp = token_logps(policies.trained, micro.groups)  # (2n, T_b), for SFT alone (n, T_b)
         mask = completion_mask(micro.groups).to(logp.device)  # of the same shape
-        of_micro = None if logp_ref is None else logp_ref[micro.span].to(logp.device)  # (2n,)
-        terms = pair_loss(logp, of_micro, mask, cfg)
+        logp_ref_of_micro = None  # with SFT alone
+        if logp_ref is not None:
+            logp_ref_of_micro = logp_ref[micro.span].to(logp.device)  # (2n,)
+        terms = pair_loss(logp, logp_ref_of_micro, mask, cfg)
         micro_sums = {name: values.sum() for name, values in terms.items()}
         return micro_sums["loss"], micro_sums
 
     # A pair is never split: its loss needs the log-probabilities of both responses.
     micro_batches = micro_batches_of(groups, cfg.max_tokens_per_micro_batch, split=False)
-    return optimizer_step(policies, accelerator, micro_batches, loss_and_metrics,
+    return optimizer_step(policies, accelerator, micro_batches, loss_and_sums,
                           normalizer=pairs_of_step, filler=filler, cfg=cfg)
 
 
 # --- The loop ----------------------------------------------------------------------------------
-
-
-# Columns of the terminal's table, and panels of curves.png.
-COLUMNS = ["loss", "dpo", "sft", "chosen_reward", "rejected_reward", "margin",
-           "reward_accuracy", "chosen_logp", "grad_norm", "step_s"]
-PANELS = {"loss": ["loss", "dpo", "sft"],
-          "reward: beta (logp - logp_ref)": ["chosen_reward", "rejected_reward", "margin"],
-          "chosen logp, nats per response": ["chosen_logp"],
-          "share of pairs with margin > 0": ["reward_accuracy"],
-          "gradient norm": ["grad_norm"], "learning rate": ["lr"]}
-
-
-def summarize(sums: dict[str, float], pairs_of_rank: int, accelerator) -> dict[str, float]:
-    """Metrics of a step: means over the pairs of all ranks; `sums` are over this rank's."""
-    equal_on_ranks = {name: sums[name] for name in ("grad_norm", "skipped_updates")}
-    means = Means()
-    for name, total in sums.items():
-        if name not in equal_on_ranks:
-            means.add(name, total, pairs_of_rank)
-    return {**means.over_ranks(accelerator), **equal_on_ranks}
 
 
 def open_run(cfg: Config) -> tuple[Run, Policy, PromptEncoder, Pairs]:

@@ -13,7 +13,7 @@ gradient, however far it went, so that it can come back. In formulas:
     r_it    = exp(logp_it - logp_old_it)                           one ratio per token
     J       = 1/M sum_i sum_t min(r_it A_i, clip(r_it, 1 - low, 1 + high) A_i)
               over the completions i of all prompts of an update; M = the number of their tokens
-              (a completion that could not be graded is in neither)
+              (a completion that could not be graded is left out everywhere)
     loss    = -J                                                   see `plain_loss`
 
 With --kl_beta, off by default, the KL to the reference is added, estimated per token:
@@ -140,7 +140,7 @@ class Config(settings.Data, settings.Sampling, settings.Training, settings.Watch
 # --- The formulas above, in a loop over tokens --------------------------------------------------
 
 
-def plain_loss(policy: Policy, rollout: list[RewardedGroup], logp_old: list[Tensor],
+def plain_loss(policy: Policy, mini_batch: list[RewardedGroup], logp_old: list[Tensor],
                clip_low: float, clip_high: float) -> Tensor:
     """The loss of one update as plainly as it can be said: on one process, every completion graded,
     temperature 1, all options off.
@@ -151,7 +151,7 @@ def plain_loss(policy: Policy, rollout: list[RewardedGroup], logp_old: list[Tens
     processes, options. The gradient is the same (test_update_equals_the_plain_loss).
     """
     J, M = 0.0, 0
-    for rewarded, old in zip(rollout, logp_old):
+    for rewarded, old in zip(mini_batch, logp_old):
         R = torch.tensor(rewarded.totals)  # (G,)
         A = (R - R.mean()) / (R.std() + 1e-6)  # (G,)
         A = A * (R.min() < R.max())  # exactly 0 if all are equal: a trap, see `group_advantages`
@@ -167,9 +167,9 @@ def plain_loss(policy: Policy, rollout: list[RewardedGroup], logp_old: list[Tens
 # --- 1. Sample a group for each prompt, and reward it ------------------------------------------
 
 
-def collect_rollout(sampler: Policy, stream: PromptStream, rewarder: Rewarder, progress: float,
-                    generator: torch.Generator, sampling_time: Stopwatch, accelerator,
-                    cfg: Config) -> list[RewardedGroup]:
+def collect_rollout(sampler: Policy, stream: PromptStream, rewarder: Rewarder,
+                    generator: torch.Generator, accelerator, cfg: Config, *, progress: float,
+                    sampling_time: Stopwatch) -> list[RewardedGroup]:
     """Sample a group for each of this rank's prompts, and reward it.
 
     progress       of the run, 0 to 1: the overlap that bounding boxes must reach rises with it
@@ -257,26 +257,27 @@ def prepare_mini_batches(rollout: list[RewardedGroup], policies: Policies, accel
     size = len(rollout) // cfg.updates_per_rollout  # no remainder: see `check_shares`
     batches = []
     for u in range(cfg.updates_per_rollout):
-        groups = rollout[u * size : (u + 1) * size]
-        batches.append(prepare_mini_batch(groups, policies, accelerator, cfg, is_first=(u == 0)))
+        part = rollout[u * size : (u + 1) * size]
+        batches.append(prepare_mini_batch(part, policies, accelerator, cfg, is_first=(u == 0)))
     return batches
 
 
-def prepare_mini_batch(rewarded: list[RewardedGroup], policies: Policies, accelerator, cfg: Config,
+def prepare_mini_batch(part: list[RewardedGroup], policies: Policies, accelerator, cfg: Config,
                        is_first: bool) -> MiniBatch:
-    """The part of a rollout that one update learns from: advantages, mask, M and logp_old."""
+    """What one update learns from, of its part of the rollout: advantages, mask, M and logp_old."""
     # 2a. Advantages: each completion against its own group.
-    totals = torch.tensor([r.totals for r in rewarded])  # (N, G) R_i; nan: could not be graded
+    totals = torch.tensor([r.totals for r in part])  # (N, G) R_i; nan: could not be graded
     advantages = group_advantages(totals, cfg.divide_by_std)  # (N, G)
 
     # 2b. Which completions are in the loss.
     in_loss = ~totals.isnan()  # (N, G)
     if cfg.mask_truncated:  # their rewards stay in the mean and std of the group
-        in_loss &= ~torch.tensor([r.truncated for r in rewarded])
+        in_loss &= ~torch.tensor([r.truncated for r in part])
 
-    # 2c. This rank's share of M. Groups of equal rewards count, though they add nothing to the sum:
-    # with more of them than usual the gradient is smaller. --dynamic_sampling avoids them.
-    lengths = torch.tensor([[len(c) for c in r.group.completions] for r in rewarded])  # (N, G)
+    # 2c. This rank's share of M. The tokens of groups with equal rewards are counted, though they
+    # add nothing to the sum: the more such groups, the smaller the gradient. --dynamic_sampling
+    # leaves hardly any.
+    lengths = torch.tensor([[len(c) for c in r.group.completions] for r in part])  # (N, G)
     if cfg.constant_normalizer:  # every completion, in the loss or not, as if at full length
         normalizer_share = float(lengths.numel() * cfg.max_new_tokens)
     else:
@@ -290,7 +291,7 @@ def prepare_mini_batch(rewarded: list[RewardedGroup], policies: Policies, accele
     # By length, so that a micro-batch holds similar ones: attention pads them to one another.
     by_length = lengths.amax(-1).argsort(stable=True).tolist()  # N indices
     with_gradient = [i for i in by_length if has_gradient[i]]
-    groups = [rewarded[i].group for i in with_gradient]
+    groups = [part[i].group for i in with_gradient]
 
     # 2e. logp_old. In the first update the policy has not moved yet: logp_old is logp. Before the
     # later ones it will have moved, so logp_old is computed now.
@@ -300,7 +301,7 @@ def prepare_mini_batch(rewarded: list[RewardedGroup], policies: Policies, accele
     logp_old = None
     if not is_first:
         logp_old = no_grad_logps(policies.trained, groups, accelerator, cfg, cfg.temperature,
-                                 filler=rewarded[0].group)
+                                 filler=part[0].group)
 
     return MiniBatch(
         groups=groups,
@@ -309,7 +310,7 @@ def prepare_mini_batch(rewarded: list[RewardedGroup], policies: Policies, accele
         logp_sampler=padded([logp for group in groups for logp in group.logps]),  # (B, T)
         logp_old=logp_old,
         normalizer_share=normalizer_share,
-        filler=rewarded[0].group,
+        filler=part[0].group,
     )
 
 
@@ -365,7 +366,7 @@ def update(batch: MiniBatch, policies: Policies, accelerator, cfg: Config) -> di
     # M, over all ranks. Where no token is in the loss it is 0: then the loss is 0 / 1, not 0 / 0.
     normalizer = max(1.0, sum_over_ranks({"M": batch.normalizer_share}, accelerator)["M"])
 
-    def loss_and_metrics(micro: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss_and_sums(micro: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
         # 3a. Score the completions: all gradients flow through this line.
         logp = token_logps(policies.trained, micro.groups, cfg.temperature)  # (b, T_b)
         mask = micro.part_of(batch.mask, like=logp)  # (b, T_b)
@@ -380,19 +381,19 @@ def update(batch: MiniBatch, policies: Policies, accelerator, cfg: Config) -> di
 
         # 3c. The clipped loss of each token.
         terms = policy_loss(logp, logp_old, advantages, mask, cfg.clip_low, cfg.clip_high)
+        loss = terms.pop("loss")  # (b, T_b); what stays in `terms` is for the log
 
-        # 3d. Off by default, truncated importance sampling: the sampler, not quite the old policy,
-        # drew the tokens.
+        # 3d. Off by default, truncated importance sampling. The tokens were drawn with probabilities
+        # that differ a little from the old policy's (bf16, other kernels). Corrected up to a cap.
         logp_sampler = micro.part_of(batch.logp_sampler, like=logp)  # (b, T_b)
         if cfg.tis > 0:
-            weight = (logp_old - logp_sampler).exp().clamp(max=cfg.tis)  # (b, T_b)
-            terms["loss"] = terms["loss"] * weight
+            loss = loss * (logp_old - logp_sampler).exp().clamp(max=cfg.tis)
 
         # 3e. Off by default, the KL to the reference.
         if policies.reference is not None:
             logp_ref = reference_logps(policies, micro.groups, accelerator, cfg)  # (b, T_b)
             terms["kl_ref"] = kl_k3(logp, logp_ref)  # e^d - d - 1, d = logp_ref - logp
-            terms["loss"] = terms["loss"] + cfg.kl_beta * terms["kl_ref"]
+            loss = loss + cfg.kl_beta * terms["kl_ref"]
 
         # 3f. For the log: how far the sampler is from the trainer.
         terms |= sampler_gap(logp_old, logp_sampler, cfg.clip_low, cfg.clip_high)
@@ -400,12 +401,13 @@ def update(batch: MiniBatch, policies: Policies, accelerator, cfg: Config) -> di
         # 3g. sum_i sum_t over this micro-batch. `optimizer_step` divides the loss by M and takes
         # its gradient. The sums are for the log: `summarize` divides `loss` by M, and all others
         # by `tokens_passed`.
+        terms["loss"] = loss
         micro_sums = {name: (values * mask).sum() for name, values in terms.items()}
         micro_sums["tokens_passed"] = mask.sum()
         return micro_sums["loss"], micro_sums
 
     micro_batches = micro_batches_of(batch.groups, cfg.max_tokens_per_micro_batch)
-    update_sums = optimizer_step(policies, accelerator, micro_batches, loss_and_metrics,
+    update_sums = optimizer_step(policies, accelerator, micro_batches, loss_and_sums,
                                  normalizer=normalizer, filler=batch.filler, cfg=cfg)
     return {**update_sums, "normalizer_share": batch.normalizer_share}
 
@@ -488,8 +490,8 @@ def main(cfg: Config) -> None:
         step_time, sampling_time = Stopwatch(), Stopwatch()
         with step_time:
             # 1. Sample a group for each prompt, and reward it.
-            rollout = collect_rollout(policies.sampler, stream, rewarder, step / cfg.steps,
-                                      generator, sampling_time, accelerator, cfg)
+            rollout = collect_rollout(policies.sampler, stream, rewarder, generator, accelerator,
+                                      cfg, progress=step / cfg.steps, sampling_time=sampling_time)
             # 2. Cut it into mini-batches: advantages, logp_old.
             mini_batches = prepare_mini_batches(rollout, policies, accelerator, cfg)
             # 3. For each of them one update by the clipped loss.

@@ -204,7 +204,8 @@ def ours_grpo(examples: list[dict], steps: int) -> dict:
     for _ in range(steps):
         began = now()
         rollout = grpo.collect_rollout(
-            policy, stream, rewarder, 0.0, generator, Stopwatch(), accelerator, SETTINGS
+            policy, stream, rewarder, generator, accelerator, SETTINGS, progress=0.0,
+            sampling_time=Stopwatch(),
         )
         clock.add("rollout", began)
 

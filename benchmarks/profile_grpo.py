@@ -67,11 +67,11 @@ class Step:
             self.policies.sampler,
             self.stream,
             self.rewarder,
-            0.0,
             self.generator,
-            Stopwatch(),
             self.accelerator,
             self.cfg,
+            progress=0.0,
+            sampling_time=Stopwatch(),
         )
 
     def update(self, rollout: list) -> None:
