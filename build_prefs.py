@@ -114,7 +114,7 @@ class Config(settings.Data, settings.Sampling, settings.Judge, settings.RunFolde
     # pairs
     coupled: bool = flag(False, "rejected is wrong and corrupted; ablation, recipe not published")
     verify: bool = flag(True, "chosen: reasoning must agree with answer; --no_verify: ablation")
-    unsure: str = flag("drop", "`drop` or `keep` chosen whose reasoning states no conclusion; ours")
+    unsure: str = flag("drop", "`drop` or `keep` chosen that the rule cannot decide about; ours")
     judge_url: str = flag("", "OpenAI-compatible endpoint, asked whether reasoning agrees (paper: "
                           "Gemini-2.5-flash) and about answers of type `text`", changeable=True)
     pairs_per_question: int = flag(2, "at most so many pairs per question; ours")

@@ -1,34 +1,39 @@
 """Measure any of the models: accuracy, format, generalisation, pass@k, branching.
 
     1. load the questions, set by set                            load_sets
-    2. each model answers every set: a record for each response  list_measurements, Evaluator
-    3. with --gf_runs, so does each checkpoint of a run          rates_of_checkpoints, gf_curve
+    2. each model answers every set: a record for each response  list_measurements, sample_records
+    3. with --gf_runs, each checkpoint of a run answers the      rates_of_checkpoints, gf_curve
+       sets of GF; only its rates are kept
     4. records -> rates with intervals, a table                  summarize, write_report
 
-A record is one graded response. Those of step 2 are the lines of completions.jsonl:
+A record is one graded response, a line of completions.jsonl. What the metrics read of it (the rest,
+as question and choices, is for those who look, and for --rescore):
 
-    {"model": "zero", "set": "id", "mode": "sampled",       who was asked, which set, and how
-     "id": "toy-heldout-7-3", "kind": "add", "gold": "2",   the question
-     "response": "<think> I see 2 </think> <answer> 2 </answer>",
-     "extracted": "2", "score": 1.0,                        1 right, 0 wrong, boxes also between;
-                                                            null: could not be graded, in no rate
-     "in_format": true,                                     exactly the format that was asked for
-     "tokens": 11, "truncated": false,                      EOS included; ran into the limit
-     "nucleus_sum": 14.0}                                   nucleus sizes, summed over the tokens
+    {"model": "zero", "set": "id", "mode": "sampled",         who was asked, which set, and how
+     "id": "toy-heldout-7-1", "kind": "add", "gold": "3",     the question
+     "response": "<think> that is 3 . </think> <answer> 3 </answer>",
+     "extracted": "3", "score": 1.0,                          1 right, 0 wrong, boxes also between;
+                                                              null: not graded, so in no accuracy
+     "in_format": true,                                       exactly the format that was asked for
+     "tokens": 10, "truncated": false,                        EOS included; ran into the limit
+     "nucleus_sum": 12.0}                                     nucleus sizes, summed over the tokens
 
-The set named `id` (in distribution) has questions like those of training, `shuffled` the same ones
-with their images exchanged; all other sets are OOD (out of distribution). What is made of records:
+As the name of a set, `id` is short for in distribution: in the embedded world questions like those
+of training, else whatever --data or --benchmark names. (As a field it names the question.) Set
+`shuffled` is `id` with the images exchanged; all others are OOD, out of distribution. What is made
+of the records:
 
     format       share in format: outside of the embedded world always the think format
     accuracy     mean score: the share of right answers. Responses are sampled at --temperature, 1
                  as in training; on `id` also greedily
     shuffled     accuracy with another question's image: a model that does not look keeps its
                  accuracy, one that looks may end below `guessing`
-    guessing     the best blind guess: to each kind of question its most common gold answer
+    guessing     the best blind guess: to each kind of question its most common gold answer. All
+                 questions count here, those of ungraded responses too
     OOD          format and accuracy on formats, wordings, looks and tasks that no stage had
     pass@k       chance that at least one of k samples is right             `pass_at_k`
     branching    how many tokens were likely at each step, on average       `nucleus_size`
-    GF           how a run's gain on `id` generalises to OOD                `generalization_factor`
+    GF           how far a run's gain reaches beyond `id`                   `generalization_factor`
 
 Intervals are 95 %, over questions: Wilson's for rates, bootstrapped for pass@k. GF has none.
 
@@ -36,12 +41,8 @@ Intervals are 95 %, over questions: Wilson's for rates, bootstrapped for pass@k.
     accelerate launch evaluate.py --models "" --gf_runs hybrid=runs/warmup,sft=runs/sft
     accelerate launch evaluate.py --models base=MODEL --benchmark mathvision
 
-The last asks a public benchmark, graded by its authors' rule, never by the training reward. Three
-commands sample no evaluation, and stop after a job of their own:
-
-    --rescore FILE                   grade a completions.jsonl again (repaired rules, edited golds)
-    --benchmark NAME --score FILE    grade responses that were made elsewhere
-    --ask "how many red things are there ?" --image x.png       ask each of --models one question
+The last asks a public benchmark, graded by its authors' rule, never by the training reward. With
+--rescore, --score or --ask the program does another job instead (`scoring/other_jobs.py`).
 """
 
 import math
@@ -57,19 +58,23 @@ from harness.parts import Parts
 from harness.ranks import make_accelerator
 from harness.run import Run, all_model_folders, check_models, check_runs
 from model.loading import smallest_max_pixels
-from rewards import make_judge
-from scoring import category_rates, find_benchmark, load_sets
+from model.prompts import PromptEncoder
+from model.qwen import Policy
+from model.records import Prompt, is_truncated
+from model.sampling import sample_groups
+from rewards import Judge, make_judge
+from scoring import category_rates, find_benchmark, grade_example, load_sets
 from scoring.measure import Evaluator, Measurement, rates_of_checkpoints
+from scoring.other_jobs import do_other_job
 from scoring.responses import (
     append_records,
+    ask_judge_ahead,
     read_records,
-    rescore,
+    response_record,
     save_images,
     say_judge_counts,
     write_report,
 )
-from scoring.score_file import score_responses
-from sources.asking import ask_models, side_by_side
 from sources.stream import EncodedSets
 
 IN_DISTRIBUTION = "id"  # the name of the set of questions like those of training
@@ -91,89 +96,13 @@ class Config(settings.Evaluation, settings.Sampling, settings.Judge, settings.Ru
             find_benchmark(self.benchmark)  # raises if there is none of that name
         self.check_at_least(1, "pass_samples")
         self.check_at_least(0, "pass_items", "temperature")
-        other_command = self.rescore or self.score or self.ask
-        measures_pass_at_k = self.pass_items > 0 and not (self.greedy_only or other_command)
+        measures_pass_at_k = self.pass_items and not self.greedy_only and not self.has_other_job()
         if self.temperature == 0 and measures_pass_at_k:
             raise ValueError("--temperature 0: all samples of a question would be the same, and "
                              "pass@k would say nothing; --pass_items 0 leaves it out")
 
 
-# --- 2. Each model answers every set -------------------------------------------------------------
-
-# `Evaluator.measure` (scoring/measure.py) does, for one model:
-#     load it, and encode this rank's share of each set
-#     for each Measurement of the list: sample_groups -> texts -> grades -> a record per response
-# What is finished is kept, so that --resume samples only what is missing.
-
-
-def list_measurements(cfg: Config, set_names: list[str]) -> list[Measurement]:
-    """What each model is asked, the same for all.
-
-        every set    sampled, one response per question
-        `id`         also greedy, and --pass_samples times for its first --pass_items questions
-
-    With --greedy_only: `id`, greedy, and nothing else.
-    """
-    greedy = Measurement(IN_DISTRIBUTION, "greedy", temperature=0.0)
-    if cfg.greedy_only:
-        return [greedy]
-    sampled = Measurement(IN_DISTRIBUTION, "sampled", cfg.temperature, logits_stat=nucleus_size)
-    others = [Measurement(name, "sampled", cfg.temperature)
-              for name in set_names if name != IN_DISTRIBUTION]
-    measurements = [sampled, greedy, *others]
-    if cfg.pass_items:
-        measurements.append(Measurement(IN_DISTRIBUTION, "pass", cfg.temperature,
-                                        cfg.pass_samples, max_questions=cfg.pass_items))
-    return measurements
-
-
-# --- 3. GF at each checkpoint of a run -----------------------------------------------------------
-
-
-def generalization_factor(gain_id: float, gain_ood: float, beta: float = 2.0) -> float:
-    """How a run has generalised: F-beta of its two gains, g = rate now - rate at the start.
-
-        GF = (1 + beta^2) g_ID g_OOD / (beta^2 g_ID + g_OOD)          beta 2 favours OOD
-
-    0 where a gain is not positive: an F-measure has no meaning there (ours).
-
-    GF has no interval, and is noisy. Over the 255 questions of a set (--gf_items) a rate near 50 %
-    is known to +-6 points, and a gain, a difference of two rates, to +-9 (less, if the same
-    questions are hard at both checkpoints, and for g_OOD, a mean over sets). By chance alone a
-    small gain may come out negative, and GF is 0: compare seeds.
-
-    Source: SPECS section 3.1.
-    """
-    if gain_id <= 0 or gain_ood <= 0:
-        return 0.0
-    return (1 + beta**2) * gain_id * gain_ood / (beta**2 * gain_id + gain_ood)
-
-
-def gf_curve(rates: dict[int, dict[str, float]], beta: float = 2.0) -> list[dict]:
-    """GF at each checkpoint of a run.
-
-    rates     step -> rate of each set at that checkpoint: `id`, and at least one OOD set; the start
-              model first
-    returns   an entry per checkpoint: step, the rates, `ood` (mean of the other sets), `gf`. Each
-              OOD set is kept beside their mean, which can hide a single format that was lost
-
-    >>> curve = gf_curve({0: {"id": 0.4, "tags": 0.2}, 16: {"id": 0.9, "tags": 0.4}})
-    >>> [round(entry["gf"], 3) for entry in curve]
-    [0.0, 0.227]
-    """
-    curve = []
-    for step, by_set in rates.items():
-        ood = [rate for name, rate in by_set.items() if name != IN_DISTRIBUTION]
-        curve.append({"step": step, **by_set, "ood": sum(ood) / len(ood)})
-
-    start = curve[0]
-    for entry in curve:
-        gain_id = entry[IN_DISTRIBUTION] - start[IN_DISTRIBUTION]
-        entry["gf"] = generalization_factor(gain_id, entry["ood"] - start["ood"], beta)
-    return curve
-
-
-# --- For 4: rates over questions, with their intervals -------------------------------------------
+# --- Metrics: rates over questions, with their intervals -----------------------------------------
 
 
 def wilson(successes: float, count: int, z: float = 1.96) -> tuple[float, float]:
@@ -203,8 +132,8 @@ def bootstrap(values: list[float], draws: int = 1000, seed: int = 0) -> tuple[fl
     same. Where all values are equal, so are all means, and the interval has no width: that is "not
     known", not "certain".
 
-    Trap: over all samples of all questions it would be too narrow
-    (test_pass_at_k_has_an_interval_over_questions).
+    Trap: one value per question. Were the samples drawn again one by one, as if those of a question
+    were independent, it would be too narrow (test_pass_at_k_has_an_interval_over_questions).
     """
     sample = torch.tensor(values, dtype=torch.float64)
     indices = torch.randint(len(values), (draws, len(values)),
@@ -243,7 +172,7 @@ def guessing_rate(records: list[dict]) -> float:
     return right / max(1, len(records))
 
 
-# --- For 4: pass@k and branching -----------------------------------------------------------------
+# --- Metrics: pass@k and branching ---------------------------------------------------------------
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
@@ -278,10 +207,117 @@ def mean_pass_at_k(records: list[dict]) -> dict[str, dict]:
 
 
 def nucleus_size(logits: Tensor, p: float = 0.95) -> Tensor:
-    """(B, V) -> (B,) how many of the likeliest tokens reach probability p together, at least 1."""
+    """(B, V) -> (B,) how many of the likeliest tokens reach probability p together, at least 1.
+
+    The logits are those that are sampled from: at another temperature it is another number.
+    Source: the branching factor of arXiv 2508.07534; p = 0.95 is ours.
+    """
     probs = logits.softmax(-1).sort(-1, descending=True).values  # (B, V)
     before = probs.cumsum(-1) - probs  # (B, V) probability of all likelier tokens
     return (before < p).sum(-1)
+
+
+# --- Metrics: the generalisation factor ----------------------------------------------------------
+
+
+def generalization_factor(gain_id: float, gain_ood: float, beta: float = 2.0) -> float:
+    """How a run has generalised: F-beta of its two gains, g = rate now - rate at the start.
+
+        GF = (1 + beta^2) g_ID g_OOD / (beta^2 g_ID + g_OOD)          beta 2 favours OOD
+
+    The rate is the share in format, on the formats of the embedded world; with --gf_id and --gf_ood
+    it is accuracy, on these sets. g_ID is the gain on `id`, g_OOD that of the mean over OOD sets.
+
+    0 where a gain is not positive: an F-measure has no meaning there (ours).
+
+    GF has no interval, and is noisy. Over the 255 questions of a set (--gf_items) a rate near 50 %
+    is known to +-6 points, so a gain, the difference of two rates, to +-9. It is less for g_OOD, a
+    mean over sets, and where the same questions are hard at both checkpoints. All checkpoints of a
+    run have one start: if its rate came out low, the whole curve is too high. A small gain may come
+    out negative by chance, and GF is then 0: compare seeds.
+
+    Source: SPECS section 3.1.
+    """
+    if gain_id <= 0 or gain_ood <= 0:
+        return 0.0
+    return (1 + beta**2) * gain_id * gain_ood / (beta**2 * gain_id + gain_ood)
+
+
+def gf_curve(rates: dict[int, dict[str, float]], beta: float = 2.0) -> list[dict]:
+    """GF at each checkpoint of a run.
+
+    rates     step -> rate of each set at that checkpoint: `id`, and at least one OOD set; the start
+              model first
+    returns   an entry per checkpoint: step, the rates, `ood` (mean of the other sets), `gf`. Each
+              OOD set is kept beside their mean, which can hide a single format that was lost
+
+    >>> curve = gf_curve({0: {"id": 0.4, "tags": 0.2}, 16: {"id": 0.9, "tags": 0.4}})
+    >>> [round(entry["gf"], 3) for entry in curve]
+    [0.0, 0.227]
+    """
+    curve = []
+    for step, by_set in rates.items():
+        ood = [rate for name, rate in by_set.items() if name != IN_DISTRIBUTION]
+        curve.append({"step": step, **by_set, "ood": sum(ood) / len(ood)})
+
+    start = curve[0]
+    for entry in curve:
+        gain_id = entry[IN_DISTRIBUTION] - start[IN_DISTRIBUTION]
+        entry["gf"] = generalization_factor(gain_id, entry["ood"] - start["ood"], beta)
+    return curve
+
+
+# --- 2. Each model answers every set -------------------------------------------------------------
+
+# A `Measurement` is one way to question a model: which set, how to sample, how often. For a model
+# `Evaluator.measure` (scoring/measure.py) goes through the list of them, and for each through this
+# rank's prompts of its set, a chunk at a time: `sample_records` makes the records of a chunk.
+
+
+def list_measurements(cfg: Config, set_names: list[str]) -> list[Measurement]:
+    """What each model is asked, the same for all.
+
+        every set    sampled, one response per question
+        `id`         also greedy, and --pass_samples times for its first --pass_items questions
+
+    With --greedy_only: `id`, greedy, and nothing else.
+    """
+    greedy = Measurement(IN_DISTRIBUTION, "greedy", temperature=0.0)
+    if cfg.greedy_only:
+        return [greedy]
+    sampled = Measurement(IN_DISTRIBUTION, "sampled", cfg.temperature, logits_stat=nucleus_size)
+    others = [Measurement(name, "sampled", cfg.temperature)
+              for name in set_names if name != IN_DISTRIBUTION]
+    measurements = [sampled, greedy, *others]
+    if cfg.pass_items:
+        measurements.append(Measurement(IN_DISTRIBUTION, "pass", cfg.temperature,
+                                        cfg.pass_samples, max_questions=cfg.pass_items))
+    return measurements
+
+
+def sample_records(policy: Policy, encoder: PromptEncoder, prompts: list[Prompt],
+                   measurement: Measurement, generator: torch.Generator, cfg: Config,
+                   judge: Judge | None) -> list[dict]:
+    """Sample responses to these prompts, and grade them: a record for each."""
+    groups = sample_groups(
+        policy, prompts, measurement.samples, max_new_tokens=cfg.max_new_tokens,
+        temperature=measurement.temperature, generator=generator, sample_batch=cfg.sample_batch,
+        compile_decode=cfg.compile_decode, logits_stat=measurement.logits_stat)
+    responses = [[encoder.decode(ids) for ids in group.completions] for group in groups]
+    ask_judge_ahead(groups, responses, judge)
+
+    records = []
+    for group, texts in zip(groups, responses):
+        example = group.prompt.example
+        for ids, text, stats in zip(group.completions, texts, group.stats):
+            verdict = grade_example(example, text, judge)  # by training's rule, or a benchmark's
+            records.append({
+                **response_record(example, text, verdict),
+                "tokens": len(ids),
+                "truncated": is_truncated(ids, policy.eos_ids),
+                "nucleus_sum": float(stats.sum()),  # 0 where it was not measured
+            })
+    return records
 
 
 # --- 4. Records to a report -----------------------------------------------------------------------
@@ -332,13 +368,8 @@ def summarize(records: list[dict]) -> dict:
 
 
 def main(cfg: Config) -> None:
-    if cfg.rescore:
-        print(rescore(cfg.rescore, make_judge(cfg), summarize))
-    elif cfg.score:
-        score_responses(cfg, make_judge(cfg), accuracy)
-    elif cfg.ask:
-        check_models(cfg.models, "--models")
-        print(side_by_side(ask_models(cfg, split_names(cfg.models, "--models"))))
+    if cfg.has_other_job():
+        do_other_job(cfg, summarize, accuracy)
     else:
         evaluate(cfg)
 
@@ -358,7 +389,7 @@ def evaluate(cfg: Config) -> None:
     save_images(sets.get(IN_DISTRIBUTION, []), run)
     encoded = EncodedSets(sets, run.accelerator, cfg.max_prompt_tokens, run.warn)
     judge = make_judge(cfg, run.warn)
-    evaluator = Evaluator(cfg, run, judge, Parts(run))
+    evaluator = Evaluator(cfg, run, judge, Parts(run), sample_records)
 
     # 2. Each model answers every set: a record for each response.
     file = run.folder / "completions.jsonl"

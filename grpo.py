@@ -13,7 +13,7 @@ gradient, however far it went, so that it can come back. In formulas:
     r_it    = exp(logp_it - logp_old_it)                           one ratio per token
     J       = 1/M sum_i sum_t min(r_it A_i, clip(r_it, 1 - low, 1 + high) A_i)
               over the completions i of all prompts of an update; M = the number of their tokens
-              (a completion that could not be graded is left out everywhere)
+              (a completion that could not be graded is in no sum, mean or count)
     loss    = -J                                                   see `plain_loss`
 
 With --kl_beta, off by default, the KL to the reference is added, estimated per token:
@@ -383,14 +383,14 @@ def update(batch: MiniBatch, policies: Policies, accelerator, cfg: Config) -> di
         terms = policy_loss(logp, logp_old, advantages, mask, cfg.clip_low, cfg.clip_high)
         loss = terms.pop("loss")  # (b, T_b); what stays in `terms` is for the log
 
-        # 3d. Off by default, truncated importance sampling. The tokens were drawn with probabilities
+        # 3d. Off by default, truncated importance sampling. The tokens were drawn by probabilities
         # that differ a little from the old policy's (bf16, other kernels). Corrected up to a cap.
         logp_sampler = micro.part_of(batch.logp_sampler, like=logp)  # (b, T_b)
         if cfg.tis > 0:
             loss = loss * (logp_old - logp_sampler).exp().clamp(max=cfg.tis)
 
         # 3e. Off by default, the KL to the reference.
-        if policies.reference is not None:
+        if cfg.kl_beta > 0:
             logp_ref = reference_logps(policies, micro.groups, accelerator, cfg)  # (b, T_b)
             terms["kl_ref"] = kl_k3(logp, logp_ref)  # e^d - d - 1, d = logp_ref - logp
             loss = loss + cfg.kl_beta * terms["kl_ref"]

@@ -114,8 +114,9 @@ def draw_rates(axis, reports: dict[str, dict]) -> None:
         offset = (i - (len(reports) - 1) / 2) * width  # bars of one group are centred on its tick
         rates = {}  # x position of the bar -> rate
         for tick, column in enumerate(columns):
-            if column.rate(report) is not None:
-                rates[tick + offset] = column.rate(report)
+            rate = column.rate(report)
+            if rate is not None and rate.get("count") != 0:  # 0: unscored, which is no rate of 0
+                rates[tick + offset] = rate
 
         means = [100 * rate["mean"] for rate in rates.values()]
         below = [100 * (rate["mean"] - rate["low"]) for rate in rates.values()]

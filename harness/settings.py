@@ -175,6 +175,10 @@ class OtherModes(Settings):
         if self.image and not self.ask:
             raise ValueError("--image goes with --ask; a data set names its own images")
 
+    def has_other_job(self) -> bool:
+        """True if one of the flags replaces the evaluation (`scoring/other_jobs.py`)."""
+        return bool(self.rescore or self.ask or getattr(self, "score", ""))
+
 
 @dataclass(frozen=True)
 class Evaluation(Columns, Benchmark, Generalization, OtherModes):

@@ -164,6 +164,8 @@ def model_line(name: str, report: dict, columns: list[Column]) -> str:
 
 def rate_line(name: str, rate: dict) -> str:
     """A rate with its interval and its number of responses, on a line of its own."""
+    if rate["count"] == 0:
+        return f"  {name:<44}unscored, all {rate['unscored']}"
     unscored = f", {rate['unscored']} unscored" if rate["unscored"] else ""
     mean, low, high = (100 * rate[key] for key in ("mean", "low", "high"))
     return f"  {name:<44}{mean:6.2f} [{low:.1f},{high:.1f}] of {rate['count']}{unscored}"

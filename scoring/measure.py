@@ -1,4 +1,4 @@
-"""Models are asked, and their responses graded: a record for each (`scoring/responses.py`).
+"""Models are asked what a list of measurements names; `evaluate.py` samples and grades.
 
     Measurement             one way to question a model: which set, how to sample, how often
     Evaluator               asks a model a list of measurements, each rank its share of a set
@@ -21,10 +21,9 @@ from model.loading import load_model
 from model.prompts import PromptEncoder
 from model.qwen import Policy
 from model.records import Prompt
-from model.sampling import sample_groups, sampling_dtype
+from model.sampling import sampling_dtype
 from rewards import Judge
 from scoring import load_gf_sets
-from scoring.responses import grade_groups
 from sources.lazily import Prompts
 from sources.stream import EncodedSets
 from sources.understood import LOOKED_AT, say_what_was_understood
@@ -44,12 +43,13 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Asks models questions and grades their responses."""
+    """Asks models questions, each rank its share, one chunk of prompts after the other."""
 
     cfg: object  # the settings of evaluate.py
     run: Run
     judge: Judge | None
     parts: Parts  # finished pieces of sampling, which --resume reads back
+    sample_records: Callable  # that of evaluate.py: prompts -> a record for each response
 
     def measure(self, name: str, folder: str, flag_name: str, encoded: EncodedSets,
                 measurements: list[Measurement]) -> list[dict]:
@@ -69,11 +69,11 @@ class Evaluator:
         records = []
         for measurement in measurements:
             prompts = prompts_of_set[measurement.set_name]
-            records += self.sample_and_grade(policy, encoder, prompts, measurement, name)
+            records += self.records_of(policy, encoder, prompts, measurement, name)
         return records
 
-    def sample_and_grade(self, policy: Policy, encoder: PromptEncoder, prompts: Prompts,
-                         measurement: Measurement, model_name: str) -> list[dict]:
+    def records_of(self, policy: Policy, encoder: PromptEncoder, prompts: Prompts,
+                   measurement: Measurement, model_name: str) -> list[dict]:
         """One record per response to this rank's prompts.
 
         The seed depends on set, mode and rank, not on the model's name, so one model under two
@@ -85,16 +85,13 @@ class Evaluator:
         generator = torch_generator(
             cfg.seed, purpose, accelerator.process_index, accelerator.device)
 
+        labels = {"model": model_name, "set": measurement.set_name, "mode": measurement.mode}
+
         def sample_chunk(chunk: list[Prompt]) -> list[dict]:
             with accelerator.autocast():
-                groups = sample_groups(
-                    policy, chunk, measurement.samples, max_new_tokens=cfg.max_new_tokens,
-                    temperature=measurement.temperature, generator=generator,
-                    sample_batch=cfg.sample_batch, compile_decode=cfg.compile_decode,
-                    logits_stat=measurement.logits_stat)
-            labels = {"model": model_name, "set": measurement.set_name, "mode": measurement.mode}
-            return [{**labels, **record}
-                    for record in grade_groups(groups, encoder, policy.eos_ids, self.judge)]
+                records = self.sample_records(
+                    policy, encoder, chunk, measurement, generator, cfg, self.judge)
+            return [{**labels, **record} for record in records]
 
         # One chunk after the other; with --resume, those that were finished are read back.
         prompts = self.first_questions(prompts, measurement.max_questions)

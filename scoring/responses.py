@@ -1,7 +1,7 @@
 """The files of an evaluation: its responses, and the report on them.
 
-    grade_groups      a record for each sampled completion
     response_record   a graded response, with all that its grade depends on
+    ask_judge_ahead   what the grades of many responses need of a judge
     append_records    such records of all ranks into completions.jsonl, one per line
     read_records      the file, by model
     rescore           the table of such a file, graded again by today's rules
@@ -22,8 +22,7 @@ from harness.ranks import gather_objects
 from harness.run import Run, append_jsonl, read_jsonl
 from harness.tables import format_table
 from model.images import load_image
-from model.prompts import PromptEncoder
-from model.records import SampledGroup, is_truncated
+from model.records import SampledGroup
 from rewards import Grade, Judge
 from rewards.judge import take_counts
 from scoring import ask_judge, grade_example
@@ -52,27 +51,13 @@ def response_record(example: dict, response: str, verdict: Grade) -> dict:
     }
 
 
-def grade_groups(groups: list[SampledGroup], encoder: PromptEncoder, eos_ids: list[int],
-                 judge: Judge | None) -> list[dict]:
-    """A graded record for each completion; a judge is asked about all of them at once."""
-    responses = [[encoder.decode(ids) for ids in group.completions] for group in groups]
+def ask_judge_ahead(groups: list[SampledGroup], responses: list[list[str]],
+                    judge: Judge | None) -> None:
+    """Ask the judge, at once, about all responses to some questions; without a judge: nothing."""
     questions = []  # (example, response)
     for group, texts in zip(groups, responses):
         questions += [(group.prompt.example, text) for text in texts]
     ask_judge(questions, judge)
-
-    records = []
-    for group, texts in zip(groups, responses):
-        example = group.prompt.example
-        # Of each completion: its ids (L,), its text, the size of the nucleus at each token (L,).
-        for ids, text, nucleus_sizes in zip(group.completions, texts, group.stats):
-            records.append({
-                **response_record(example, text, grade_example(example, text, judge)),
-                "tokens": len(ids),
-                "truncated": is_truncated(ids, eos_ids),
-                "nucleus_sum": float(nucleus_sizes.sum()),  # 0 where it was not measured
-            })
-    return records
 
 
 def append_records(file: Path, records: list[dict], run: Run) -> None:

@@ -89,13 +89,13 @@ def test_base_behaves_as_documented(base):
     policy, encoder = base
     examples = world.examples(600, seed=11, held_out=True)
     run = SimpleNamespace(accelerator=Accelerator(cpu=True))
-    evaluator = Evaluator(evaluate.Config(), run, judge=None, parts=KEEP_NOTHING)
+    evaluator = Evaluator(evaluate.Config(), run, None, KEEP_NOTHING, evaluate.sample_records)
 
     records = {}
     for name, asked in (("own", examples), ("shuffled", with_shuffled_images(examples))):
         prompts = encode_all(asked, encoder)
         measurement = Measurement(name, "sampled", temperature=1.0)
-        records[name] = evaluator.sample_and_grade(policy, encoder, prompts, measurement, "base")
+        records[name] = evaluator.records_of(policy, encoder, prompts, measurement, "base")
 
     assert 0.33 < rate_with_interval(records["own"], "in_format")["mean"] < 0.47
     assert 0.18 < rate_with_interval(records["own"], "score")["mean"] < 0.32

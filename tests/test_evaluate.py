@@ -27,10 +27,10 @@ from evaluate import (
     wilson,
 )
 from harness.tables import format_table
-from model.loading import save_model
+from model.loading import load_model, save_model
 from rewards import Judge
 from rewards.judge import checksum
-from scoring import measure, responses
+from scoring import measure, other_jobs, responses
 from scoring.measure import Evaluator
 from sources import load_evaluation_sets, with_shuffled_images
 from sources.stream import EncodedSets
@@ -310,7 +310,8 @@ def prompts_of_rank(examples, encoder, rank: int, world_size: int):
     """(evaluator, prompts) of one of several ranks, none of which runs."""
     accelerator = SimpleNamespace(process_index=rank, num_processes=world_size)
     encoded = EncodedSets({"id": examples}, accelerator, None, lambda message: None)
-    evaluator = Evaluator(Config(), SimpleNamespace(accelerator=accelerator), None, None)
+    run = SimpleNamespace(accelerator=accelerator)
+    evaluator = Evaluator(Config(), run, None, None, evaluate.sample_records)
     return evaluator, encoded.for_encoder(encoder)["id"]
 
 
@@ -483,7 +484,7 @@ def test_rescore_keeps_what_a_judge_said(tmp_path, capsys, monkeypatch):
     assert said.startswith("2 answers need a judge")
 
     judge = KittenJudge()
-    monkeypatch.setattr(evaluate, "make_judge", lambda cfg: judge)
+    monkeypatch.setattr(other_jobs, "make_judge", lambda cfg: judge)
     report, said = rescored(file, records, capsys, judge_url="http://judge", judge_model="m")
     assert report["accuracy"]["mean"] == pytest.approx(2 / 3)
     assert said == ""
@@ -565,9 +566,9 @@ def test_what_is_no_file_of_responses_is_named(tmp_path):
 
 def test_gf_of_what_cannot_be_scored_is_an_error(start, tmp_path, monkeypatch):
     """A rate of 0 at the start would show a gain that is none."""
-    grade = measure.grade_groups
-    monkeypatch.setattr(measure, "grade_groups", lambda *args: [
-        {**record, "score": None} for record in grade(*args)
+    sample = evaluate.sample_records
+    monkeypatch.setattr(evaluate, "sample_records", lambda *args: [
+        {**record, "score": None} for record in sample(*args)
     ])  # fmt: skip
     with pytest.raises(ValueError, match="step 0: no response to id could be graded"):
         main(gf_config(start, tmp_path))
@@ -579,10 +580,19 @@ def test_the_docstring_names_fields_that_a_record_has(start, tmp_path):
                 run_dir=str(tmp_path / "run")))
     record = json.loads((tmp_path / "run/completions.jsonl").read_text().splitlines()[0])
     page = evaluate.__doc__
-    shown = page[page.index("lines of completions.jsonl:") : page.index("The set named")]
-    fields = re.findall(r'"(\w+)": ', shown)
+    shown = page[page.index('    {"model"') : page.index("As the name of a set")]
+    fields = dict(re.findall(r'"(\w+)": ("[^"]*"|[\w.]+)', shown))
     assert len(fields) == 13
     assert set(fields) <= set(record)
+
+    # And it could be one: its question is in the set, and its response is as long as it says.
+    questions = {example["id"]: example for example in evaluation_sets(3, Config().seed)["id"]}
+    asked = questions[json.loads(fields["id"])]
+    assert asked["kind"] == json.loads(fields["kind"])
+    assert asked["answer"] == json.loads(fields["gold"]) == json.loads(fields["extracted"])
+    policy, encoder = load_model("toy/base")
+    ids = encoder.encode_completion(json.loads(fields["response"]), policy.eos_ids[0])
+    assert len(ids) == int(fields["tokens"]) and not policy.suppressed[ids].any()
 
     records = [json.loads(line) for line in open(tmp_path / "run/completions.jsonl")]
     measured = {(r["set"], r["mode"]) for r in records if r["nucleus_sum"] > 0}

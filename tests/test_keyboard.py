@@ -21,7 +21,6 @@ from harness.cli import parse_cli, run_stage
 from harness.lock import free_lock, is_used, take_lock
 from harness.ranks import check_world_size, choose_precision
 from harness.run import read_jsonl
-from scoring import measure
 from sources import responders
 from sources.tables import open_table
 
@@ -270,7 +269,7 @@ def test_sampling_resumes_where_it_was_killed(tmp_path, monkeypatch):
     )
     for stage, sampler, config, kill_at, name in [
         (build_prefs, responders, prefs, 5, "funnel.json"),
-        (evaluate, measure, report, 16, "completions.jsonl"),
+        (evaluate, evaluate, report, 16, "completions.jsonl"),
     ]:
         whole, cut = tmp_path / f"{name} whole", tmp_path / f"{name} cut"
         stage.main(replace(config, run_dir=str(whole)))

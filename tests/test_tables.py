@@ -8,6 +8,7 @@ from harness.tables import (
     OOD_ACCURACY_COLUMNS,
     OOD_FORMAT_COLUMNS,
     format_table,
+    rate_line,
 )
 
 RATE = {"mean": 0.5, "low": 0.4, "high": 0.6}
@@ -52,6 +53,15 @@ def test_bars_show_the_columns_of_the_table():
     assert len(bars) == len(titles) + 2
     centres = sorted(bar.get_x() + bar.get_width() / 2 for bar in bars)
     assert abs(centres[0] + centres[1]) < 1e-9, "the two bars of tick 0 lie around it"
+
+
+def test_what_nobody_could_score_is_no_rate_of_0():
+    """No bar, and no number: a 0 with an interval up to 100 would look measured."""
+    nothing = {"mean": 0.0, "low": 0.0, "high": 1.0, "count": 0, "unscored": 7}
+    assert rate_line("all", nothing).split() == ["all", "unscored,", "all", "7"]
+    axis = Figure().subplots()
+    draw_rates(axis, {"a": {"id sampled": {"format": MEASURED["format"], "accuracy": nothing}}})
+    assert [bar.get_height() for bar in axis.patches] == [50]
 
 
 def test_legend_of_gf_names_the_run_of_each_line():
