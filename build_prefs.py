@@ -4,8 +4,9 @@ Two models answer the same questions. The *base* model writes the rejected respo
 model, the base after stage 1, writes the chosen one: the base will learn from its own descendant,
 which is SPECS' self-distillation. As a program:
 
-    0. open the responder of each side, load the questions           `sources/responders.py`
-    1. sample responses of both sides                                the same
+    0. open the responder of each side, load the questions           open_responder
+    1. sample responses of both sides: --samples of each model       respond_chosen,
+       to each question                                              respond_rejected
     2. make pairs of them                                            make_pairs
          a. chosen: complete, with a right answer, in format         chosen_candidate
             (missing closing tags are added), and with reasoning
@@ -174,7 +175,8 @@ def why_unusable(response: Response, example: dict, judge: Judge | None,
     want_right  True: only a right answer can be used. False (rejected, with --coupled): only a
                 wrong one
 
-    In both cases the response must be complete, its answer gradable, and wholly right or wrong.
+    In both cases the response must be complete, gradable, and wholly right or wrong. One without
+    any answer is graded 0: it counts as wrong, so with --coupled it can be rejected.
     """
     if response.text is None:
         return "no reply"
@@ -230,12 +232,12 @@ def chosen_candidate(response: Response, example: dict, judge: Judge | None,
     if text is None:
         return Candidate.dropped("format beyond supplement")
 
-    consistency = check_consistency(example, text, judge) if cfg.verify else NOT_CHECKED
-    accepted = [NOT_CHECKED, AGREES]
-    if cfg.unsure == "keep":
-        accepted.append(UNSURE)
-    if consistency not in accepted:
-        return Candidate.dropped(f"reasoning: {consistency}", consistency)
+    consistency = NOT_CHECKED
+    if cfg.verify:
+        consistency = check_consistency(example, text, judge)
+        accepted = (AGREES, UNSURE) if cfg.unsure == "keep" else (AGREES,)
+        if consistency not in accepted:
+            return Candidate.dropped(f"reasoning: {consistency}", consistency)
     note = AS_SAMPLED if text == response.text.strip() else "format supplemented"
     return Candidate(text, note, consistency)
 
@@ -316,10 +318,10 @@ def ask_judge_ahead(examples: list[dict], chosen_side: list[list[Response]],
                     rejected_side: list[list[Response]], cfg: Config, judge: Judge | None) -> None:
     """Ask the judge many questions at the same time, which saves hours; without a judge: nothing.
 
-    `make_pairs` asks them one by one, and finds these answers. To know what it will ask, pairs are
-    made once with a recorder in the judge's place, and thrown away. Two rounds: the reasoning is
-    asked about only once the answer is known to be right, and of some answers only the judge can
-    say that.
+    `make_pairs` asks them one by one, and finds these answers. To know what it will ask, it is run
+    ahead with a recorder in the judge's place, and its pairs are thrown away. It runs ahead twice:
+    the reasoning is asked about only once the answer is known to be right, and of some answers only
+    the judge can say that.
     """
 
     def dry_run(recorder) -> None:
@@ -348,16 +350,16 @@ def main(cfg: Config) -> None:
     examples = load_examples(cfg.data, count=cfg.max_examples, seed=cfg.seed,
                              instruction=cfg.instruction, columns=cfg.columns,
                              revision=cfg.revision)
-    # This rank's share, without what cannot be encoded: `prompts.examples`, and the responses of
-    # both sides below, have one entry for each.
+    # This rank's share of the questions; those that cannot be encoded are left out. Entry i of
+    # `prompts`, of `prompts.examples` and of both sides below is about the same question.
     prompts = encode_all(examples, encoder, cfg.max_prompt_tokens, run.warn, rank, world_size)
     judge = make_judge(cfg, run.warn)
     say_what_was_understood(run, encoder, prompts[:LOOKED_AT], examples=examples, judge=judge,
                             judge_is_asked=cfg.verify)
 
     # 1. Sample responses of both sides, one model after the other.
-    chosen_side = respond_chosen(prompts)
-    rejected_side = respond_rejected(prompts)
+    chosen_side = respond_chosen(prompts)  # [prompt][sample]
+    rejected_side = respond_rejected(prompts)  # [prompt][sample]
 
     # 2. Make pairs of them.
     ask_judge_ahead(prompts.examples, chosen_side, rejected_side, cfg, judge)  # for speed alone

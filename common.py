@@ -25,7 +25,7 @@ turn of a stage's loop: in DPO one update, in GRPO one rollout and the several u
 Several processes (*ranks*) wait for each other: under FSDP in every pass, where weights are
 gathered, so all must run equally many; under DDP in the last pass of an update, where gradients are
 averaged, so each must run at least one. One rule serves both: a rank with fewer micro-batches than
-another adds *filler passes*, whose gradient is zero.
+another adds *filler passes*, whose gradient is zero. So does an update without any micro-batch.
 
 One alignment holds for every per-token tensor of the project: shape (B, T), entry [i, t] is about
 token t of completion i. The mask is 1 where such a token exists; a sampled EOS is one.
@@ -193,26 +193,26 @@ def chunked_logps(policy: Policy, target_hidden: Tensor, target_ids: Tensor,
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """The groups of one forward pass, and where their completions lie among all that were cut."""
+    """The groups of one forward pass, and which rows of a (B, ...) tensor are theirs."""
 
     groups: list[Group]
-    span: slice  # rows of the (B, ...) tensors of all that were cut
+    span: slice  # these rows; B counts the completions of all groups of `micro_batches_of`
 
     def part_of(self, x: Tensor, like: Tensor) -> Tensor:
         """x (B, T) -> (b, T_b), this micro-batch's part of it.
 
-        Cut to the width of `like` (b, T_b), and moved to its device. What is cut off is padding: no
-        completion of this micro-batch is longer than T_b.
+        On the device of `like` (b, T_b), and as wide. The columns that are left out hold only
+        padding here: no completion of this micro-batch is longer than T_b.
         """
         return x[self.span, : like.shape[1]].to(like.device)
 
 
 def micro_batches_of(groups: list[Group], max_tokens: int, split: bool = True) -> list[MicroBatch]:
-    """Cut groups into micro-batches of at most `max_tokens` tokens, in order.
+    """Distribute groups, in order, over micro-batches of at most `max_tokens` tokens.
 
     split   a group over the limit is halved, again and again if need be; each half has the prompt,
-            which is then encoded once per half. A completion is never cut: alone it may be over
-            the limit. Without `split` (DPO needs both of a pair) a group is never cut.
+            which is then encoded once per half. A completion stays whole: alone it may be over the
+            limit. Without `split` (DPO needs both of a pair) a group stays whole as well.
 
     A prompt counts once per group. Every completion is in exactly one micro-batch.
     """
@@ -265,6 +265,10 @@ def plain_optimizer_step(policies: Policies, micro_batches: list[MicroBatch],
                          grad_clip: float) -> None:
     """What `optimizer_step` does in a single process, as plainly as it can be said.
 
+        gradient = sum over micro-batches of grad(loss of the micro-batch) / normalizer
+
+    normalizer   M of GRPO, or the number of pairs of DPO, counted over the whole update
+
     Trap: dividing each micro-batch by its own count would give a token in a short micro-batch more
     weight than one in a long one (test_micro_batch_split_does_not_change_gradient).
     """
@@ -282,13 +286,15 @@ def optimizer_step(policies: Policies, accelerator, micro_batches: list[MicroBat
                    cfg) -> dict[str, float]:
     """One update: `plain_optimizer_step` over all ranks, and what is logged of it.
 
-    In a single process, with a micro-batch and a finite gradient, it is equal to the plain version
+    In a single process, given a micro-batch and a finite gradient, it equals the plain version
     (test_optimizer_step_equals_the_plain_version). Three things are added for all other cases:
-    filler passes, an average over ranks that becomes a sum, and an update that is skipped.
+
+        filler passes            a rank has fewer micro-batches than another, or no rank has any
+        loss * num_processes     gradients are averaged over ranks, and a sum is wanted
+        step_if_finite           an update whose gradient has a nan or inf is skipped
 
     micro_batches  of this rank; ranks may have different numbers of them, also none
-    normalizer     what the summed loss is divided by, the same on all ranks: M of GRPO, or the
-                   number of pairs of DPO
+    normalizer     as above, over all ranks, and the same on each
     filler         any group, for the filler passes of a rank with fewer micro-batches
     cfg            --grad_clip and --max_skipped are read
     returns        this rank's sums of what is logged, and two numbers that are equal on all ranks:
@@ -297,18 +303,16 @@ def optimizer_step(policies: Policies, accelerator, micro_batches: list[MicroBat
 
     Raises ValueError after --max_skipped skipped updates in a row.
     """
-    # 1. The passes over micro-batches, at least one. GRPO leaves groups with a zero gradient out to
-    # save time, which must not change the update. Where a gradient is 0, AdamW still moves the
-    # weights, by its momentum; where it is None, as after no pass at all, AdamW does nothing. So
-    # where all groups are left out, one filler pass makes it 0
-    # (test_without_any_gradient_adamw_still_steps).
+    # 1. The passes over micro-batches. At least one, even if this update has no group at all, since
+    # GRPO leaves out groups whose gradient is 0. Without a pass gradients would be None, and AdamW
+    # would do nothing. With gradients of 0, as those groups have, it still moves the weights, by
+    # its momentum (test_without_any_gradient_adamw_still_steps).
     passes = equally_many_passes(micro_batches, accelerator, at_least=1)
     sums: dict[str, Tensor] = {}
     for i, micro in enumerate(passes):
-        # DDP averages gradients over ranks in a backward pass. Once per update is enough: `no_sync`
-        # switches it off in all passes but the last. With --shard it does nothing: every pass
-        # averages, and each rank keeps its own part only. To average once, it would have to hold
-        # the whole gradient until then.
+        # DDP averages gradients over ranks in a backward pass. Once per update is enough, in the
+        # last pass. (With --shard `no_sync` does nothing: every pass averages, since no rank has
+        # room for a whole gradient.)
         is_last = i == len(passes) - 1
         maybe_no_sync = nullcontext() if is_last else accelerator.no_sync(policies.trained)
         with maybe_no_sync:
@@ -324,8 +328,8 @@ def optimizer_step(policies: Policies, accelerator, micro_batches: list[MicroBat
             sums[name] = sums.get(name, 0.0) + value.detach().double()
 
     # 2. Clip, and one step of AdamW.
-    grad_norm = accelerator.clip_grad_norm_(policies.trained.parameters(), cfg.grad_clip)
-    grad_norm = float(whole(grad_norm))  # with --shard, `grad_norm` is one rank's part of it
+    norm = accelerator.clip_grad_norm_(policies.trained.parameters(), cfg.grad_clip)
+    grad_norm = float(whole(norm))  # `whole`: with --shard, `norm` is one rank's part of it
     is_taken = step_if_finite(policies, grad_norm, cfg.max_skipped)
 
     # 3. Read the sums back only now: `float` waits for the device, in each pass it would cost time.
@@ -347,13 +351,14 @@ def equally_many_passes(micro_batches: list[MicroBatch], accelerator,
 
 
 def filler_loss(policies: Policies, filler: Group) -> Tensor:
-    """A loss whose gradients are zero, for a pass that a rank only runs because others do.
+    """A loss whose gradients are zero, for a pass that a rank runs because others do, or for AdamW.
 
     The update's own loss is not computed: if it were infinite, zero times it would be nan.
     """
     logp = token_logps(policies.trained, filler_groups(filler))
     if policies.reference is not None and is_sharded(policies.reference):
-        # The other ranks score their reference in this pass. Its weights are gathered from all.
+        # With --kl_beta GRPO's loss scores the reference after the policy. If it is sharded, this
+        # too waits for all ranks: a filler pass does it as well, in the same order.
         with torch.no_grad():
             token_logps(policies.reference, filler_groups(filler))
     return 0.0 * logp.sum()

@@ -2,8 +2,9 @@
 
 Each pair is one prompt with two responses, chosen (w) and rejected (l). The *reference* is the base
 model as it was before training: logp - logp_ref is how far training has raised a response (below 0:
-lowered). The margin is how much further chosen was raised than rejected. DPO widens it, perhaps by
-lowering rejected faster than chosen; so SFT is added, which keeps chosen itself likely:
+lowered). The margin h is beta times how much further chosen was raised than rejected. DPO widens
+it, and does not care how: both may fall, if rejected falls faster. So SFT is added, which keeps
+chosen itself likely:
 
     h       = beta * [(logp(w) - logp_ref(w)) - (logp(l) - logp_ref(l))]          the margin
     L_DPO   = -log sigmoid(h)
@@ -205,16 +206,18 @@ def shuffled_steps(num_pairs: int, cfg: Config) -> list[list[int]]:
 
 
 def shares_of_rank(steps: list[list[int]], lengths: list[int], accelerator) -> list[list[int]]:
-    """This rank's share of each step: of R ranks it takes every R-th pair.
+    """This rank's share of each step: of R ranks it takes every R-th pair, sorted by length.
 
-    lengths   of each pair, tokens. The order within a share does not matter for the gradient, which
-              is a sum. Sorted, a micro-batch holds similar lengths, and attention pads little
+    lengths   of each pair, the tokens of its longer response
+
+    The gradient is a sum over pairs, so their order within a share changes nothing. Sorted, a
+    micro-batch holds similar lengths, and attention pads little.
     """
     rank, world_size = accelerator.process_index, accelerator.num_processes
     return [sorted(indices[rank::world_size], key=lambda i: lengths[i]) for indices in steps]
 
 
-# --- 3. The loss of each pair, and the update ---------------------------------------------------
+# --- 3. The loss of each pair, and the update (2 is `Pairs.batches`, sources/read_pairs.py) -------
 
 
 def dpo_loss(chosen_logp: Tensor, rejected_logp: Tensor, chosen_logp_ref: Tensor,
@@ -256,24 +259,17 @@ def sft_loss(logp: Tensor, mask: Tensor) -> Tensor:
     return -logp.sum(-1) / mask.sum(-1)
 
 
-def pair_loss(logp: Tensor, logp_ref: Tensor | None, mask: Tensor,
-              cfg: Config) -> dict[str, Tensor]:
+def pair_loss(logp: Tensor, logp_ref: Tensor, mask: Tensor, cfg: Config) -> dict[str, Tensor]:
     """The loss of each pair, and what is logged: (N,) each.
 
         --loss hybrid    L_DPO + lambda L_SFT
         --loss dpo       L_DPO                    lambda is 0; L_SFT is logged all the same
-        --loss sft       L_SFT                    of chosen alone, without a reference
 
-    logp, mask  (2N, T), chosen, rejected, chosen, ...; for sft (N, T), chosen. logp is 0 where
-                there is no token
-    logp_ref    (2N,) in the same order, summed over the tokens of a response; for sft None
+    logp, mask  (2N, T), chosen, rejected, chosen, ...; logp is 0 where there is no token
+    logp_ref    (2N,) in the same order, summed over the tokens of a response
     returns     `loss`, to be averaged over the pairs of the step, and its parts
     """
-    response_logp = logp.sum(-1)  # (2N,) or (N,) summed over the tokens of a response
-    if cfg.loss == "sft":
-        sft = sft_loss(logp, mask)  # (N,)
-        return {"loss": sft, "sft": sft, "chosen_logp": response_logp}
-
+    response_logp = logp.sum(-1)  # (2N,) summed over the tokens of a response
     assert logp_ref.shape == response_logp.shape, (logp_ref.shape, response_logp.shape)
     chosen_logp, rejected_logp = response_logp[0::2], response_logp[1::2]  # (N,) each
     chosen_logp_ref, rejected_logp_ref = logp_ref[0::2], logp_ref[1::2]  # (N,) each
@@ -292,6 +288,12 @@ def pair_loss(logp: Tensor, logp_ref: Tensor | None, mask: Tensor,
     }
 
 
+def sft_alone(logp: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """--loss sft, of chosen alone and without a reference: logp, mask (N, T) -> (N,) each."""
+    sft = sft_loss(logp, mask)
+    return {"loss": sft, "sft": sft, "chosen_logp": logp.sum(-1)}
+
+
 def update(groups: list[Group], logp_ref: Tensor | None, filler: Group, policies: Policies,
            accelerator, cfg: Config) -> dict[str, float]:
     """One update by the pairs of a step: each rank passes its share through the model.
@@ -306,10 +308,11 @@ def update(groups: list[Group], logp_ref: Tensor | None, filler: Group, policies
     def loss_and_sums(micro: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
         logp = token_logps(policies.trained, micro.groups)  # (2n, T_b), for SFT alone (n, T_b)
         mask = completion_mask(micro.groups).to(logp.device)  # of the same shape
-        logp_ref_of_micro = None  # with SFT alone
-        if logp_ref is not None:
+        if cfg.loss == "sft":
+            terms = sft_alone(logp, mask)
+        else:
             logp_ref_of_micro = logp_ref[micro.span].to(logp.device)  # (2n,)
-        terms = pair_loss(logp, logp_ref_of_micro, mask, cfg)
+            terms = pair_loss(logp, logp_ref_of_micro, mask, cfg)
         micro_sums = {name: values.sum() for name, values in terms.items()}
         return micro_sums["loss"], micro_sums
 

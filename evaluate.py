@@ -1,8 +1,8 @@
 """Measure any of the models: accuracy, format, generalisation, pass@k, branching.
 
     1. load the questions, set by set                            load_sets
-    2. each model answers every set: a record for each response  list_measurements, sample_records
-    3. with --gf_runs, each checkpoint of a run answers the      rates_of_checkpoints, gf_curve
+    2. each model answers every set: a record for each response  answer_set
+    3. with --gf_runs, each checkpoint of a run answers the      measure_gf
        sets of GF; only its rates are kept
     4. records -> rates with intervals, a table                  summarize, write_report
 
@@ -10,20 +10,22 @@ A record is one graded response, a line of completions.jsonl. What the metrics r
 as question and choices, is for those who look, and for --rescore):
 
     {"model": "zero", "set": "id", "mode": "sampled",         who was asked, which set, and how
-     "id": "toy-heldout-7-1", "kind": "add", "gold": "3",     the question
+     "question_id": "toy-heldout-7-1", "kind": "add",         the question
+     "gold": "3",                                             its right answer
      "response": "<think> that is 3 . </think> <answer> 3 </answer>",
      "extracted": "3", "score": 1.0,                          1 right, 0 wrong, boxes also between;
-                                                              null: not graded, so in no accuracy
-     "in_format": true,                                       exactly the format that was asked for
+                                                              null: could not be graded, and is
+                                                              in no accuracy
+     "in_format": true,                                       see `format` below
      "tokens": 10, "truncated": false,                        EOS included; ran into the limit
      "nucleus_sum": 12.0}                                     nucleus sizes, summed over the tokens
 
-As the name of a set, `id` is short for in distribution: in the embedded world questions like those
-of training, else whatever --data or --benchmark names. (As a field it names the question.) Set
-`shuffled` is `id` with the images exchanged; all others are OOD, out of distribution. What is made
-of the records:
+Set `id` (in distribution) is what --data or --benchmark names: in the embedded world, questions
+like those of training. Set `shuffled` is `id` with the images exchanged. All other sets are OOD,
+out of distribution. What is made of the records:
 
-    format       share in format: outside of the embedded world always the think format
+    format       share in format: of the embedded world exactly the one that the question asks for,
+                 of all other data the think format, whatever the instruction says
     accuracy     mean score: the share of right answers. Responses are sampled at --temperature, 1
                  as in training; on `id` also greedily
     shuffled     accuracy with another question's image: a model that does not look keeps its
@@ -31,9 +33,9 @@ of the records:
     guessing     the best blind guess: to each kind of question its most common gold answer. All
                  questions count here, those of ungraded responses too
     OOD          format and accuracy on formats, wordings, looks and tasks that no stage had
-    pass@k       chance that at least one of k samples is right             `pass_at_k`
-    branching    how many tokens were likely at each step, on average       `nucleus_size`
-    GF           how far a run's gain reaches beyond `id`                   `generalization_factor`
+    pass@k       chance that at least one of k samples is right                 `pass_at_k`
+    branching    how many tokens were likely where one was drawn, on average    `nucleus_size`
+    GF           how far a run's gain reaches beyond `id`               `generalization_factor`
 
 Intervals are 95 %, over questions: Wilson's for rates, bootstrapped for pass@k. GF has none.
 
@@ -48,6 +50,8 @@ The last asks a public benchmark, graded by its authors' rule, never by the trai
 import math
 from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -55,16 +59,17 @@ from torch import Tensor
 from harness import settings
 from harness.cli import flag, parse_cli, run_stage, split_names
 from harness.parts import Parts
+from harness.randomness import torch_generator
 from harness.ranks import make_accelerator
-from harness.run import Run, all_model_folders, check_models, check_runs
+from harness.run import Run, all_model_folders, check_models, check_runs, checkpoints
 from model.loading import smallest_max_pixels
 from model.prompts import PromptEncoder
 from model.qwen import Policy
-from model.records import Prompt, is_truncated
+from model.records import Prompt, SampledGroup, is_truncated
 from model.sampling import sample_groups
 from rewards import Judge, make_judge
-from scoring import category_rates, find_benchmark, grade_example, load_sets
-from scoring.measure import Evaluator, Measurement, rates_of_checkpoints
+from scoring import category_rates, find_benchmark, grade_example, load_gf_sets, load_sets
+from scoring.measure import Measurement, first_questions, mean_over_ranks, open_model
 from scoring.other_jobs import do_other_job
 from scoring.responses import (
     append_records,
@@ -75,7 +80,9 @@ from scoring.responses import (
     say_judge_counts,
     write_report,
 )
+from sources.lazily import Prompts
 from sources.stream import EncodedSets
+from sources.understood import LOOKED_AT, say_what_was_understood
 
 IN_DISTRIBUTION = "id"  # the name of the set of questions like those of training
 
@@ -102,145 +109,114 @@ class Config(settings.Evaluation, settings.Sampling, settings.Judge, settings.Ru
                              "pass@k would say nothing; --pass_items 0 leaves it out")
 
 
-# --- Metrics: rates over questions, with their intervals -----------------------------------------
+# --- 2. Each model answers every set -------------------------------------------------------------
 
 
-def wilson(successes: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """95 % interval (low, high) of a rate: `successes` of `count`.
+class Session(NamedTuple):
+    """What it takes to ask a model."""
 
-    Unlike p +- 2 standard errors it stays inside [0, 1], and does not shrink to a point at 0 and 1.
-    It takes each success for 0 or 1. Scores in between, as of bounding boxes, scatter less: for
-    them it is too wide.
+    cfg: Config
+    run: Run
+    judge: Judge | None
+    parts: Parts  # finished chunks of sampling, which --resume reads back
 
-    >>> [round(x, 3) for x in wilson(10, 10)]
-    [0.722, 1.0]
+
+def list_measurements(cfg: Config, set_names: list[str]) -> list[Measurement]:
+    """What each model is asked, the same for all.
+
+        every set    sampled, one response per question
+        `id`         also greedy, and --pass_samples times for its first --pass_items questions
+
+    With --greedy_only: `id`, greedy, and nothing else.
     """
-    if count == 0:
-        return 0.0, 1.0
-    p = successes / count
-    denominator = 1 + z * z / count
-    centre = (p + z * z / (2 * count)) / denominator
-    half = z / denominator * math.sqrt(p * (1 - p) / count + z * z / (4 * count * count))
-    # In exact arithmetic low <= p <= high. Rounding can break that at p = 0 and p = 1, by 1e-17.
-    return max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half))
+    greedy = Measurement(IN_DISTRIBUTION, "greedy", temperature=0.0)
+    if cfg.greedy_only:
+        return [greedy]
+    sampled = Measurement(IN_DISTRIBUTION, "sampled", cfg.temperature, logits_stat=nucleus_size)
+    others = [Measurement(name, "sampled", cfg.temperature)
+              for name in set_names if name != IN_DISTRIBUTION]
+    measurements = [sampled, greedy, *others]
+    if cfg.pass_items:
+        measurements.append(Measurement(
+            IN_DISTRIBUTION, "pass", cfg.temperature, samples=cfg.pass_samples,
+            max_questions=cfg.pass_items))
+    return measurements
 
 
-def bootstrap(values: list[float], draws: int = 1000, seed: int = 0) -> tuple[float, float]:
-    """95 % interval (low, high) of the mean of `values`, one per question.
+def answer_set(policy: Policy, encoder: PromptEncoder, prompts: Prompts, measurement: Measurement,
+               model_name: str, session: Session) -> list[dict]:
+    """A record for each response to this rank's prompts of a set, sampled a chunk at a time.
 
-    The questions are drawn again with replacement, by a fixed seed: a report computed again is the
-    same. Where all values are equal, so are all means, and the interval has no width: that is "not
-    known", not "certain".
-
-    Trap: one value per question. Were the samples drawn again one by one, as if those of a question
-    were independent, it would be too narrow (test_pass_at_k_has_an_interval_over_questions).
+    The seed depends on set, mode and rank, not on the model's name, so one model under two names
+    gives the same records. Two models are not compared with common random numbers: once their
+    completions differ in length, their draws no longer line up.
     """
-    sample = torch.tensor(values, dtype=torch.float64)
-    indices = torch.randint(len(values), (draws, len(values)),
-                            generator=torch.Generator().manual_seed(seed))
-    means = sample[indices].mean(1)  # (draws,)
-    low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return low, high
+    cfg, accelerator = session.cfg, session.run.accelerator
+    purpose = f"{measurement.set_name} {measurement.mode}"
+    generator = torch_generator(cfg.seed, purpose, accelerator.process_index, accelerator.device)
+    labels = {"model": model_name, "set": measurement.set_name, "mode": measurement.mode}
+
+    def sample_and_grade(chunk: list[Prompt]) -> list[dict]:
+        with accelerator.autocast():
+            groups = sample_groups(
+                policy, chunk, measurement.samples, max_new_tokens=cfg.max_new_tokens,
+                temperature=measurement.temperature, generator=generator,
+                sample_batch=cfg.sample_batch, compile_decode=cfg.compile_decode,
+                logits_stat=measurement.logits_stat)
+        records = grade_groups(groups, encoder, policy.eos_ids, session.judge)
+        return [{**labels, **record} for record in records]
+
+    prompts = first_questions(prompts, measurement.max_questions, accelerator)
+    chunk_size = max(1, cfg.sample_batch // measurement.samples)
+    return session.parts.each(f"{model_name}: {purpose}", prompts, chunk_size, sample_and_grade,
+                              generator)
 
 
-def rate_with_interval(records: list[dict], key: str) -> dict:
-    """Mean and interval of a field in [0, 1]; records that could not be scored (None) are left out.
+def grade_groups(groups: list[SampledGroup], encoder: PromptEncoder, eos_ids: list[int],
+                 judge: Judge | None) -> list[dict]:
+    """Sampled groups -> a graded record for each completion."""
+    responses = [[encoder.decode(ids) for ids in group.completions] for group in groups]
+    ask_judge_ahead(groups, responses, judge)
 
-    If none is left, the mean is 0 with a count of 0: no measurement. Look at the count.
-    """
-    values = [float(record[key]) for record in records if record[key] is not None]
-    low, high = wilson(sum(values), len(values))
-    mean = sum(values) / max(1, len(values))
-    unscored = len(records) - len(values)
-    return {"mean": mean, "low": low, "high": high, "count": len(values), "unscored": unscored}
-
-
-def accuracy(records: list[dict]) -> dict:
-    """The mean score, with its interval: the share of right answers, where each is 0 or 1."""
-    return rate_with_interval(records, "score")
-
-
-def guessing_rate(records: list[dict]) -> float:
-    """Accuracy of the best blind guess: for each kind of question its most common answer.
-
-    An oracle among constant guesses: it knows the gold answers of these very questions.
-    """
-    counts_of = defaultdict(Counter)  # kind -> how often each gold answer occurs
-    for record in records:
-        counts_of[record["kind"]][record["gold"]] += 1
-    right = sum(max(counts.values()) for counts in counts_of.values())
-    return right / max(1, len(records))
+    records = []
+    for group, texts in zip(groups, responses):
+        example = group.prompt.example
+        for ids, text, nucleus_sizes in zip(group.completions, texts, group.stats):
+            verdict = grade_example(example, text, judge)  # by training's rule, or a benchmark's
+            records.append({
+                **response_record(example, text, verdict),
+                "tokens": len(ids),
+                "truncated": is_truncated(ids, eos_ids),
+                "nucleus_sum": float(nucleus_sizes.sum()),  # 0 where it was not measured
+            })
+    return records
 
 
-# --- Metrics: pass@k and branching ---------------------------------------------------------------
+# --- 3. GF at each checkpoint of a run -----------------------------------------------------------
 
 
-def pass_at_k(n: int, c: int, k: int) -> float:
-    """pass@k of a question with n samples, c of them right, for k <= n: an unbiased estimate.
+def measure_gf(session: Session) -> dict[str, list[dict]]:
+    """The curve of each run in --gf_runs."""
+    cfg, run = session.cfg, session.run
+    run_folders = split_names(cfg.gf_runs, "--gf_runs")
+    if not run_folders:
+        return {}
+    encoded = EncodedSets(load_gf_sets(cfg, run.warn), run.accelerator, cfg.max_prompt_tokens,
+                          run.warn)
+    field = "score" if cfg.gf_id else "in_format"  # of a record: what the rate is of
 
-    The chance that k of the n samples, drawn without replacement, hold at least one right one.
-
-    Trap: 1 - (1 - c/n)^k is biased, too low (test_pass_at_k_unbiased).
-    Source: Codex (arXiv 2107.03374) eq. 1.
-    """
-    return 1.0 - math.comb(n - c, k) / math.comb(n, k)
-
-
-def mean_pass_at_k(records: list[dict]) -> dict[str, dict]:
-    """pass@k for k = 1, 2, 4, ... 64: the mean over the questions with at least k graded samples.
-
-    Where grades are missing, a larger k is a mean over fewer questions, so the curve may fall.
-    """
-    is_right = defaultdict(list)  # question -> one bool for each of its graded samples
-    for record in records:
-        if record["score"] is not None:
-            is_right[record["id"]].append(record["score"] == 1.0)
-    n_and_c = [(len(outcomes), sum(outcomes)) for outcomes in is_right.values()]  # per question
-
-    rates = {}
-    for k in (1, 2, 4, 8, 16, 32, 64):
-        estimates = [pass_at_k(n, c, k) for n, c in n_and_c if n >= k]  # per question
-        if estimates:
-            low, high = bootstrap(estimates)
-            rates[str(k)] = {"mean": sum(estimates) / len(estimates), "low": low, "high": high}
-    return rates
-
-
-def nucleus_size(logits: Tensor, p: float = 0.95) -> Tensor:
-    """(B, V) -> (B,) how many of the likeliest tokens reach probability p together, at least 1.
-
-    The logits are those that are sampled from: at another temperature it is another number.
-    Source: the branching factor of arXiv 2508.07534; p = 0.95 is ours.
-    """
-    probs = logits.softmax(-1).sort(-1, descending=True).values  # (B, V)
-    before = probs.cumsum(-1) - probs  # (B, V) probability of all likelier tokens
-    return (before < p).sum(-1)
-
-
-# --- Metrics: the generalisation factor ----------------------------------------------------------
-
-
-def generalization_factor(gain_id: float, gain_ood: float, beta: float = 2.0) -> float:
-    """How a run has generalised: F-beta of its two gains, g = rate now - rate at the start.
-
-        GF = (1 + beta^2) g_ID g_OOD / (beta^2 g_ID + g_OOD)          beta 2 favours OOD
-
-    The rate is the share in format, on the formats of the embedded world; with --gf_id and --gf_ood
-    it is accuracy, on these sets. g_ID is the gain on `id`, g_OOD that of the mean over OOD sets.
-
-    0 where a gain is not positive: an F-measure has no meaning there (ours).
-
-    GF has no interval, and is noisy. Over the 255 questions of a set (--gf_items) a rate near 50 %
-    is known to +-6 points, so a gain, the difference of two rates, to +-9. It is less for g_OOD, a
-    mean over sets, and where the same questions are hard at both checkpoints. All checkpoints of a
-    run have one start: if its rate came out low, the whole curve is too high. A small gain may come
-    out negative by chance, and GF is then 0: compare seeds.
-
-    Source: SPECS section 3.1.
-    """
-    if gain_id <= 0 or gain_ood <= 0:
-        return 0.0
-    return (1 + beta**2) * gain_id * gain_ood / (beta**2 * gain_id + gain_ood)
+    curves = {}
+    for run_name, run_folder in run_folders.items():
+        rates = defaultdict(dict)  # step -> set -> rate
+        for step, folder in checkpoints(Path(run_folder), "--gf_runs"):
+            name = f"{run_folder} step {step}"
+            policy, encoder = open_model(str(folder), "--gf_runs", cfg, run.accelerator)
+            for set_name, prompts in encoded.for_encoder(encoder).items():
+                measurement = Measurement(set_name, "sampled", cfg.temperature)
+                records = answer_set(policy, encoder, prompts, measurement, name, session)
+                rates[step][set_name] = mean_over_ranks(records, field, name, run.accelerator)
+        curves[run_name] = gf_curve(rates, cfg.gf_beta)
+    return curves
 
 
 def gf_curve(rates: dict[int, dict[str, float]], beta: float = 2.0) -> list[dict]:
@@ -267,57 +243,31 @@ def gf_curve(rates: dict[int, dict[str, float]], beta: float = 2.0) -> list[dict
     return curve
 
 
-# --- 2. Each model answers every set -------------------------------------------------------------
+def generalization_factor(gain_id: float, gain_ood: float, beta: float = 2.0) -> float:
+    """How a run has generalised: F-beta of its two gains, g = rate now - rate at the start.
 
-# A `Measurement` is one way to question a model: which set, how to sample, how often. For a model
-# `Evaluator.measure` (scoring/measure.py) goes through the list of them, and for each through this
-# rank's prompts of its set, a chunk at a time: `sample_records` makes the records of a chunk.
+        GF = (1 + beta^2) g_ID g_OOD / (beta^2 g_ID + g_OOD)          beta 2 favours OOD
 
+    The rate is the share in format, on the formats of the embedded world; with --gf_id and --gf_ood
+    it is accuracy, on these sets. g_ID is the gain on `id`, g_OOD that of the mean over OOD sets.
 
-def list_measurements(cfg: Config, set_names: list[str]) -> list[Measurement]:
-    """What each model is asked, the same for all.
+    0 where a gain is not positive: an F-measure has no meaning there (ours).
 
-        every set    sampled, one response per question
-        `id`         also greedy, and --pass_samples times for its first --pass_items questions
+    GF has no interval, and is noisy:
 
-    With --greedy_only: `id`, greedy, and nothing else.
+        a rate near 50 %, of 255 questions (--gf_items)    +-6 points
+        a gain, the difference of two such rates           +-9 points, if they were independent.
+                                                           Less for g_OOD, a mean over sets, and
+                                                           where the same questions are hard twice
+
+    All checkpoints of a run share one start: if its rate came out low, the whole curve is too high.
+    A small gain may come out negative by chance, and GF is then 0. So compare seeds.
+
+    Source: SPECS section 3.1.
     """
-    greedy = Measurement(IN_DISTRIBUTION, "greedy", temperature=0.0)
-    if cfg.greedy_only:
-        return [greedy]
-    sampled = Measurement(IN_DISTRIBUTION, "sampled", cfg.temperature, logits_stat=nucleus_size)
-    others = [Measurement(name, "sampled", cfg.temperature)
-              for name in set_names if name != IN_DISTRIBUTION]
-    measurements = [sampled, greedy, *others]
-    if cfg.pass_items:
-        measurements.append(Measurement(IN_DISTRIBUTION, "pass", cfg.temperature,
-                                        cfg.pass_samples, max_questions=cfg.pass_items))
-    return measurements
-
-
-def sample_records(policy: Policy, encoder: PromptEncoder, prompts: list[Prompt],
-                   measurement: Measurement, generator: torch.Generator, cfg: Config,
-                   judge: Judge | None) -> list[dict]:
-    """Sample responses to these prompts, and grade them: a record for each."""
-    groups = sample_groups(
-        policy, prompts, measurement.samples, max_new_tokens=cfg.max_new_tokens,
-        temperature=measurement.temperature, generator=generator, sample_batch=cfg.sample_batch,
-        compile_decode=cfg.compile_decode, logits_stat=measurement.logits_stat)
-    responses = [[encoder.decode(ids) for ids in group.completions] for group in groups]
-    ask_judge_ahead(groups, responses, judge)
-
-    records = []
-    for group, texts in zip(groups, responses):
-        example = group.prompt.example
-        for ids, text, stats in zip(group.completions, texts, group.stats):
-            verdict = grade_example(example, text, judge)  # by training's rule, or a benchmark's
-            records.append({
-                **response_record(example, text, verdict),
-                "tokens": len(ids),
-                "truncated": is_truncated(ids, policy.eos_ids),
-                "nucleus_sum": float(stats.sum()),  # 0 where it was not measured
-            })
-    return records
+    if gain_id <= 0 or gain_ood <= 0:
+        return 0.0
+    return (1 + beta**2) * gain_id * gain_ood / (beta**2 * gain_id + gain_ood)
 
 
 # --- 4. Records to a report -----------------------------------------------------------------------
@@ -364,6 +314,129 @@ def summarize(records: list[dict]) -> dict:
     return report
 
 
+# --- 4a. Rates over questions, with their intervals -----------------------------------------------
+
+
+def wilson(successes: float, count: int, z: float = 1.96) -> tuple[float, float]:
+    """95 % interval (low, high) of a rate: `successes` of `count`.
+
+    Unlike p +- 2 standard errors it stays inside [0, 1], and does not shrink to a point at 0 and 1.
+    It assumes outcomes of 0 or 1. Scores in between, as of bounding boxes, vary less than these of
+    the same mean: for them it is wider than it need be.
+
+    >>> [round(x, 3) for x in wilson(10, 10)]
+    [0.722, 1.0]
+    """
+    if count == 0:
+        return 0.0, 1.0
+    p = successes / count
+    denominator = 1 + z * z / count
+    centre = (p + z * z / (2 * count)) / denominator
+    half = z / denominator * math.sqrt(p * (1 - p) / count + z * z / (4 * count * count))
+    # In exact arithmetic low <= p <= high. Rounding can break that at p = 0 and p = 1, by 1e-17.
+    return max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half))
+
+
+def bootstrap(values: list[float], draws: int = 1000, seed: int = 0) -> tuple[float, float]:
+    """95 % interval (low, high) of the mean of `values`, one per question.
+
+    Draw as many questions with replacement, take their mean, and again: the interval holds the
+    middle 95 % of these means. The seed is fixed, so that a report computed again is the same.
+    Where all values are equal, so are all means, and the interval has no width: that is "not
+    known", not "certain".
+
+    Trap: questions are drawn, not responses. Those to one question are not independent; as if they
+    were, it would be too narrow (test_pass_at_k_has_an_interval_over_questions).
+    """
+    sample = torch.tensor(values, dtype=torch.float64)
+    indices = torch.randint(len(values), (draws, len(values)),
+                            generator=torch.Generator().manual_seed(seed))
+    means = sample[indices].mean(1)  # (draws,)
+    low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return low, high
+
+
+def rate_with_interval(records: list[dict], key: str) -> dict:
+    """Mean and interval of a field in [0, 1]; records that could not be scored (None) are left out.
+
+    If none is left, the mean is 0 with a count of 0: no measurement. Look at the count.
+    """
+    values = [float(record[key]) for record in records if record[key] is not None]
+    low, high = wilson(sum(values), len(values))
+    mean = sum(values) / max(1, len(values))
+    unscored = len(records) - len(values)
+    return {"mean": mean, "low": low, "high": high, "count": len(values), "unscored": unscored}
+
+
+def accuracy(records: list[dict]) -> dict:
+    """The mean score, with its interval: the share of right answers, where each is 0 or 1."""
+    return rate_with_interval(records, "score")
+
+
+def guessing_rate(records: list[dict]) -> float:
+    """Accuracy of the best blind guess: for each kind of question its most common answer.
+
+    An oracle among constant guesses: it knows the gold answers of these very questions.
+    """
+    counts_of = defaultdict(Counter)  # kind -> how often each gold answer occurs
+    for record in records:
+        counts_of[record["kind"]][record["gold"]] += 1
+    right = sum(max(counts.values()) for counts in counts_of.values())
+    return right / max(1, len(records))
+
+
+# --- 4b. pass@k and branching ---------------------------------------------------------------------
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """pass@k of a question with n samples, c of them right, for k <= n: an unbiased estimate.
+
+    The chance that k of the n samples, drawn without replacement, hold at least one right one.
+
+    >>> pass_at_k(n=4, c=1, k=2)  # of the 6 ways to draw 2 of 4, 3 hold the right one
+    0.5
+
+    Trap: 1 - (1 - c/n)^k is biased, too low (test_pass_at_k_unbiased).
+    Source: Codex (arXiv 2107.03374) eq. 1.
+    """
+    return 1.0 - math.comb(n - c, k) / math.comb(n, k)
+
+
+def mean_pass_at_k(records: list[dict]) -> dict[str, dict]:
+    """pass@k for k = 1, 2, 4, ... 64: the mean over the questions with at least k graded samples.
+
+    Where grades are missing, a larger k is a mean over fewer questions, so the curve may fall. A
+    sample is right at score 1: hardly any bounding box is, while accuracy averages their overlap.
+    """
+    is_right = defaultdict(list)  # question -> one bool for each of its graded samples
+    for record in records:
+        if record["score"] is not None:
+            is_right[record["question_id"]].append(record["score"] == 1.0)
+    n_and_c = [(len(outcomes), sum(outcomes)) for outcomes in is_right.values()]  # per question
+
+    rates = {}
+    for k in (1, 2, 4, 8, 16, 32, 64):
+        estimates = [pass_at_k(n, c, k) for n, c in n_and_c if n >= k]  # per question
+        if estimates:
+            low, high = bootstrap(estimates)
+            rates[str(k)] = {"mean": sum(estimates) / len(estimates), "low": low, "high": high}
+    return rates
+
+
+def nucleus_size(logits: Tensor, p: float = 0.95) -> Tensor:
+    """(B, V) -> (B,) how many of the likeliest tokens reach probability p together, at least 1.
+
+    The logits are those that are sampled from: at another temperature it is another number.
+    Source: the branching factor of arXiv 2508.07534; p = 0.95 is ours.
+
+    >>> nucleus_size(torch.tensor([[0.90, 0.06, 0.03, 0.01], [0.25, 0.25, 0.25, 0.25]]).log())
+    tensor([2, 4])
+    """
+    probs = logits.softmax(-1).sort(-1, descending=True).values  # (B, V)
+    before = probs.cumsum(-1) - probs  # (B, V) probability of all likelier tokens: 0, .90, .96, .99
+    return (before < p).sum(-1)
+
+
 # --- Main -----------------------------------------------------------------------------------------
 
 
@@ -380,7 +453,8 @@ def evaluate(cfg: Config) -> None:
     check_runs(cfg.gf_runs, "--gf_runs")
     run = Run(cfg, "evaluate", make_accelerator(cfg), columns=[])
     folders = all_model_folders(cfg.models, cfg.gf_runs)
-    if cfg.max_pixels is None and folders:  # all models see images of one size, the smallest limit
+    # Models may differ in the largest image that they take. All see images of the smallest limit.
+    if cfg.max_pixels is None and folders:
         cfg = replace(cfg, max_pixels=smallest_max_pixels(folders))
 
     # 1. Load the questions, set by set, the same for all models.
@@ -389,7 +463,7 @@ def evaluate(cfg: Config) -> None:
     save_images(sets.get(IN_DISTRIBUTION, []), run)
     encoded = EncodedSets(sets, run.accelerator, cfg.max_prompt_tokens, run.warn)
     judge = make_judge(cfg, run.warn)
-    evaluator = Evaluator(cfg, run, judge, Parts(run), sample_records)
+    session = Session(cfg, run, judge, Parts(run))
 
     # 2. Each model answers every set: a record for each response.
     file = run.folder / "completions.jsonl"
@@ -397,12 +471,18 @@ def evaluate(cfg: Config) -> None:
         file.write_text("")  # written anew; what --resume has kept is not sampled again
     measurements = list_measurements(cfg, list(sets))
     for name, folder in models.items():
-        records = evaluator.measure(name, folder, "--models", encoded, measurements)
+        policy, encoder = open_model(folder, "--models", cfg, run.accelerator)
+        prompts_of_set = encoded.for_encoder(encoder)  # this rank's
+        looked_at = prompts_of_set[IN_DISTRIBUTION][:LOOKED_AT]
+        say_what_was_understood(run, encoder, looked_at, judge=judge)
+        records = []
+        for measurement in measurements:
+            prompts = prompts_of_set[measurement.set_name]
+            records += answer_set(policy, encoder, prompts, measurement, name, session)
         append_records(file, records, run)
 
     # 3. Each checkpoint of --gf_runs answers the sets of GF.
-    curves = {name: gf_curve(rates, cfg.gf_beta)
-              for name, rates in rates_of_checkpoints(evaluator).items()}
+    curves = measure_gf(session)
 
     # 4. Records to rates with intervals, and a table. The file has the records of all ranks.
     if run.writes:

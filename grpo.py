@@ -150,18 +150,19 @@ def plain_loss(policy: Policy, mini_batch: list[RewardedGroup], logp_old: list[T
     Sections 2 and 3 below are this, made fast: all prompts in one pass, micro-batches, several
     processes, options. The gradient is the same (test_update_equals_the_plain_loss).
     """
-    J, M = 0.0, 0
+    total, M = 0.0, 0  # sum_i sum_t, and the number of its tokens
     for rewarded, old in zip(mini_batch, logp_old):
-        R = torch.tensor(rewarded.totals)  # (G,)
+        R = torch.tensor(rewarded.totals)  # (G,) of each completion the weighted sum of its rewards
         A = (R - R.mean()) / (R.std() + 1e-6)  # (G,)
         A = A * (R.min() < R.max())  # exactly 0 if all are equal: a trap, see `group_advantages`
         logp = plain_token_logps(policy, [rewarded.group])  # (G, T)
         for i, completion in enumerate(rewarded.group.completions):
             for t in range(len(completion)):
                 r = (logp[i, t] - old[i, t]).exp()
-                J = J + torch.min(r * A[i], r.clamp(1 - clip_low, 1 + clip_high) * A[i])
+                total = total + torch.min(r * A[i], r.clamp(1 - clip_low, 1 + clip_high) * A[i])
                 M = M + 1
-    return -J / M
+    J = total / M
+    return -J
 
 
 # --- 1. Sample a group for each prompt, and reward it ------------------------------------------
@@ -266,18 +267,18 @@ def prepare_mini_batch(part: list[RewardedGroup], policies: Policies, accelerato
                        is_first: bool) -> MiniBatch:
     """What one update learns from, of its part of the rollout: advantages, mask, M and logp_old."""
     # 2a. Advantages: each completion against its own group.
-    totals = torch.tensor([r.totals for r in part])  # (N, G) R_i; nan: could not be graded
+    totals = torch.tensor([rewarded.totals for rewarded in part])  # (N, G) R_i; nan: not graded
     advantages = group_advantages(totals, cfg.divide_by_std)  # (N, G)
 
     # 2b. Which completions are in the loss.
     in_loss = ~totals.isnan()  # (N, G)
     if cfg.mask_truncated:  # their rewards stay in the mean and std of the group
-        in_loss &= ~torch.tensor([r.truncated for r in part])
+        in_loss &= ~torch.tensor([rewarded.truncated for rewarded in part])
 
     # 2c. This rank's share of M. The tokens of groups with equal rewards are counted, though they
     # add nothing to the sum: the more such groups, the smaller the gradient. --dynamic_sampling
     # leaves hardly any.
-    lengths = torch.tensor([[len(c) for c in r.group.completions] for r in part])  # (N, G)
+    lengths = torch.tensor([[len(c) for c in rewarded.group.completions] for rewarded in part])
     if cfg.constant_normalizer:  # every completion, in the loss or not, as if at full length
         normalizer_share = float(lengths.numel() * cfg.max_new_tokens)
     else:
@@ -381,10 +382,11 @@ def update(batch: MiniBatch, policies: Policies, accelerator, cfg: Config) -> di
 
         # 3c. The clipped loss of each token.
         terms = policy_loss(logp, logp_old, advantages, mask, cfg.clip_low, cfg.clip_high)
-        loss = terms.pop("loss")  # (b, T_b); what stays in `terms` is for the log
+        loss = terms["loss"]  # (b, T_b)
 
-        # 3d. Off by default, truncated importance sampling. The tokens were drawn by probabilities
-        # that differ a little from the old policy's (bf16, other kernels). Corrected up to a cap.
+        # 3d. Off by default, truncated importance sampling. The sampler's probabilities differ a
+        # little from the old policy's (bf16, other kernels), so the loss of each token is weighted
+        # by pi_old / pi_sampler, at most --tis. No gradient flows through the weight.
         logp_sampler = micro.part_of(batch.logp_sampler, like=logp)  # (b, T_b)
         if cfg.tis > 0:
             loss = loss * (logp_old - logp_sampler).exp().clamp(max=cfg.tis)
@@ -401,7 +403,7 @@ def update(batch: MiniBatch, policies: Policies, accelerator, cfg: Config) -> di
         # 3g. sum_i sum_t over this micro-batch. `optimizer_step` divides the loss by M and takes
         # its gradient. The sums are for the log: `summarize` divides `loss` by M, and all others
         # by `tokens_passed`.
-        terms["loss"] = loss
+        terms["loss"] = loss  # with what 3d and 3e have changed
         micro_sums = {name: (values * mask).sum() for name, values in terms.items()}
         micro_sums["tokens_passed"] = mask.sum()
         return micro_sums["loss"], micro_sums

@@ -193,7 +193,8 @@ def journeys(runs: list[LoadedRun], images: ImageStore) -> list[dict]:
         by_question: dict[str, list[dict]] = {}
         for record in read_jsonl(file):
             if (record["set"], record["mode"]) == ("id", "sampled"):
-                by_question.setdefault(record["id"], []).append(record)
+                identity = record.get("question_id", record.get("id"))  # of an earlier version
+                by_question.setdefault(identity, []).append(record)
         of_run = []
         for identity, records in by_question.items():
             files = sorted((run.folder / "images").glob(f"{identity.replace('/', '_')}_*.png"))

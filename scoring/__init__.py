@@ -11,7 +11,7 @@
     letters.py      what the two MMMU rules share: which option's letter a response names
     latex_value.py  the value of a LaTeX expression, in a process of its own
     score_file.py   responses made elsewhere, scored and compared with official verdicts
-    measure.py      which model is asked what, on which rank
+    measure.py      what it takes to ask a model
     other_jobs.py   what evaluate.py does instead of an evaluation
     responses.py    the graded responses of an evaluation, as a file and as a report
 

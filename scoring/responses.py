@@ -36,7 +36,7 @@ SILENT_JUDGE = SimpleNamespace(yes=lambda question: None)  # is there, and never
 def response_record(example: dict, response: str, verdict: Grade) -> dict:
     """A response with its grade, and all that the grade depends on."""
     return {
-        "id": example["id"],
+        "question_id": example["id"],
         "kind": example["kind"],
         "question": example["question"],
         "instruction": example["instruction"],
@@ -81,6 +81,7 @@ def read_records(file: str | Path) -> dict[str, list[dict]]:
     for record in read_jsonl(Path(file), when_cut=say_cut):
         if "model" not in record:
             raise ValueError(f"--rescore {file}: wanted the completions.jsonl of an evaluation")
+        record.setdefault("question_id", record.get("id"))  # files of earlier versions
         by_model[record["model"]].append(record)
     return by_model
 
@@ -117,7 +118,8 @@ def regrade(records: list[dict], judge: Judge | None) -> int:
     An answer keeps its stored score where it needs a judge and none answers: a `text` answer, and
     of a benchmark one that a judge has decided. Returns how many do.
     """
-    examples = [{**record, "answer": record["gold"]} for record in records]
+    examples = [{**record, "id": record["question_id"], "answer": record["gold"]}
+                for record in records]
     ask_judge([(example, example["response"]) for example in examples], judge)
 
     kept = 0

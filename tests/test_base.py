@@ -10,10 +10,10 @@ import torch
 from accelerate import Accelerator
 
 import evaluate
-from evaluate import guessing_rate, rate_with_interval
+from evaluate import Session, answer_set, guessing_rate, rate_with_interval
 from model.loading import load_model
 from rewards.consistency import check_consistency
-from scoring.measure import Evaluator, Measurement
+from scoring.measure import Measurement
 from sources import with_shuffled_images
 from sources.stream import encode_all
 from toy import world
@@ -89,13 +89,13 @@ def test_base_behaves_as_documented(base):
     policy, encoder = base
     examples = world.examples(600, seed=11, held_out=True)
     run = SimpleNamespace(accelerator=Accelerator(cpu=True))
-    evaluator = Evaluator(evaluate.Config(), run, None, KEEP_NOTHING, evaluate.sample_records)
+    session = Session(evaluate.Config(), run, None, KEEP_NOTHING)
 
     records = {}
     for name, asked in (("own", examples), ("shuffled", with_shuffled_images(examples))):
         prompts = encode_all(asked, encoder)
         measurement = Measurement(name, "sampled", temperature=1.0)
-        records[name] = evaluator.records_of(policy, encoder, prompts, measurement, "base")
+        records[name] = answer_set(policy, encoder, prompts, measurement, "base", session)
 
     assert 0.33 < rate_with_interval(records["own"], "in_format")["mean"] < 0.47
     assert 0.18 < rate_with_interval(records["own"], "score")["mean"] < 0.32

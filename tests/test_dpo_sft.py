@@ -13,7 +13,7 @@ from PIL import Image
 import dpo_sft
 from common import micro_batches_of, no_grad_logps, token_logps
 from conftest import KeepGradients, blank, fresh_policy, make_example, make_groups, policies_of
-from dpo_sft import Config, dpo_loss, pair_loss, sft_loss
+from dpo_sft import Config, dpo_loss, pair_loss, sft_alone, sft_loss
 from harness.reference_cache import reference_key
 from model.loading import load_model, save_model
 from model.records import Group, completion_mask
@@ -126,7 +126,7 @@ def test_hybrid_is_the_sum_and_its_parts_alone():
 
     hybrid = pair_loss(logp, logp_ref, mask, replace(cfg, loss="hybrid"))
     dpo = pair_loss(logp, logp_ref, mask, replace(cfg, loss="dpo"))
-    sft = pair_loss(logp[0::2], None, mask[0::2], replace(cfg, loss="sft"))
+    sft = sft_alone(logp[0::2], mask[0::2])
 
     assert torch.allclose(hybrid["loss"], dpo["loss"] + 0.5 * sft["loss"])
     assert torch.allclose(hybrid["chosen_logp"], sft["chosen_logp"])

@@ -31,7 +31,7 @@ from model.loading import load_model, save_model
 from rewards import Judge
 from rewards.judge import checksum
 from scoring import measure, other_jobs, responses
-from scoring.measure import Evaluator
+from scoring.measure import first_questions
 from sources import load_evaluation_sets, with_shuffled_images
 from sources.stream import EncodedSets
 from sources.toy import evaluation_sets, is_in_asked_format
@@ -53,7 +53,7 @@ def test_pass_at_k_unbiased():
 
 def test_pass_at_k_is_told_up_to_64():
     """As far as the paper's plot goes, and no further than there are samples."""
-    records = [{"id": "a", "score": float(i == 0)} for i in range(100)]
+    records = [{"question_id": "a", "score": float(i == 0)} for i in range(100)]
     assert list(mean_pass_at_k(records)) == ["1", "2", "4", "8", "16", "32", "64"]
     assert list(mean_pass_at_k(records[:20])) == ["1", "2", "4", "8", "16"]
 
@@ -64,7 +64,7 @@ def test_pass_at_k_leaves_unscored_samples_out():
     A question without enough scored samples for a k has no part in the mean of that k.
     """
     scores = {"a": [1.0, None, 0.0, 0.0], "b": [1.0, 1.0, 0.0, 0.0], "c": [None] * 4}
-    records = [{"id": name, "score": score} for name in scores for score in scores[name]]
+    records = [{"question_id": name, "score": score} for name in scores for score in scores[name]]
 
     a, b = [pass_at_k(3, 1, k) for k in (1, 2)], [pass_at_k(4, 2, k) for k in (1, 2)]
     assert {k: rate["mean"] for k, rate in mean_pass_at_k(records).items()} == {
@@ -73,7 +73,7 @@ def test_pass_at_k_leaves_unscored_samples_out():
         "4": 1.0,
     }
     assert pass_at_k(4, 1, 1) < a[0], "counted as wrong, it would lower the rate"
-    assert mean_pass_at_k([{"id": "a", "score": None}]) == {}
+    assert mean_pass_at_k([{"question_id": "a", "score": None}]) == {}
 
 
 def test_pass_at_k_has_an_interval_over_questions():
@@ -155,7 +155,7 @@ RECORD = {
     "model": "m",
     "set": "id",
     "mode": "sampled",
-    "id": "0",
+    "question_id": "0",
     "kind": "",
     "question": "",
     "instruction": "",
@@ -307,12 +307,10 @@ def test_sets_are_held_out_and_differ_in_one_thing():
 
 
 def prompts_of_rank(examples, encoder, rank: int, world_size: int):
-    """(evaluator, prompts) of one of several ranks, none of which runs."""
+    """(accelerator, prompts) of one of several ranks, none of which runs."""
     accelerator = SimpleNamespace(process_index=rank, num_processes=world_size)
     encoded = EncodedSets({"id": examples}, accelerator, None, lambda message: None)
-    run = SimpleNamespace(accelerator=accelerator)
-    evaluator = Evaluator(Config(), run, None, None, evaluate.sample_records)
-    return evaluator, encoded.for_encoder(encoder)["id"]
+    return accelerator, encoded.for_encoder(encoder)["id"]
 
 
 def test_ranks_share_the_pass_questions_exactly(tiny):
@@ -325,11 +323,11 @@ def test_ranks_share_the_pass_questions_exactly(tiny):
     examples = [make_example(1, seed=i, id=f"e{i}") for i in range(8)]
     asked, counts = [], []
     for rank in range(3):
-        evaluator, prompts = prompts_of_rank(examples, encoder, rank, world_size=3)
-        first = evaluator.first_questions(prompts, 5)
+        accelerator, prompts = prompts_of_rank(examples, encoder, rank, world_size=3)
+        first = first_questions(prompts, 5, accelerator)
         asked += [example["id"] for example in first.examples]
         counts.append(len(first))
-        assert len(evaluator.first_questions(prompts, None)) == len(prompts)
+        assert len(first_questions(prompts, None, accelerator)) == len(prompts)
     assert sorted(asked) == ["e0", "e1", "e2", "e3", "e4"]
     assert counts == [2, 2, 1]
     assert 3 * math.ceil(5 / 3) == 6, "the classic mistake"
@@ -347,8 +345,8 @@ def test_a_skipped_question_has_no_substitute(tiny):
     for world_size in (1, 2, 3):
         asked, substituted = [], []
         for rank in range(world_size):
-            evaluator, prompts = prompts_of_rank(examples, encoder, rank, world_size)
-            first = evaluator.first_questions(prompts, 5)
+            accelerator, prompts = prompts_of_rank(examples, encoder, rank, world_size)
+            first = first_questions(prompts, 5, accelerator)
             asked += [example["id"] for example in first.examples]
             assert [prompt.example["id"] for prompt in first] == asked[len(asked) - len(first) :]
             own = len(range(rank, 5, world_size))
@@ -442,7 +440,7 @@ def test_rescore_grades_again(tmp_path, capsys):
     Read from the stored scores, accuracy and format would stay what they were.
     """
     file = tmp_path / "completions.jsonl"
-    records = [{**RECORD, "id": str(i)} for i in range(4)]
+    records = [{**RECORD, "question_id": str(i)} for i in range(4)]
     report, _ = rescored(file, records, capsys)
     assert report["accuracy"]["mean"] == report["format"]["mean"] == 1.0
 
@@ -566,9 +564,9 @@ def test_what_is_no_file_of_responses_is_named(tmp_path):
 
 def test_gf_of_what_cannot_be_scored_is_an_error(start, tmp_path, monkeypatch):
     """A rate of 0 at the start would show a gain that is none."""
-    sample = evaluate.sample_records
-    monkeypatch.setattr(evaluate, "sample_records", lambda *args: [
-        {**record, "score": None} for record in sample(*args)
+    grade = evaluate.grade_groups
+    monkeypatch.setattr(evaluate, "grade_groups", lambda *args: [
+        {**record, "score": None} for record in grade(*args)
     ])  # fmt: skip
     with pytest.raises(ValueError, match="step 0: no response to id could be graded"):
         main(gf_config(start, tmp_path))
@@ -580,14 +578,14 @@ def test_the_docstring_names_fields_that_a_record_has(start, tmp_path):
                 run_dir=str(tmp_path / "run")))
     record = json.loads((tmp_path / "run/completions.jsonl").read_text().splitlines()[0])
     page = evaluate.__doc__
-    shown = page[page.index('    {"model"') : page.index("As the name of a set")]
+    shown = page[page.index('    {"model"') : page.index("Set `id`")]
     fields = dict(re.findall(r'"(\w+)": ("[^"]*"|[\w.]+)', shown))
     assert len(fields) == 13
     assert set(fields) <= set(record)
 
     # And it could be one: its question is in the set, and its response is as long as it says.
     questions = {example["id"]: example for example in evaluation_sets(3, Config().seed)["id"]}
-    asked = questions[json.loads(fields["id"])]
+    asked = questions[json.loads(fields["question_id"])]
     assert asked["kind"] == json.loads(fields["kind"])
     assert asked["answer"] == json.loads(fields["gold"]) == json.loads(fields["extracted"])
     policy, encoder = load_model("toy/base")
