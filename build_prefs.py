@@ -1,8 +1,9 @@
 """Preference pairs that differ in format, not in correctness: stage 2a of SPECS.
 
-Two models answer the same questions. The *base* model writes the rejected response; the *zero*
-model, the base after stage 1, writes the chosen one: the base will learn from its own descendant,
-which is SPECS' self-distillation. As a program:
+Two models answer the same questions, one for each *side* of the pairs. The *base* model writes the
+rejected side; the *zero* model, the base after stage 1, writes the chosen side: the base will learn
+from its own descendant, which is SPECS' self-distillation. (A *responder* is what writes a side:
+one of these models, or by flag a file or an endpoint.) As a program:
 
     0. open the responder of each side, load the questions           open_responder
     1. sample responses of both sides: --samples of each model       respond_chosen,
@@ -11,12 +12,13 @@ which is SPECS' self-distillation. As a program:
          a. chosen: complete, with a right answer, in format         chosen_candidate
             (missing closing tags are added), and with reasoning
             that agrees with the answer; all others are dropped
-         b. rejected: complete, with a right answer. If it is in     rejected_candidate
-            format, it is corrupted in one of five ways
+         b. rejected: complete, with a right answer, out of format:  rejected_candidate
+            either base wrote it so ("as sampled"), or it was in
+            format and is corrupted in one of five ways
          c. drop repeats, match the i-th chosen with the i-th rejected
     3. write the pairs, and what became of every response            save_pairs
 
-For example, three responses of each model to a question whose answer is 2:
+For example, three responses of each model to a question whose answer is the number 2:
 
     zero   <think> I see 1 . that is 1 </think> <answer> 1 </answer>    wrong answer
            <think> I see 2 . that is 2 </think> <answer> 2              chosen: </answer> is added
@@ -34,10 +36,11 @@ text is not graded again: the grader goes by tags, and without them it may find 
 
 The sides also differ in three ways that are not wanted (confounders), and DPO may learn these too:
 the style of two models; length (in the embedded world chosen has 27 tokens on average, rejected
-18); and consistency, which is checked for chosen only.
+18); and consistency, which is checked for chosen only. The questions are selected too: a pair needs
+a right response of *both* models, so a question that base never answers right in --samples tries
+gives none, and the pairs are of the easier questions.
 
-With --coupled the rejected answer is wrong, and its format corrupted as well, which the paper finds
-worse.
+With --coupled the rejected answer is wrong as well as out of format, which the paper finds worse.
 
 Where the paper is silent:
   1. "Format supplement" is not defined: here a missing </think> is put before <answer>, and a
@@ -131,11 +134,11 @@ class Config(settings.Data, settings.Sampling, settings.Judge, settings.RunFolde
 # --- 2. Make pairs -------------------------------------------------------------------------------
 
 # Two records of `sources/funnel.py`:
-#     Response(text, truncated)             as it was sampled; text None: an endpoint did not reply
-#     Candidate(text, note, consistency)    a response as one side of a pair
-#         kept       note: what was done to the text, "as sampled" or the name of a corruption
-#         dropped    text None, and note: the reason, as "wrong answer"
-#         consistency: how the reasoning agrees with the answer, see 2a
+#     Response(text, truncated)      as it was sampled; text None: an endpoint did not reply
+#     Candidate(text, change, reason, consistency)      a response as one side of a pair
+#         change         what was done to the text: "as sampled", or the name of a corruption
+#         reason         why it was dropped, as "wrong answer"; then text is None
+#         consistency    how the reasoning agrees with the answer, see 2a
 
 
 def make_pairs(examples: list[dict], chosen_side: list[list[Response]],
@@ -160,7 +163,7 @@ def make_pairs(examples: list[dict], chosen_side: list[list[Response]],
 
         for one_chosen, one_rejected in matched:
             pairs.append(pair_record(example, one_chosen.text, one_rejected.text,
-                                     corruption=one_rejected.note))
+                                     corruption=one_rejected.change))
         funnel += count_question(chosen, rejected, cfg.pairs_per_question)
     return pairs, funnel
 
@@ -203,10 +206,12 @@ def supplement(text: str) -> str | None:
     This is what we take the paper's "format supplement" to be. If a response is in the format
     already, only the white space around it is removed. The added tags do not change the answer that
     was graded: where </answer> is missing, the grader reads to the end of the response. So words
-    behind the answer come into the answer block with it.
+    after the answer end up inside its block, in a response that will be chosen.
 
     >>> supplement("<think> a <answer> 2 </answer>")
     '<think> a </think> <answer> 2 </answer>'
+    >>> supplement("<think> a </think> <answer> 2 so it is")
+    '<think> a </think> <answer> 2 so it is </answer>'
     >>> supplement("a <answer> 2 </answer>") is None
     True
     """
@@ -224,22 +229,25 @@ def supplement(text: str) -> str | None:
 def chosen_candidate(response: Response, example: dict, judge: Judge | None,
                      cfg: Config) -> Candidate:
     """A response as the chosen side of a pair, or why it cannot be that side."""
+    # Complete, with a right answer?
     reason = why_unusable(response, example, judge, want_right=True)
     if reason is not None:
         return Candidate.dropped(reason)
 
+    # In format, once missing closing tags are added?
     text = supplement(response.text)
     if text is None:
         return Candidate.dropped("format beyond supplement")
 
+    # Does the reasoning agree with the answer?
     consistency = NOT_CHECKED
     if cfg.verify:
         consistency = check_consistency(example, text, judge)
         accepted = (AGREES, UNSURE) if cfg.unsure == "keep" else (AGREES,)
         if consistency not in accepted:
             return Candidate.dropped(f"reasoning: {consistency}", consistency)
-    note = AS_SAMPLED if text == response.text.strip() else "format supplemented"
-    return Candidate(text, note, consistency)
+    change = AS_SAMPLED if text == response.text.strip() else "format supplemented"
+    return Candidate(text, change, consistency=consistency)
 
 
 # --- 2b. Rejected: right (with --coupled: wrong), out of format ----------------------------------
@@ -255,10 +263,10 @@ CORRUPTIONS = {
 
 
 def corrupt(text: str, rng: random.Random) -> tuple[str, str]:
-    """(text, note): a response that breaks the format, and what was done to it.
+    """(text, change): a response that breaks the format, and what was done to it.
 
-    A response in format is corrupted in one of five ways, drawn at random: the note is its name.
-    One that is out of format is left as it is: the note is AS_SAMPLED. Either way the white space
+    A response in format is corrupted in one of five ways, drawn at random: the change is its name.
+    One that is out of format is left as it is: the change is AS_SAMPLED. Either way the white space
     around it is removed, as it is from chosen: it must not tell the sides apart
     (test_no_side_has_white_space_around_it).
 
@@ -272,11 +280,11 @@ def corrupt(text: str, rng: random.Random) -> tuple[str, str]:
     think around all  <think> a 2 </think>
     answer in words   <think> a </think> Answer: 2
     """
-    note = AS_SAMPLED
+    change = AS_SAMPLED
     if is_in_format(text):
-        note = rng.choice(list(CORRUPTIONS))
-        text = CORRUPTIONS[note](text)
-    return text.strip(), note
+        change = rng.choice(list(CORRUPTIONS))
+        text = CORRUPTIONS[change](text)
+    return text.strip(), change
 
 
 def rejected_candidate(response: Response, example: dict, judge: Judge | None,
@@ -285,8 +293,8 @@ def rejected_candidate(response: Response, example: dict, judge: Judge | None,
     reason = why_unusable(response, example, judge, want_right=not cfg.coupled)
     if reason is not None:
         return Candidate.dropped(reason)
-    text, note = corrupt(response.text, rng)
-    return Candidate(text, note)
+    text, change = corrupt(response.text, rng)
+    return Candidate(text, change)
 
 
 # --- 3. Write them -------------------------------------------------------------------------------
@@ -358,8 +366,8 @@ def main(cfg: Config) -> None:
                             judge_is_asked=cfg.verify)
 
     # 1. Sample responses of both sides, one model after the other.
-    chosen_side = respond_chosen(prompts)  # [prompt][sample]
-    rejected_side = respond_rejected(prompts)  # [prompt][sample]
+    chosen_side = respond_chosen(prompts)  # [question][sample]
+    rejected_side = respond_rejected(prompts)  # [question][sample]
 
     # 2. Make pairs of them.
     ask_judge_ahead(prompts.examples, chosen_side, rejected_side, cfg, judge)  # for speed alone

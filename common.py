@@ -196,7 +196,7 @@ class MicroBatch:
     """The groups of one forward pass, and which rows of a (B, ...) tensor are theirs."""
 
     groups: list[Group]
-    span: slice  # these rows; B counts the completions of all groups of `micro_batches_of`
+    span: slice  # its rows in a (B, ...) tensor; B counts the completions of all micro-batches
 
     def part_of(self, x: Tensor, like: Tensor) -> Tensor:
         """x (B, T) -> (b, T_b), this micro-batch's part of it.
@@ -303,10 +303,10 @@ def optimizer_step(policies: Policies, accelerator, micro_batches: list[MicroBat
 
     Raises ValueError after --max_skipped skipped updates in a row.
     """
-    # 1. The passes over micro-batches. At least one, even if this update has no group at all, since
-    # GRPO leaves out groups whose gradient is 0. Without a pass gradients would be None, and AdamW
-    # would do nothing. With gradients of 0, as those groups have, it still moves the weights, by
-    # its momentum (test_without_any_gradient_adamw_still_steps).
+    # 1. The passes over micro-batches, at least one. GRPO leaves out groups whose gradient is 0, so
+    # an update may have no group at all. It must still act as if it had them: on a gradient of 0
+    # AdamW moves the weights, by momentum and weight decay; on a gradient of None it does nothing
+    # (test_without_any_gradient_adamw_still_steps).
     passes = equally_many_passes(micro_batches, accelerator, at_least=1)
     sums: dict[str, Tensor] = {}
     for i, micro in enumerate(passes):
@@ -343,17 +343,18 @@ def equally_many_passes(micro_batches: list[MicroBatch], accelerator,
                         at_least: int = 0) -> list[MicroBatch | None]:
     """This rank's micro-batches, then None for each filler pass: as many as the rank with the most.
 
-    Trap: the others would wait for ever for a rank without any pass, as under DDP
-    (test_uneven_ranks_do_not_hang), or with fewer, as under FSDP (test_all_ways_give_one_gradient).
+    Trap: a rank with fewer passes makes the others wait for ever. Under FSDP any one less does so
+    (test_all_ways_give_one_gradient), under DDP having none (test_uneven_ranks_do_not_hang).
     """
     num_passes = max(at_least, *gather_objects(len(micro_batches), accelerator))
     return [*micro_batches, *[None] * (num_passes - len(micro_batches))]
 
 
 def filler_loss(policies: Policies, filler: Group) -> Tensor:
-    """A loss whose gradients are zero, for a pass that a rank runs because others do, or for AdamW.
+    """The loss of a filler pass: it runs the model forward and backward, and its gradient is 0.
 
-    The update's own loss is not computed: if it were infinite, zero times it would be nan.
+    The update's own loss would not do: where it is infinite, zero times it is nan. Each logp is
+    finite, since the sampler drew its token, or the pair was checked when it was read.
     """
     logp = token_logps(policies.trained, filler_groups(filler))
     if policies.reference is not None and is_sharded(policies.reference):

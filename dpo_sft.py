@@ -54,7 +54,8 @@ Where this departs from the paper, or fills in what it leaves open:
 Dimension key: P pairs of the data set; N pairs that a function is given, one `Group` each; T tokens
 of the longest response. Log-probabilities are (2N, T), rows alternate: chosen, rejected, chosen,
 ...; (2n, T_b) is the part of it that one chunk or micro-batch holds. SFT alone has the rows of
-chosen only: (N, T) and (n, T_b).
+chosen only: (N, T) and (n, T_b). `logp` has one entry per token. `logp_ref` has one per response,
+summed over its tokens, and so has every name with chosen_, rejected_ or response_ before it.
 
     accelerate launch dpo_sft.py --pairs runs/prefs          about 20 seconds on one core
     accelerate launch dpo_sft.py --loss sft ...              ablation: sft or dpo alone
@@ -281,8 +282,7 @@ def pair_loss(logp: Tensor, logp_ref: Tensor, mask: Tensor, cfg: Config) -> dict
         **terms,
         "loss": terms["dpo"] + sft_weight * sft,
         "sft": sft,
-        # Its mean is the fraction of pairs with a positive margin. In the first step it means
-        # nothing: policy and reference are equal, and margins are 0 but for rounding.
+        # 1 if the margin is positive. In the first step noise: margins are 0 but for rounding.
         "reward_accuracy": (terms["margin"] > 0).float(),
         "chosen_logp": chosen_logp,
     }
@@ -334,7 +334,7 @@ def open_run(cfg: Config) -> tuple[Run, Policy, PromptEncoder, Pairs]:
     first_pairs = range(min(LOOKED_AT, len(pairs)))
     looked_at = next(pairs.batches([first_pairs]))
     say_what_was_understood(run, encoder, [group.prompt for group in looked_at])
-    if cfg.shard:  # already now, not in `build_policies`: it scores first, and may not fit one card
+    if cfg.shard:  # before it scores as the reference: whole, the base may not fit one card
         shard(base)
     return run, base, encoder, pairs
 

@@ -13,9 +13,8 @@ as question and choices, is for those who look, and for --rescore):
      "question_id": "toy-heldout-7-1", "kind": "add",         the question
      "gold": "3",                                             its right answer
      "response": "<think> that is 3 . </think> <answer> 3 </answer>",
-     "extracted": "3", "score": 1.0,                          1 right, 0 wrong, boxes also between;
-                                                              null: could not be graded, and is
-                                                              in no accuracy
+     "extracted": "3", "score": 1.0,                          1 right, 0 wrong (boxes: overlap);
+                                                              null: not gradable, in no accuracy
      "in_format": true,                                       see `format` below
      "tokens": 10, "truncated": false,                        EOS included; ran into the limit
      "nucleus_sum": 12.0}                                     nucleus sizes, summed over the tokens
@@ -37,7 +36,9 @@ out of distribution. What is made of the records:
     branching    how many tokens were likely where one was drawn, on average    `nucleus_size`
     GF           how far a run's gain reaches beyond `id`               `generalization_factor`
 
-Intervals are 95 %, over questions: Wilson's for rates, bootstrapped for pass@k. GF has none.
+Intervals are 95 %, over questions: Wilson's for rates, bootstrapped for pass@k; GF has none. Each
+is of one model alone. Two models answer the same questions, so they can differ beyond doubt though
+their intervals overlap. And none says anything of another seed of training: compare several runs.
 
     accelerate launch evaluate.py --models base=toy/base,zero=runs/zero/model
     accelerate launch evaluate.py --models "" --gf_runs hybrid=runs/warmup,sft=runs/sft
@@ -49,6 +50,7 @@ The last asks a public benchmark, graded by its authors' rule, never by the trai
 
 import math
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -69,7 +71,7 @@ from model.records import Prompt, SampledGroup, is_truncated
 from model.sampling import sample_groups
 from rewards import Judge, make_judge
 from scoring import category_rates, find_benchmark, grade_example, load_gf_sets, load_sets
-from scoring.measure import Measurement, first_questions, mean_over_ranks, open_model
+from scoring.measure import first_questions, mean_over_ranks, open_model
 from scoring.other_jobs import do_other_job
 from scoring.responses import (
     append_records,
@@ -109,11 +111,201 @@ class Config(settings.Evaluation, settings.Sampling, settings.Judge, settings.Ru
                              "pass@k would say nothing; --pass_items 0 leaves it out")
 
 
+# --- Metrics: rates over questions, with their intervals -----------------------------------------
+
+
+def wilson(successes: float, count: int, z: float = 1.96) -> tuple[float, float]:
+    """95 % interval (low, high) of a rate: `successes` of `count`.
+
+    Unlike p +- 2 standard errors it stays inside [0, 1], and does not shrink to a point at 0 and 1.
+    It assumes outcomes of 0 or 1. Scores in between, as of bounding boxes, vary less than these of
+    the same mean: for them it is wider than it need be.
+
+    >>> [round(x, 3) for x in wilson(10, 10)]
+    [0.722, 1.0]
+    """
+    if count == 0:
+        return 0.0, 1.0
+    p = successes / count
+    denominator = 1 + z * z / count
+    centre = (p + z * z / (2 * count)) / denominator
+    half = z / denominator * math.sqrt(p * (1 - p) / count + z * z / (4 * count * count))
+    # In exact arithmetic low <= p <= high. Rounding can break that at p = 0 and p = 1, by 1e-17.
+    return max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half))
+
+
+def bootstrap(values: list[float], draws: int = 1000, seed: int = 0) -> tuple[float, float]:
+    """95 % interval (low, high) of the mean of `values`, one per question.
+
+    Draw as many questions, with replacement, and take the mean of their values; 1000 times. The
+    interval holds the middle 95 % of these means. The seed is fixed, so that a report computed
+    again is the same. Where all values are equal, so are all means, and the interval has no width:
+    that is "not known", not "certain".
+
+    Trap: questions are drawn, not responses. The responses to one question are not independent;
+    drawn singly they give too narrow an interval (test_pass_at_k_has_an_interval_over_questions).
+    """
+    sample = torch.tensor(values, dtype=torch.float64)
+    indices = torch.randint(len(values), (draws, len(values)),
+                            generator=torch.Generator().manual_seed(seed))
+    means = sample[indices].mean(1)  # (draws,)
+    low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return low, high
+
+
+def rate_with_interval(records: list[dict], key: str) -> dict:
+    """Mean and interval of a field in [0, 1]; records that could not be scored (None) are left out.
+
+    If none is left, the mean is 0 with a count of 0: no measurement. Look at the count.
+    """
+    values = [float(record[key]) for record in records if record[key] is not None]
+    low, high = wilson(sum(values), len(values))
+    mean = sum(values) / max(1, len(values))
+    unscored = len(records) - len(values)
+    return {"mean": mean, "low": low, "high": high, "count": len(values), "unscored": unscored}
+
+
+def accuracy(records: list[dict]) -> dict:
+    """The mean score, with its interval: the share of right answers, where each is 0 or 1."""
+    return rate_with_interval(records, "score")
+
+
+def guessing_rate(records: list[dict]) -> float:
+    """Accuracy of the best blind guess: for each kind of question its most common answer.
+
+    An upper bound of constant guesses: it is fitted to the gold answers of these very questions.
+    Where a kind has few questions it is too high; with one question of each it is 1.
+    """
+    counts_of = defaultdict(Counter)  # kind -> how often each gold answer occurs
+    for record in records:
+        counts_of[record["kind"]][record["gold"]] += 1
+    right = sum(max(counts.values()) for counts in counts_of.values())
+    return right / max(1, len(records))
+
+
+# --- Metrics: pass@k and branching ---------------------------------------------------------------
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """pass@k of a question with n samples, c of them right, for k <= n: an unbiased estimate.
+
+    The chance that k of the n samples, drawn without replacement, hold at least one right one.
+
+    >>> pass_at_k(n=4, c=1, k=2)  # of the 6 ways to draw 2 of 4, 3 hold the right one
+    0.5
+
+    Trap: 1 - (1 - c/n)^k is biased, too low (test_pass_at_k_unbiased).
+    Source: Codex (arXiv 2107.03374) eq. 1.
+    """
+    return 1.0 - math.comb(n - c, k) / math.comb(n, k)
+
+
+def mean_pass_at_k(records: list[dict]) -> dict[str, dict]:
+    """pass@k for k = 1, 2, 4, ... 64: the mean over the questions with at least k graded samples.
+
+    Where grades are missing, a larger k is a mean over fewer questions, so the curve may fall. A
+    sample is right at score 1: hardly any bounding box is, while accuracy averages their overlap.
+    """
+    outcomes_of = defaultdict(list)  # question -> whether each of its graded samples is right
+    for record in records:
+        if record["score"] is not None:
+            outcomes_of[record["question_id"]].append(record["score"] == 1.0)
+    n_and_c = [(len(outcomes), sum(outcomes)) for outcomes in outcomes_of.values()]  # per question
+
+    rates = {}
+    for k in (1, 2, 4, 8, 16, 32, 64):
+        estimates = [pass_at_k(n, c, k) for n, c in n_and_c if n >= k]  # per question
+        if estimates:
+            low, high = bootstrap(estimates)
+            rates[str(k)] = {"mean": sum(estimates) / len(estimates), "low": low, "high": high}
+    return rates
+
+
+def nucleus_size(logits: Tensor, p: float = 0.95) -> Tensor:
+    """(B, V) -> (B,) how many of the likeliest tokens reach probability p together, at least 1.
+
+    The logits are those that are sampled from: at another temperature it is another number.
+    Source: the branching factor of arXiv 2508.07534; p = 0.95 is ours.
+
+    >>> nucleus_size(torch.tensor([[0.90, 0.06, 0.03, 0.01], [0.25, 0.25, 0.25, 0.25]]).log())
+    tensor([2, 4])
+    """
+    probs = logits.softmax(-1).sort(-1, descending=True).values  # (B, V)
+    before = probs.cumsum(-1) - probs  # (B, V) probability of all likelier tokens: 0, .90, .96, .99
+    return (before < p).sum(-1)
+
+
+# --- Metrics: the generalisation factor of a run --------------------------------------------------
+
+
+def generalization_factor(gain_id: float, gain_ood: float, beta: float = 2.0) -> float:
+    """How a run has generalised: F-beta of its two gains, g = rate now - rate at the start.
+
+        GF = (1 + beta^2) g_ID g_OOD / (beta^2 g_ID + g_OOD)          beta 2 favours OOD
+
+    The rate is the share in format, on the formats of the embedded world; with --gf_id and --gf_ood
+    it is accuracy, on these sets. g_ID is the gain on `id`, g_OOD that of the mean over OOD sets.
+
+    0 where a gain is not positive: an F-measure has no meaning there (ours).
+
+    GF has no interval, and is noisy:
+
+        a rate near 50 %, of 255 questions (--gf_items)    +-6 points
+        a gain, the difference of two such rates           +-9 points, if they were independent;
+                                                           they are less noisy: both are of the
+                                                           same questions, g_OOD of several sets
+
+    All checkpoints of a run share one start: if its rate came out low, the whole curve is too high.
+    A small gain may come out negative by chance, and GF is then 0. So compare seeds.
+
+    Source: SPECS section 3.1.
+    """
+    if gain_id <= 0 or gain_ood <= 0:
+        return 0.0
+    return (1 + beta**2) * gain_id * gain_ood / (beta**2 * gain_id + gain_ood)
+
+
+def gf_curve(rates: dict[int, dict[str, float]], beta: float = 2.0) -> list[dict]:
+    """GF at each checkpoint of a run.
+
+    rates     step -> rate of each set at that checkpoint: `id`, and at least one OOD set; the start
+              model first
+    returns   an entry per checkpoint: step, the rates, `ood` (mean of the other sets), `gf`. Each
+              OOD set is kept beside their mean, which can hide a single format that was lost
+
+    >>> curve = gf_curve({0: {"id": 0.4, "tags": 0.2}, 16: {"id": 0.9, "tags": 0.4}})
+    >>> [round(entry["gf"], 3) for entry in curve]
+    [0.0, 0.227]
+    """
+    curve = []
+    for step, by_set in rates.items():
+        ood = [rate for name, rate in by_set.items() if name != IN_DISTRIBUTION]
+        curve.append({"step": step, **by_set, "ood": sum(ood) / len(ood)})
+
+    start = curve[0]
+    for entry in curve:
+        gain_id = entry[IN_DISTRIBUTION] - start[IN_DISTRIBUTION]
+        entry["gf"] = generalization_factor(gain_id, entry["ood"] - start["ood"], beta)
+    return curve
+
+
 # --- 2. Each model answers every set -------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Measurement:
+    """One way to question a model."""
+
+    set_name: str
+    mode: str  # "sampled" (once), "greedy", or "pass" (several times, for pass@k)
+    temperature: float
+    samples: int = 1  # per question
+    max_questions: int | None = None  # the first ones of the set; None: all of it
+    logits_stat: Callable[[Tensor], Tensor] | None = None  # (B, V) -> (B,), at each sampled token
+
+
 class Session(NamedTuple):
-    """What it takes to ask a model."""
+    """What asking needs beside a model and its questions."""
 
     cfg: Config
     run: Run
@@ -147,11 +339,12 @@ def answer_set(policy: Policy, encoder: PromptEncoder, prompts: Prompts, measure
                model_name: str, session: Session) -> list[dict]:
     """A record for each response to this rank's prompts of a set, sampled a chunk at a time.
 
-    The seed depends on set, mode and rank, not on the model's name, so one model under two names
-    gives the same records. Two models are not compared with common random numbers: once their
-    completions differ in length, their draws no longer line up.
+    The seed depends on set, mode and rank, not on the model, so one model under two names gives the
+    same responses. For two different models equal seeds do not pair their noise: once completions
+    differ in length, the draws no longer line up.
     """
     cfg, accelerator = session.cfg, session.run.accelerator
+    prompts = first_questions(prompts, measurement.max_questions, accelerator)
     purpose = f"{measurement.set_name} {measurement.mode}"
     generator = torch_generator(cfg.seed, purpose, accelerator.process_index, accelerator.device)
     labels = {"model": model_name, "set": measurement.set_name, "mode": measurement.mode}
@@ -166,10 +359,10 @@ def answer_set(policy: Policy, encoder: PromptEncoder, prompts: Prompts, measure
         records = grade_groups(groups, encoder, policy.eos_ids, session.judge)
         return [{**labels, **record} for record in records]
 
-    prompts = first_questions(prompts, measurement.max_questions, accelerator)
-    chunk_size = max(1, cfg.sample_batch // measurement.samples)
-    return session.parts.each(f"{model_name}: {purpose}", prompts, chunk_size, sample_and_grade,
-                              generator)
+    # `each` calls sample_and_grade for one chunk after the other, or reads back what --resume kept.
+    prompts_at_a_time = max(1, cfg.sample_batch // measurement.samples)  # a batch of completions
+    return session.parts.each(f"{model_name}: {purpose}", prompts, prompts_at_a_time,
+                              sample_and_grade, generator)
 
 
 def grade_groups(groups: list[SampledGroup], encoder: PromptEncoder, eos_ids: list[int],
@@ -203,7 +396,8 @@ def measure_gf(session: Session) -> dict[str, list[dict]]:
         return {}
     encoded = EncodedSets(load_gf_sets(cfg, run.warn), run.accelerator, cfg.max_prompt_tokens,
                           run.warn)
-    field = "score" if cfg.gf_id else "in_format"  # of a record: what the rate is of
+    # GF is of the share in format; on sets that --gf_id names, of accuracy.
+    field = "score" if cfg.gf_id else "in_format"
 
     curves = {}
     for run_name, run_folder in run_folders.items():
@@ -217,57 +411,6 @@ def measure_gf(session: Session) -> dict[str, list[dict]]:
                 rates[step][set_name] = mean_over_ranks(records, field, name, run.accelerator)
         curves[run_name] = gf_curve(rates, cfg.gf_beta)
     return curves
-
-
-def gf_curve(rates: dict[int, dict[str, float]], beta: float = 2.0) -> list[dict]:
-    """GF at each checkpoint of a run.
-
-    rates     step -> rate of each set at that checkpoint: `id`, and at least one OOD set; the start
-              model first
-    returns   an entry per checkpoint: step, the rates, `ood` (mean of the other sets), `gf`. Each
-              OOD set is kept beside their mean, which can hide a single format that was lost
-
-    >>> curve = gf_curve({0: {"id": 0.4, "tags": 0.2}, 16: {"id": 0.9, "tags": 0.4}})
-    >>> [round(entry["gf"], 3) for entry in curve]
-    [0.0, 0.227]
-    """
-    curve = []
-    for step, by_set in rates.items():
-        ood = [rate for name, rate in by_set.items() if name != IN_DISTRIBUTION]
-        curve.append({"step": step, **by_set, "ood": sum(ood) / len(ood)})
-
-    start = curve[0]
-    for entry in curve:
-        gain_id = entry[IN_DISTRIBUTION] - start[IN_DISTRIBUTION]
-        entry["gf"] = generalization_factor(gain_id, entry["ood"] - start["ood"], beta)
-    return curve
-
-
-def generalization_factor(gain_id: float, gain_ood: float, beta: float = 2.0) -> float:
-    """How a run has generalised: F-beta of its two gains, g = rate now - rate at the start.
-
-        GF = (1 + beta^2) g_ID g_OOD / (beta^2 g_ID + g_OOD)          beta 2 favours OOD
-
-    The rate is the share in format, on the formats of the embedded world; with --gf_id and --gf_ood
-    it is accuracy, on these sets. g_ID is the gain on `id`, g_OOD that of the mean over OOD sets.
-
-    0 where a gain is not positive: an F-measure has no meaning there (ours).
-
-    GF has no interval, and is noisy:
-
-        a rate near 50 %, of 255 questions (--gf_items)    +-6 points
-        a gain, the difference of two such rates           +-9 points, if they were independent.
-                                                           Less for g_OOD, a mean over sets, and
-                                                           where the same questions are hard twice
-
-    All checkpoints of a run share one start: if its rate came out low, the whole curve is too high.
-    A small gain may come out negative by chance, and GF is then 0. So compare seeds.
-
-    Source: SPECS section 3.1.
-    """
-    if gain_id <= 0 or gain_ood <= 0:
-        return 0.0
-    return (1 + beta**2) * gain_id * gain_ood / (beta**2 * gain_id + gain_ood)
 
 
 # --- 4. Records to a report -----------------------------------------------------------------------
@@ -298,150 +441,31 @@ def summarize(records: list[dict]) -> dict:
                 "truncated": sum(record["truncated"] for record in its_records) / len(its_records),
             }
 
+    # Branching: over the tokens sampled on `id`.
     sampled = by_measurement.get((IN_DISTRIBUTION, "sampled"), [])
-    greedy = by_measurement.get((IN_DISTRIBUTION, "greedy"), [])
-    for_pass = by_measurement.get((IN_DISTRIBUTION, "pass"), [])
     nucleus_sum = sum(record["nucleus_sum"] for record in sampled)
-    if nucleus_sum > 0:  # 0: not measured, since a nucleus has at least one token
+    if nucleus_sum > 0:  # 0: it was not measured (a nucleus has at least one token)
         report["branching"] = nucleus_sum / sum(record["tokens"] for record in sampled)
-    one_per_question = greedy or sampled
+
+    # Guessing, categories: one response per question.
+    one_per_question = by_measurement.get((IN_DISTRIBUTION, "greedy")) or sampled
     if one_per_question:
         report["guessing"] = guessing_rate(one_per_question)  # of their gold answers only
     if categories := category_rates(one_per_question, accuracy):
         report["categories"] = categories
+
+    # pass@k: several responses per question.
+    for_pass = by_measurement.get((IN_DISTRIBUTION, "pass"), [])
     if for_pass:
         report["pass@k"] = mean_pass_at_k(for_pass)
     return report
-
-
-# --- 4a. Rates over questions, with their intervals -----------------------------------------------
-
-
-def wilson(successes: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """95 % interval (low, high) of a rate: `successes` of `count`.
-
-    Unlike p +- 2 standard errors it stays inside [0, 1], and does not shrink to a point at 0 and 1.
-    It assumes outcomes of 0 or 1. Scores in between, as of bounding boxes, vary less than these of
-    the same mean: for them it is wider than it need be.
-
-    >>> [round(x, 3) for x in wilson(10, 10)]
-    [0.722, 1.0]
-    """
-    if count == 0:
-        return 0.0, 1.0
-    p = successes / count
-    denominator = 1 + z * z / count
-    centre = (p + z * z / (2 * count)) / denominator
-    half = z / denominator * math.sqrt(p * (1 - p) / count + z * z / (4 * count * count))
-    # In exact arithmetic low <= p <= high. Rounding can break that at p = 0 and p = 1, by 1e-17.
-    return max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half))
-
-
-def bootstrap(values: list[float], draws: int = 1000, seed: int = 0) -> tuple[float, float]:
-    """95 % interval (low, high) of the mean of `values`, one per question.
-
-    Draw as many questions with replacement, take their mean, and again: the interval holds the
-    middle 95 % of these means. The seed is fixed, so that a report computed again is the same.
-    Where all values are equal, so are all means, and the interval has no width: that is "not
-    known", not "certain".
-
-    Trap: questions are drawn, not responses. Those to one question are not independent; as if they
-    were, it would be too narrow (test_pass_at_k_has_an_interval_over_questions).
-    """
-    sample = torch.tensor(values, dtype=torch.float64)
-    indices = torch.randint(len(values), (draws, len(values)),
-                            generator=torch.Generator().manual_seed(seed))
-    means = sample[indices].mean(1)  # (draws,)
-    low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return low, high
-
-
-def rate_with_interval(records: list[dict], key: str) -> dict:
-    """Mean and interval of a field in [0, 1]; records that could not be scored (None) are left out.
-
-    If none is left, the mean is 0 with a count of 0: no measurement. Look at the count.
-    """
-    values = [float(record[key]) for record in records if record[key] is not None]
-    low, high = wilson(sum(values), len(values))
-    mean = sum(values) / max(1, len(values))
-    unscored = len(records) - len(values)
-    return {"mean": mean, "low": low, "high": high, "count": len(values), "unscored": unscored}
-
-
-def accuracy(records: list[dict]) -> dict:
-    """The mean score, with its interval: the share of right answers, where each is 0 or 1."""
-    return rate_with_interval(records, "score")
-
-
-def guessing_rate(records: list[dict]) -> float:
-    """Accuracy of the best blind guess: for each kind of question its most common answer.
-
-    An oracle among constant guesses: it knows the gold answers of these very questions.
-    """
-    counts_of = defaultdict(Counter)  # kind -> how often each gold answer occurs
-    for record in records:
-        counts_of[record["kind"]][record["gold"]] += 1
-    right = sum(max(counts.values()) for counts in counts_of.values())
-    return right / max(1, len(records))
-
-
-# --- 4b. pass@k and branching ---------------------------------------------------------------------
-
-
-def pass_at_k(n: int, c: int, k: int) -> float:
-    """pass@k of a question with n samples, c of them right, for k <= n: an unbiased estimate.
-
-    The chance that k of the n samples, drawn without replacement, hold at least one right one.
-
-    >>> pass_at_k(n=4, c=1, k=2)  # of the 6 ways to draw 2 of 4, 3 hold the right one
-    0.5
-
-    Trap: 1 - (1 - c/n)^k is biased, too low (test_pass_at_k_unbiased).
-    Source: Codex (arXiv 2107.03374) eq. 1.
-    """
-    return 1.0 - math.comb(n - c, k) / math.comb(n, k)
-
-
-def mean_pass_at_k(records: list[dict]) -> dict[str, dict]:
-    """pass@k for k = 1, 2, 4, ... 64: the mean over the questions with at least k graded samples.
-
-    Where grades are missing, a larger k is a mean over fewer questions, so the curve may fall. A
-    sample is right at score 1: hardly any bounding box is, while accuracy averages their overlap.
-    """
-    is_right = defaultdict(list)  # question -> one bool for each of its graded samples
-    for record in records:
-        if record["score"] is not None:
-            is_right[record["question_id"]].append(record["score"] == 1.0)
-    n_and_c = [(len(outcomes), sum(outcomes)) for outcomes in is_right.values()]  # per question
-
-    rates = {}
-    for k in (1, 2, 4, 8, 16, 32, 64):
-        estimates = [pass_at_k(n, c, k) for n, c in n_and_c if n >= k]  # per question
-        if estimates:
-            low, high = bootstrap(estimates)
-            rates[str(k)] = {"mean": sum(estimates) / len(estimates), "low": low, "high": high}
-    return rates
-
-
-def nucleus_size(logits: Tensor, p: float = 0.95) -> Tensor:
-    """(B, V) -> (B,) how many of the likeliest tokens reach probability p together, at least 1.
-
-    The logits are those that are sampled from: at another temperature it is another number.
-    Source: the branching factor of arXiv 2508.07534; p = 0.95 is ours.
-
-    >>> nucleus_size(torch.tensor([[0.90, 0.06, 0.03, 0.01], [0.25, 0.25, 0.25, 0.25]]).log())
-    tensor([2, 4])
-    """
-    probs = logits.softmax(-1).sort(-1, descending=True).values  # (B, V)
-    before = probs.cumsum(-1) - probs  # (B, V) probability of all likelier tokens: 0, .90, .96, .99
-    return (before < p).sum(-1)
 
 
 # --- Main -----------------------------------------------------------------------------------------
 
 
 def main(cfg: Config) -> None:
-    if cfg.has_other_job():
+    if cfg.has_other_job():  # it gets what it needs of this file: scoring/ imports no stage
         do_other_job(cfg, summarize, accuracy)
     else:
         evaluate(cfg)

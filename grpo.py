@@ -13,7 +13,7 @@ gradient, however far it went, so that it can come back. In formulas:
     r_it    = exp(logp_it - logp_old_it)                           one ratio per token
     J       = 1/M sum_i sum_t min(r_it A_i, clip(r_it, 1 - low, 1 + high) A_i)
               over the completions i of all prompts of an update; M = the number of their tokens
-              (a completion that could not be graded is in no sum, mean or count)
+              (a completion that could not be graded is left out of sums, means and M)
     loss    = -J                                                   see `plain_loss`
 
 With --kl_beta, off by default, the KL to the reference is added, estimated per token:
@@ -150,7 +150,7 @@ def plain_loss(policy: Policy, mini_batch: list[RewardedGroup], logp_old: list[T
     Sections 2 and 3 below are this, made fast: all prompts in one pass, micro-batches, several
     processes, options. The gradient is the same (test_update_equals_the_plain_loss).
     """
-    total, M = 0.0, 0  # sum_i sum_t, and the number of its tokens
+    objective_sum, M = 0.0, 0  # sum_i sum_t of the objective, and the number of tokens in it
     for rewarded, old in zip(mini_batch, logp_old):
         R = torch.tensor(rewarded.totals)  # (G,) of each completion the weighted sum of its rewards
         A = (R - R.mean()) / (R.std() + 1e-6)  # (G,)
@@ -159,9 +159,10 @@ def plain_loss(policy: Policy, mini_batch: list[RewardedGroup], logp_old: list[T
         for i, completion in enumerate(rewarded.group.completions):
             for t in range(len(completion)):
                 r = (logp[i, t] - old[i, t]).exp()
-                total = total + torch.min(r * A[i], r.clamp(1 - clip_low, 1 + clip_high) * A[i])
+                clipped_r = r.clamp(1 - clip_low, 1 + clip_high)
+                objective_sum = objective_sum + torch.min(r * A[i], clipped_r * A[i])
                 M = M + 1
-    J = total / M
+    J = objective_sum / M
     return -J
 
 
@@ -386,7 +387,7 @@ def update(batch: MiniBatch, policies: Policies, accelerator, cfg: Config) -> di
 
         # 3d. Off by default, truncated importance sampling. The sampler's probabilities differ a
         # little from the old policy's (bf16, other kernels), so the loss of each token is weighted
-        # by pi_old / pi_sampler, at most --tis. No gradient flows through the weight.
+        # by exp(logp_old - logp_sampler), at most --tis. No gradient flows through the weight.
         logp_sampler = micro.part_of(batch.logp_sampler, like=logp)  # (b, T_b)
         if cfg.tis > 0:
             loss = loss * (logp_old - logp_sampler).exp().clamp(max=cfg.tis)

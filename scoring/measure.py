@@ -1,15 +1,9 @@
 """What it takes to ask a model, beside the asking itself (evaluate.py).
 
-    Measurement        one way to question a model: which set, how to sample, how often
     open_model         in the dtype that samples
     first_questions    those of a rank
     mean_over_ranks    of a field of the records of all ranks
 """
-
-from collections.abc import Callable
-from dataclasses import dataclass
-
-from torch import Tensor
 
 from harness.ranks import gather_objects
 from model.loading import load_model
@@ -17,18 +11,6 @@ from model.prompts import PromptEncoder
 from model.qwen import Policy
 from model.sampling import sampling_dtype
 from sources.lazily import Prompts
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """One way to question a model."""
-
-    set_name: str
-    mode: str  # "sampled" (once), "greedy", or "pass" (several times, for pass@k)
-    temperature: float
-    samples: int = 1  # per question
-    max_questions: int | None = None  # the first ones of the set; None: all of it
-    logits_stat: Callable[[Tensor], Tensor] | None = None  # (B, V) -> (B,), at each sampled token
 
 
 def open_model(folder: str, flag_name: str, cfg, accelerator) -> tuple[Policy, PromptEncoder]:

@@ -28,20 +28,21 @@ class Response:
     truncated: bool  # it ran into the limit of tokens
 
 
-AS_SAMPLED = "as sampled"  # the note of a text that was only stripped of white space
+AS_SAMPLED = "as sampled"  # the change of a text that was only stripped of white space
 NOT_CHECKED = ""  # the consistency of a response whose reasoning was not looked at
 
 
 @dataclass(frozen=True)
 class Candidate:
     text: str | None  # None: dropped
-    note: str  # what was done to the text, or why it was dropped
+    change: str = ""  # kept: what was done to the text, AS_SAMPLED or the name of a corruption
+    reason: str = ""  # dropped: why, as "wrong answer"
     consistency: str = NOT_CHECKED  # how the reasoning agrees with the answer
 
     @classmethod
     def dropped(cls, reason: str, consistency: str = NOT_CHECKED) -> "Candidate":
         """A response that cannot be a side of a pair."""
-        return cls(None, reason, consistency)
+        return cls(None, reason=reason, consistency=consistency)
 
 
 def mark_repeats(candidates: list[Candidate]) -> list[Candidate]:
@@ -50,7 +51,7 @@ def mark_repeats(candidates: list[Candidate]) -> list[Candidate]:
     result = []
     for candidate in candidates:
         if candidate.text in seen:
-            candidate = replace(candidate, text=None, note="same words as another")
+            candidate = replace(candidate, text=None, change="", reason="same words as another")
         if candidate.text is not None:
             seen.add(candidate.text)
         result.append(candidate)
@@ -71,10 +72,10 @@ def count_question(chosen: list[Candidate], rejected: list[Candidate], limit: in
             if candidate.consistency:
                 counts[f"{side}: reasoning {candidate.consistency}"] += 1
             if candidate.text is None:
-                counts[f"{side}: dropped, {candidate.note}"] += 1
+                counts[f"{side}: dropped, {candidate.reason}"] += 1
             else:
                 counts[f"{side}: kept"] += 1
-                counts[f"{side}: kept, {candidate.note}"] += 1
+                counts[f"{side}: kept, {candidate.change}"] += 1
 
     num_chosen, num_rejected = len(kept(chosen)), len(kept(rejected))
     if num_chosen == 0:

@@ -23,7 +23,7 @@ from sources.elsewhere import is_elsewhere, responses_from
 from sources.funnel import Response
 from sources.lazily import Prompts
 
-Responder = Callable[[Prompts], list[list[Response]]]  # prompts -> responses, [prompt][sample]
+Responder = Callable[[Prompts], list[list[Response]]]  # prompts -> responses, [question][sample]
 
 
 def open_responder(side: str, base_model: Policy, encoder: PromptEncoder, cfg,

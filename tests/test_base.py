@@ -10,10 +10,9 @@ import torch
 from accelerate import Accelerator
 
 import evaluate
-from evaluate import Session, answer_set, guessing_rate, rate_with_interval
+from evaluate import Measurement, Session, answer_set, guessing_rate, rate_with_interval
 from model.loading import load_model
 from rewards.consistency import check_consistency
-from scoring.measure import Measurement
 from sources import with_shuffled_images
 from sources.stream import encode_all
 from toy import world

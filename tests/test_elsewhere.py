@@ -119,7 +119,7 @@ def test_what_an_endpoint_does_not_answer_is_counted(tmp_path):
         ask = responses_from(f"{server.url}#m", "--source", cfg, print, show=False)
         (responses,) = ask([example])
     notes = [
-        build_prefs.chosen_candidate(response, example, None, cfg).note for response in responses]
+        build_prefs.chosen_candidate(response, example, None, cfg).reason for response in responses]
     assert sorted(notes) == ["no reply", "truncated"]
     assert [r.text for r in responses if r.text] == ["the answer is"]
     assert not list((tmp_path / "responses").rglob("*.json"))

@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from accelerate import Accelerator
 
 import evaluate
-from conftest import fresh_policy, make_example
+from conftest import fresh_policy, make_example, make_groups
 from evaluate import (
     Config,
     bootstrap,
@@ -570,6 +571,48 @@ def test_gf_of_what_cannot_be_scored_is_an_error(start, tmp_path, monkeypatch):
     ])  # fmt: skip
     with pytest.raises(ValueError, match="step 0: no response to id could be graded"):
         main(gf_config(start, tmp_path))
+
+
+def test_one_model_under_two_names_gives_the_same_responses(start, tmp_path):
+    """The seed is of set, mode and rank. Of the name too, equal rows of a table would differ."""
+    main(Config(models=f"a={start},b={start}", items=4, pass_items=2, pass_samples=2,
+                max_new_tokens=6, run_dir=str(tmp_path / "run")))
+    by_model = read_records(tmp_path / "run")
+    a, b = ([{**record, "model": ""} for record in by_model[name]] for name in "ab")
+    assert a == b and len(a) > 12
+
+
+def test_a_judge_is_asked_about_a_chunk_at_once(tiny):
+    """Not about one response after the other."""
+    _, encoder = tiny
+    asked = []
+
+    class Counting(Judge):
+        def __init__(self):
+            self.verdicts = {}
+
+        def ask_all(self, questions):
+            questions = list(questions)
+            asked.append(len(questions))
+            self.verdicts.update({checksum(question): True for question in questions})
+
+    groups = [
+        replace(group, prompt=replace(group.prompt, example=make_example(
+            answer=f"a {word}", answer_type="text", format="think", kind="")))
+        for group, word in zip(make_groups(encoder, sizes=(2, 2), images=(1, 0)), ("cat", "dog"))
+    ]
+    records = evaluate.grade_groups(groups, encoder, [0], Counting())
+    assert len(records) == 4
+    assert len(asked) <= 1, "all of them together, if there is anything to ask"
+
+
+def test_files_of_an_earlier_version_are_read(tmp_path, capsys):
+    """They called the question's name `id`."""
+    old = {**RECORD, "id": RECORD["question_id"]}
+    del old["question_id"]
+    (tmp_path / "old.jsonl").write_text(json.dumps(old) + "\n")
+    main(Config(rescore=str(tmp_path / "old.jsonl")))
+    assert "accuracy" in capsys.readouterr().out
 
 
 def test_the_docstring_names_fields_that_a_record_has(start, tmp_path):

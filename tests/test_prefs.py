@@ -294,7 +294,7 @@ def test_every_drop_is_counted():
     counts = count_question(chosen, rejected, limit=2)
 
     assert [candidate.text for candidate in kept(chosen)] == [GOOD]
-    reasons = [candidate.note for candidate in chosen if candidate.text is None]
+    reasons = [candidate.reason for candidate in chosen if candidate.text is None]
     assert len(reasons) == 6
     assert len(set(reasons)) == 5
 
@@ -488,5 +488,5 @@ def test_what_cannot_be_graded_is_neither_right_nor_wrong(coupled):
 
     sides = [chosen_candidate(response, example, None, cfg),
              rejected_candidate(response, example, None, rng, cfg)]
-    assert [side.note for side in sides] == ["could not be graded"] * 2
+    assert [side.reason for side in sides] == ["could not be graded"] * 2
     assert [side.text for side in sides] == [None] * 2

@@ -101,7 +101,7 @@ def make_evaluation(folder: Path) -> Path:
     for model, score in (("base", 0.0), ("final", 1.0)):
         for example in examples:
             records.append({
-                "model": model, "set": "id", "mode": "sampled", "id": example["id"],
+                "model": model, "set": "id", "mode": "sampled", "question_id": example["id"],
                 "question": example["question"], "gold": "2", "kind": example["kind"],
                 "response": "that is 2 .", "score": score, "reason": "r", "in_format": 0.0,
             })  # fmt: skip
