@@ -52,8 +52,8 @@ Where the paper is silent:
          --no_verify    not checked
   3. Only score 1 counts as right. Bounding boxes are scored by overlap, so they give few pairs.
   4. One of the five corruptions is drawn uniformly.
-  5. Texts that repeat are dropped. The i-th chosen meets the i-th rejected; their order is that of
-     sampling, so it is random. A question gives at most --pairs_per_question pairs.
+  5. Texts that repeat are dropped. The i-th chosen meets the i-th rejected, in order of sampling (of
+     FILE.jsonl, in that of the file). A question gives at most --pairs_per_question pairs.
 
     accelerate launch build_prefs.py --zero runs/zero/model       ~30 seconds on one core
     accelerate launch build_prefs.py --source base ...            ablation: chosen by base as well
@@ -136,7 +136,8 @@ class Config(settings.Data, settings.Sampling, settings.Judge, settings.RunFolde
 # Two records of `sources/funnel.py`:
 #     Response(text, truncated)      as it was sampled; text None: an endpoint did not reply
 #     Candidate(text, change, reason, consistency)      a response as one side of a pair
-#         change         what was done to the text: "as sampled", or the name of a corruption
+#         change         what was done to the text: "as sampled", or "format supplemented"
+#                        (chosen), or the name of a corruption (rejected)
 #         reason         why it was dropped, as "wrong answer"; then text is None
 #         consistency    how the reasoning agrees with the answer, see 2a
 

@@ -25,7 +25,8 @@ turn of a stage's loop: in DPO one update, in GRPO one rollout and the several u
 Several processes (*ranks*) wait for each other: under FSDP in every pass, where weights are
 gathered, so all must run equally many; under DDP in the last pass of an update, where gradients are
 averaged, so each must run at least one. One rule serves both: a rank with fewer micro-batches than
-another adds *filler passes*, whose gradient is zero. So does an update without any micro-batch.
+another adds *filler passes*, whose gradient is zero. If no rank has any, each runs one filler pass,
+so that AdamW still takes its step.
 
 One alignment holds for every per-token tensor of the project: shape (B, T), entry [i, t] is about
 token t of completion i. The mask is 1 where such a token exists; a sampled EOS is one.

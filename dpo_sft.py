@@ -11,10 +11,10 @@ chosen itself likely:
     L_SFT   = -(1 / |w|) sum_t logp(w_t)
     L       = L_DPO + lambda * L_SFT
 
-Here logp(w) = sum_t logp(w_t), and logp(w_t) is the log-probability of token t after the prompt and
-the tokens before it. L is averaged over the pairs of a step. DPO takes the sum over a response,
-since its derivation is about sequences; SFT takes the mean, as LLaMA-Factory, the paper's trainer,
-does.
+Here logp(w) = sum_t logp(w_t), over the |w| tokens of the response, EOS included; logp(w_t) is the
+log-probability of token t after the prompt and the tokens before it. lambda is --sft_weight. L is
+averaged over the pairs of a step. DPO takes the sum over a response, since its derivation is about
+sequences; SFT takes the mean, as LLaMA-Factory, the paper's trainer, does.
 
 lambda balances two pulls. The loss of one pair pulls at the log-probability of one token by
 -dL / d logp(w_t), or -dL / d logp(l_t):
@@ -370,15 +370,15 @@ def main(cfg: Config) -> None:
     run.say(f"{len(pairs)} pairs in {num_steps} steps of {cfg.batch_pairs}, loss {cfg.loss}, "
             f"{accelerator.num_processes} process(es), {run.folder}")
 
-    upcoming_groups = pairs.batches(shares[run.start_step :])  # encodes one step ahead
+    remaining = shares[run.start_step :]
+    upcoming = zip(remaining, pairs.batches(remaining))  # of each step; encodes one step ahead
     filler = pairs.first()
 
     for step in range(run.start_step + 1, num_steps + 1):
         began = time.perf_counter()
         lr = set_lr(policies.optimizer, step - 1, cfg, num_steps)
         # 2. Take this rank's pairs, encoded, and their logp_ref.
-        share = shares[step - 1]  # N indices
-        groups = next(upcoming_groups)  # of these pairs, in this order
+        share, groups = next(upcoming)  # N indices, and these pairs
         logp_ref_of_share = None if logp_ref is None else logp_ref[share].flatten()  # (2N,)
         # 3. The loss of each pair over micro-batches, one update.
         sums = update(groups, logp_ref_of_share, filler, policies, accelerator, cfg)

@@ -1,10 +1,17 @@
 """Measure any of the models: accuracy, format, generalisation, pass@k, branching.
 
-    1. load the questions, set by set                            load_sets
-    2. each model answers every set: a record for each response  answer_set
+    1. load the questions, set by set                            load_sets (scoring/)
+    2. each model answers every set, asked in several ways:      list_measurements, answer_set
+       a record for each response
     3. with --gf_runs, each checkpoint of a run answers the      measure_gf
        sets of GF; only its rates are kept
-    4. records -> rates with intervals, a table                  summarize, write_report
+    4. records -> a report, by these metrics:                    summarize
+         a. rates over questions, with intervals                 rate_with_interval, guessing_rate
+         b. pass@k and branching                                 mean_pass_at_k, nucleus_size
+         c. the generalisation factor                            gf_curve
+
+The file begins with the metrics, which need nothing else; then 2, 3, 4 and `evaluate`, which is 1
+to 4 in order.
 
 A record is one graded response, a line of completions.jsonl. What the metrics read of it (the rest,
 as question and choices, is for those who look, and for --rescore):
@@ -38,7 +45,8 @@ out of distribution. What is made of the records:
 
 Intervals are 95 %, over questions: Wilson's for rates, bootstrapped for pass@k; GF has none. Each
 is of one model alone. Two models answer the same questions, so they can differ beyond doubt though
-their intervals overlap. And none says anything of another seed of training: compare several runs.
+their intervals overlap (that of their difference is not computed). And none says anything of
+another seed of training: compare several runs.
 
     accelerate launch evaluate.py --models base=toy/base,zero=runs/zero/model
     accelerate launch evaluate.py --models "" --gf_runs hybrid=runs/warmup,sft=runs/sft
@@ -75,7 +83,7 @@ from scoring.measure import first_questions, mean_over_ranks, open_model
 from scoring.other_jobs import do_other_job
 from scoring.responses import (
     append_records,
-    ask_judge_ahead,
+    ask_judge_about,
     read_records,
     response_record,
     save_images,
@@ -111,15 +119,15 @@ class Config(settings.Evaluation, settings.Sampling, settings.Judge, settings.Ru
                              "pass@k would say nothing; --pass_items 0 leaves it out")
 
 
-# --- Metrics: rates over questions, with their intervals -----------------------------------------
+# --- 4a. Metrics: rates over questions, with their intervals --------------------------------------
 
 
 def wilson(successes: float, count: int, z: float = 1.96) -> tuple[float, float]:
     """95 % interval (low, high) of a rate: `successes` of `count`.
 
     Unlike p +- 2 standard errors it stays inside [0, 1], and does not shrink to a point at 0 and 1.
-    It assumes outcomes of 0 or 1. Scores in between, as of bounding boxes, vary less than these of
-    the same mean: for them it is wider than it need be.
+    It assumes that each outcome is 0 or 1. Scores in between (the overlap of bounding boxes) vary
+    less than zeros and ones of the same mean, so for them the interval is too wide.
 
     >>> [round(x, 3) for x in wilson(10, 10)]
     [0.722, 1.0]
@@ -173,8 +181,9 @@ def accuracy(records: list[dict]) -> dict:
 def guessing_rate(records: list[dict]) -> float:
     """Accuracy of the best blind guess: for each kind of question its most common answer.
 
-    An upper bound of constant guesses: it is fitted to the gold answers of these very questions.
-    Where a kind has few questions it is too high; with one question of each it is 1.
+    It is fitted to the gold answers of these very questions: where a kind has few of them it is too
+    high, with one of each it is 1. Answers are compared as strings: where the grader takes several
+    for equal, as 1/2 and 0.5, or pays for overlap, as of bounding boxes, it is too low.
     """
     counts_of = defaultdict(Counter)  # kind -> how often each gold answer occurs
     for record in records:
@@ -183,7 +192,7 @@ def guessing_rate(records: list[dict]) -> float:
     return right / max(1, len(records))
 
 
-# --- Metrics: pass@k and branching ---------------------------------------------------------------
+# --- 4b. Metrics: pass@k and branching ------------------------------------------------------------
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
@@ -235,7 +244,7 @@ def nucleus_size(logits: Tensor, p: float = 0.95) -> Tensor:
     return (before < p).sum(-1)
 
 
-# --- Metrics: the generalisation factor of a run --------------------------------------------------
+# --- 4c. Metrics: the generalisation factor of a run ----------------------------------------------
 
 
 def generalization_factor(gain_id: float, gain_ood: float, beta: float = 2.0) -> float:
@@ -359,7 +368,8 @@ def answer_set(policy: Policy, encoder: PromptEncoder, prompts: Prompts, measure
         records = grade_groups(groups, encoder, policy.eos_ids, session.judge)
         return [{**labels, **record} for record in records]
 
-    # `each` calls sample_and_grade for one chunk after the other, or reads back what --resume kept.
+    # In one go this is: for each chunk of the prompts, records += sample_and_grade(chunk). `each`
+    # also keeps a finished chunk on disk, so that --resume need not sample it again.
     prompts_at_a_time = max(1, cfg.sample_batch // measurement.samples)  # a batch of completions
     return session.parts.each(f"{model_name}: {purpose}", prompts, prompts_at_a_time,
                               sample_and_grade, generator)
@@ -369,7 +379,7 @@ def grade_groups(groups: list[SampledGroup], encoder: PromptEncoder, eos_ids: li
                  judge: Judge | None) -> list[dict]:
     """Sampled groups -> a graded record for each completion."""
     responses = [[encoder.decode(ids) for ids in group.completions] for group in groups]
-    ask_judge_ahead(groups, responses, judge)
+    ask_judge_about(groups, responses, judge)
 
     records = []
     for group, texts in zip(groups, responses):
@@ -413,7 +423,7 @@ def measure_gf(session: Session) -> dict[str, list[dict]]:
     return curves
 
 
-# --- 4. Records to a report -----------------------------------------------------------------------
+# --- 4. Records to a report, by the metrics 4a and 4b ---------------------------------------------
 
 
 def summarize(records: list[dict]) -> dict:

@@ -383,7 +383,7 @@ def update(batch: MiniBatch, policies: Policies, accelerator, cfg: Config) -> di
 
         # 3c. The clipped loss of each token.
         terms = policy_loss(logp, logp_old, advantages, mask, cfg.clip_low, cfg.clip_high)
-        loss = terms["loss"]  # (b, T_b)
+        loss = terms.pop("loss")  # (b, T_b)
 
         # 3d. Off by default, truncated importance sampling. The sampler's probabilities differ a
         # little from the old policy's (bf16, other kernels), so the loss of each token is weighted
@@ -392,19 +392,19 @@ def update(batch: MiniBatch, policies: Policies, accelerator, cfg: Config) -> di
         if cfg.tis > 0:
             loss = loss * (logp_old - logp_sampler).exp().clamp(max=cfg.tis)
 
-        # 3e. Off by default, the KL to the reference.
+        # 3e. Off by default, the KL to the reference. (After 3a: filler passes of other ranks score
+        # policy and reference in this order, see `filler_loss`.)
         if cfg.kl_beta > 0:
             logp_ref = reference_logps(policies, micro.groups, accelerator, cfg)  # (b, T_b)
             terms["kl_ref"] = kl_k3(logp, logp_ref)  # e^d - d - 1, d = logp_ref - logp
             loss = loss + cfg.kl_beta * terms["kl_ref"]
 
-        # 3f. For the log: how far the sampler is from the trainer.
-        terms |= sampler_gap(logp_old, logp_sampler, cfg.clip_low, cfg.clip_high)
+        # 3f. For the log: beside the rest, how far the sampler is from the trainer.
+        terms |= {"loss": loss, **sampler_gap(logp_old, logp_sampler, cfg.clip_low, cfg.clip_high)}
 
         # 3g. sum_i sum_t over this micro-batch. `optimizer_step` divides the loss by M and takes
         # its gradient. The sums are for the log: `summarize` divides `loss` by M, and all others
         # by `tokens_passed`.
-        terms["loss"] = loss  # with what 3d and 3e have changed
         micro_sums = {name: (values * mask).sum() for name, values in terms.items()}
         micro_sums["tokens_passed"] = mask.sum()
         return micro_sums["loss"], micro_sums

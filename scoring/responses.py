@@ -1,7 +1,7 @@
 """The files of an evaluation: its responses, and the report on them.
 
     response_record   a graded response, with all that its grade depends on
-    ask_judge_ahead   what the grades of many responses need of a judge
+    ask_judge_about   what the grades of many responses need of a judge
     append_records    such records of all ranks into completions.jsonl, one per line
     read_records      the file, by model
     rescore           the table of such a file, graded again by today's rules
@@ -51,7 +51,7 @@ def response_record(example: dict, response: str, verdict: Grade) -> dict:
     }
 
 
-def ask_judge_ahead(groups: list[SampledGroup], responses: list[list[str]],
+def ask_judge_about(groups: list[SampledGroup], responses: list[list[str]],
                     judge: Judge | None) -> None:
     """Ask the judge, at once, about all responses to some questions; without a judge: nothing."""
     questions = []  # (example, response)

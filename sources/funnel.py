@@ -35,7 +35,7 @@ NOT_CHECKED = ""  # the consistency of a response whose reasoning was not looked
 @dataclass(frozen=True)
 class Candidate:
     text: str | None  # None: dropped
-    change: str = ""  # kept: what was done to the text, AS_SAMPLED or the name of a corruption
+    change: str = ""  # kept: what was done to the text: AS_SAMPLED, supplemented, or a corruption
     reason: str = ""  # dropped: why, as "wrong answer"
     consistency: str = NOT_CHECKED  # how the reasoning agrees with the answer
 
