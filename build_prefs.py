@@ -52,8 +52,8 @@ Where the paper is silent:
          --no_verify    not checked
   3. Only score 1 counts as right. Bounding boxes are scored by overlap, so they give few pairs.
   4. One of the five corruptions is drawn uniformly.
-  5. Texts that repeat are dropped. The i-th chosen meets the i-th rejected, in order of sampling (of
-     FILE.jsonl, in that of the file). A question gives at most --pairs_per_question pairs.
+  5. Texts that repeat are dropped. The i-th chosen meets the i-th rejected, in order of sampling
+     (of FILE.jsonl, in that of the file). A question gives at most --pairs_per_question pairs.
 
     accelerate launch build_prefs.py --zero runs/zero/model       ~30 seconds on one core
     accelerate launch build_prefs.py --source base ...            ablation: chosen by base as well
