@@ -145,9 +145,12 @@ def predictor_indices(layout: Layout, completions: list[Tensor], prompt_of: list
 
     For a prompt p1 p2 p3 and its completions "a b EOS" and "c EOS" the packed sequence is
 
-        index       0   1   2      3   4     5
-        token       p1  p2  p3     a   b     c
-        predicts            a, c   b   EOS   EOS        -> [2, 3, 4, 2, 5]
+        index           0   1   2   3   4   5
+        token           p1  p2  p3  a   b   c
+
+        target          a   b   EOS   c   EOS       all tokens of both completions
+        predicted by    p3  a   b     p3  c
+        returns        [2,  3,  4,    2,  5]
 
     Trap: token 0 of a completion is predicted by the last token of its *prompt*, token t by token
     t - 1. Off by one, each token would be scored where it is the input, which is no prediction

@@ -3,15 +3,16 @@
     1. load the questions, set by set                            load_sets (scoring/)
     2. each model answers every set, asked in several ways:      list_measurements, answer_set
        a record for each response
-    3. with --gf_runs, each checkpoint of a run answers the      measure_gf
-       sets of GF; only its rates are kept
-    4. records -> a report, by these metrics:                    summarize
-         a. rates over questions, with intervals                 rate_with_interval, guessing_rate
-         b. pass@k and branching                                 mean_pass_at_k, nucleus_size
-         c. the generalisation factor                            gf_curve
+    3. with --gf_runs, each checkpoint of a run answers the      measure_gf: metric C
+       sets of GF: records -> rates -> the curve of GF
+    4. records -> a report for each model                        summarize: metrics A and B
 
 The file begins with the metrics, which need nothing else; then 2, 3, 4 and `evaluate`, which is 1
 to 4 in order.
+
+    A. rates over questions, with intervals                      rate_with_interval, guessing_rate
+    B. pass@k and branching                                      mean_pass_at_k, nucleus_size
+    C. the generalisation factor                                 gf_curve
 
 A record is one graded response, a line of completions.jsonl. What the metrics read of it (the rest,
 as question and choices, is for those who look, and for --rescore):
@@ -24,7 +25,8 @@ as question and choices, is for those who look, and for --rescore):
                                                               null: not gradable, in no accuracy
      "in_format": true,                                       see `format` below
      "tokens": 10, "truncated": false,                        EOS included; ran into the limit
-     "nucleus_sum": 12.0}                                     nucleus sizes, summed over the tokens
+     "nucleus_sum": 12.0}                                     nucleus sizes, summed over the tokens;
+                                                              0: not measured
 
 Set `id` (in distribution) is what --data or --benchmark names: in the embedded world, questions
 like those of training. Set `shuffled` is `id` with the images exchanged. All other sets are OOD,
@@ -119,7 +121,7 @@ class Config(settings.Evaluation, settings.Sampling, settings.Judge, settings.Ru
                              "pass@k would say nothing; --pass_items 0 leaves it out")
 
 
-# --- 4a. Metrics: rates over questions, with their intervals --------------------------------------
+# --- Metrics A: rates over questions, with their intervals ---------------------------------------
 
 
 def wilson(successes: float, count: int, z: float = 1.96) -> tuple[float, float]:
@@ -138,7 +140,7 @@ def wilson(successes: float, count: int, z: float = 1.96) -> tuple[float, float]
     denominator = 1 + z * z / count
     centre = (p + z * z / (2 * count)) / denominator
     half = z / denominator * math.sqrt(p * (1 - p) / count + z * z / (4 * count * count))
-    # In exact arithmetic low <= p <= high. Rounding can break that at p = 0 and p = 1, by 1e-17.
+    # In exact arithmetic low <= p <= high. Rounding can break that at p = 0 and p = 1, by 1e-16.
     return max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half))
 
 
@@ -192,7 +194,7 @@ def guessing_rate(records: list[dict]) -> float:
     return right / max(1, len(records))
 
 
-# --- 4b. Metrics: pass@k and branching ------------------------------------------------------------
+# --- Metrics B: pass@k and branching -------------------------------------------------------------
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
@@ -233,7 +235,8 @@ def mean_pass_at_k(records: list[dict]) -> dict[str, dict]:
 def nucleus_size(logits: Tensor, p: float = 0.95) -> Tensor:
     """(B, V) -> (B,) how many of the likeliest tokens reach probability p together, at least 1.
 
-    The logits are those that are sampled from: at another temperature it is another number.
+    The logits are those that are sampled from: at another temperature it is another number. Of
+    greedy responses they are those of temperature 1.
     Source: the branching factor of arXiv 2508.07534; p = 0.95 is ours.
 
     >>> nucleus_size(torch.tensor([[0.90, 0.06, 0.03, 0.01], [0.25, 0.25, 0.25, 0.25]]).log())
@@ -244,7 +247,7 @@ def nucleus_size(logits: Tensor, p: float = 0.95) -> Tensor:
     return (before < p).sum(-1)
 
 
-# --- 4c. Metrics: the generalisation factor of a run ----------------------------------------------
+# --- Metrics C: the generalisation factor of a run -----------------------------------------------
 
 
 def generalization_factor(gain_id: float, gain_ood: float, beta: float = 2.0) -> float:
@@ -423,7 +426,7 @@ def measure_gf(session: Session) -> dict[str, list[dict]]:
     return curves
 
 
-# --- 4. Records to a report, by the metrics 4a and 4b ---------------------------------------------
+# --- 4. Records to a report, by metrics A and B ---------------------------------------------------
 
 
 def summarize(records: list[dict]) -> dict:
@@ -518,7 +521,7 @@ def evaluate(cfg: Config) -> None:
     # 3. Each checkpoint of --gf_runs answers the sets of GF.
     curves = measure_gf(session)
 
-    # 4. Records to rates with intervals, and a table. The file has the records of all ranks.
+    # 4. Records to a report for each model, and a table. The file has the records of all ranks.
     if run.writes:
         reports = {name: summarize(records) for name, records in read_records(file).items()}
         write_report(reports, curves, run)
