@@ -22,11 +22,8 @@ Both losses are then minimised by `optimizer_step`, which adds up the gradients 
 of all ranks, and takes one step of AdamW. One such call is an *update*. A *step*, alone, is one
 turn of a stage's loop: in DPO one update, in GRPO one rollout and the several updates that use it.
 
-Several processes (*ranks*) wait for each other: under FSDP in every pass, where weights are
-gathered, so all must run equally many; under DDP in the last pass of an update, where gradients are
-averaged, so each must run at least one. One rule serves both: a rank with fewer micro-batches than
-another adds *filler passes*, whose gradient is zero. If no rank has any, each runs one filler pass,
-so that AdamW still takes its step.
+Several processes (*ranks*) wait for each other, so a rank with fewer micro-batches than another
+adds *filler passes*, whose gradient is zero (`equally_many_passes`).
 
 One alignment holds for every per-token tensor of the project: shape (B, T), entry [i, t] is about
 token t of completion i. The mask is 1 where such a token exists; a sampled EOS is one.
@@ -295,7 +292,7 @@ def optimizer_step(policies: Policies, accelerator, micro_batches: list[MicroBat
 
         filler passes            a rank has fewer micro-batches than another, or no rank has any
         loss * num_processes     gradients are averaged over ranks, and a sum is wanted
-        step_if_finite           an update whose gradient has a nan or inf is skipped
+        if is_finite             an update whose gradient has a nan or inf is skipped
 
     micro_batches  of this rank; ranks may have different numbers of them, also none
     normalizer     as above, over all ranks, and the same on each
@@ -323,7 +320,7 @@ def optimizer_step(policies: Policies, accelerator, micro_batches: list[MicroBat
             if micro is not None:
                 loss, micro_sums = loss_and_sums(micro)
             else:
-                loss, micro_sums = filler_loss(policies, filler), {}
+                loss, micro_sums = filler_loss(policies, filler, accelerator), {}
 
             # The average over ranks, times their number, is the sum that we want.
             accelerator.backward(loss / normalizer * accelerator.num_processes)
@@ -331,15 +328,20 @@ def optimizer_step(policies: Policies, accelerator, micro_batches: list[MicroBat
         for name, value in micro_sums.items():
             sums[name] = sums.get(name, 0.0) + value.detach().double()
 
-    # 2. Clip, and one step of AdamW.
+    # 2. Clip, and one step of AdamW; none if the gradient is not finite: a nan would spread to all
+    # weights. The norm is that of the summed gradient, so all ranks decide alike.
     norm = accelerator.clip_grad_norm_(policies.trained.parameters(), cfg.grad_clip)
     grad_norm = float(whole(norm))  # `whole`: with --shard, `norm` is one rank's part of it
-    is_taken = step_if_finite(policies, grad_norm, cfg.max_skipped)
+    is_finite = math.isfinite(grad_norm)
+    if is_finite:
+        policies.optimizer.step()
+    policies.optimizer.zero_grad()
+    count_skipped(policies, is_finite, cfg.max_skipped)
 
     # 3. Read the sums back only now: `float` waits for the device, in each pass it would cost time.
     result = {name: float(value) for name, value in sums.items()}
-    result["skipped_updates"] = float(not is_taken)
-    result["grad_norm"] = grad_norm if math.isfinite(grad_norm) else 0.0
+    result["skipped_updates"] = float(not is_finite)
+    result["grad_norm"] = grad_norm if is_finite else 0.0
     return result
 
 
@@ -347,14 +349,19 @@ def equally_many_passes(micro_batches: list[MicroBatch], accelerator,
                         at_least: int = 0) -> list[MicroBatch | None]:
     """This rank's micro-batches, then None for each filler pass: as many as the rank with the most.
 
-    Trap: a rank with fewer passes makes the others wait for ever. Under FSDP any one less does so
-    (test_all_ways_give_one_gradient), under DDP having none (test_uneven_ranks_do_not_hang).
+    Ranks wait for each other:
+
+        FSDP   in every pass, to gather weights: all need equally many passes
+        DDP    in the last pass of an update, to average gradients: each needs at least one
+
+    Equally many serves both. Trap: a rank with too few makes the others wait for ever
+    (test_all_ways_give_one_gradient, test_uneven_ranks_do_not_hang).
     """
     num_passes = max(at_least, *gather_objects(len(micro_batches), accelerator))
     return [*micro_batches, *[None] * (num_passes - len(micro_batches))]
 
 
-def filler_loss(policies: Policies, filler: Group) -> Tensor:
+def filler_loss(policies: Policies, filler: Group, accelerator) -> Tensor:
     """The loss of a filler pass: it runs the model forward and backward, and its gradient is 0.
 
     The update's own loss would not do: where it is infinite, zero times it is nan. Each logp is
@@ -363,8 +370,9 @@ def filler_loss(policies: Policies, filler: Group) -> Tensor:
     logp = token_logps(policies.trained, filler_groups(filler))
     if policies.reference is not None and is_sharded(policies.reference):
         # With --kl_beta GRPO's loss scores the reference after the policy. If it is sharded, this
-        # too waits for all ranks: a filler pass does it as well, in the same order.
-        with torch.no_grad():
+        # too waits for all ranks: a filler pass does it as well, in the same order. It is not
+        # wrapped, so autocast is entered by hand.
+        with torch.no_grad(), accelerator.autocast():
             token_logps(policies.reference, filler_groups(filler))
     return 0.0 * logp.sum()
 
@@ -374,21 +382,12 @@ def filler_groups(filler: Group) -> list[Group]:
     return [Group(filler.prompt, filler.completions[:1])]
 
 
-def step_if_finite(policies: Policies, grad_norm: float, max_skipped: int) -> bool:
-    """One step of AdamW, unless the gradient is not finite: a nan would spread to all weights.
+def count_skipped(policies: Policies, is_finite: bool, max_skipped: int) -> None:
+    """Count the updates that were skipped in a row, this one included if `is_finite` is False.
 
-    Returns True if the step was taken. Gradients are summed by now, so the norm is the same on all
-    ranks: either all take it or none.
-    Raises ValueError after `max_skipped` skipped updates in a row; 0: never.
+    Raises ValueError after `max_skipped` of them; 0: never.
     """
-    is_finite = math.isfinite(grad_norm)
-    if is_finite:
-        policies.optimizer.step()
-        policies.skipped_in_a_row = 0
-    else:
-        policies.skipped_in_a_row += 1
-    policies.optimizer.zero_grad()
-
+    policies.skipped_in_a_row = 0 if is_finite else policies.skipped_in_a_row + 1
     if 0 < max_skipped <= policies.skipped_in_a_row:
         raise ValueError(
             f"{policies.skipped_in_a_row} updates in a row had a gradient that is not finite, so "
@@ -396,7 +395,6 @@ def step_if_finite(policies: Policies, grad_norm: float, max_skipped: int) -> bo
             "Look at the data, or start another run with a lower --lr; --resume with a larger "
             "--max_skipped goes on past these updates"
         )
-    return is_finite
 
 
 # --- 4. Log-probabilities without a gradient ---------------------------------------------------

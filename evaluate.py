@@ -14,15 +14,16 @@ to 4 in order.
     B. pass@k and branching                                      mean_pass_at_k, nucleus_size
     C. the generalisation factor                                 gf_curve
 
-A record is one graded response, a line of completions.jsonl. What the metrics read of it (the rest,
-as question and choices, is for those who look, and for --rescore):
+A record is one graded response, a line of completions.jsonl. These are the fields that the metrics
+read; others (the question, its choices, ...) are kept for those who look, and for --rescore:
 
     {"model": "zero", "set": "id", "mode": "sampled",         who was asked, which set, and how
      "question_id": "toy-heldout-7-1", "kind": "add",         the question
      "gold": "3",                                             its right answer
      "response": "<think> that is 3 . </think> <answer> 3 </answer>",
      "extracted": "3", "score": 1.0,                          1 right, 0 wrong (boxes: overlap);
-                                                              null: not gradable, in no accuracy
+                                                              null: not gradable, left out of
+                                                              accuracy and pass@k
      "in_format": true,                                       see `format` below
      "tokens": 10, "truncated": false,                        EOS included; ran into the limit
      "nucleus_sum": 12.0}                                     nucleus sizes, summed over the tokens;
@@ -198,14 +199,17 @@ def guessing_rate(records: list[dict]) -> float:
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """pass@k of a question with n samples, c of them right, for k <= n: an unbiased estimate.
+    """An unbiased estimate of pass@k = 1 - (1 - p)^k, from n samples of a question, c of them
+    right.
 
-    The chance that k of the n samples, drawn without replacement, hold at least one right one.
+    p is the unknown chance that one sample is right. Of all ways to take k of the n samples, the
+    estimate is the share that holds at least one right one; k <= n.
 
     >>> pass_at_k(n=4, c=1, k=2)  # of the 6 ways to draw 2 of 4, 3 hold the right one
     0.5
 
-    Trap: 1 - (1 - c/n)^k is biased, too low (test_pass_at_k_unbiased).
+    Trap: putting c/n for p gives 1 - (1 - c/n)^k, which is too low on average for k > 1: it is
+    concave in p, and c/n varies (test_pass_at_k_unbiased).
     Source: Codex (arXiv 2107.03374) eq. 1.
     """
     return 1.0 - math.comb(n - c, k) / math.comb(n, k)
@@ -235,8 +239,7 @@ def mean_pass_at_k(records: list[dict]) -> dict[str, dict]:
 def nucleus_size(logits: Tensor, p: float = 0.95) -> Tensor:
     """(B, V) -> (B,) how many of the likeliest tokens reach probability p together, at least 1.
 
-    The logits are those that are sampled from: at another temperature it is another number. Of
-    greedy responses they are those of temperature 1.
+    The logits are those that are sampled from: at another temperature it is another number.
     Source: the branching factor of arXiv 2508.07534; p = 0.95 is ours.
 
     >>> nucleus_size(torch.tensor([[0.90, 0.06, 0.03, 0.01], [0.25, 0.25, 0.25, 0.25]]).log())
@@ -255,20 +258,7 @@ def generalization_factor(gain_id: float, gain_ood: float, beta: float = 2.0) ->
 
         GF = (1 + beta^2) g_ID g_OOD / (beta^2 g_ID + g_OOD)          beta 2 favours OOD
 
-    The rate is the share in format, on the formats of the embedded world; with --gf_id and --gf_ood
-    it is accuracy, on these sets. g_ID is the gain on `id`, g_OOD that of the mean over OOD sets.
-
     0 where a gain is not positive: an F-measure has no meaning there (ours).
-
-    GF has no interval, and is noisy:
-
-        a rate near 50 %, of 255 questions (--gf_items)    +-6 points
-        a gain, the difference of two such rates           +-9 points, if they were independent;
-                                                           they are less noisy: both are of the
-                                                           same questions, g_OOD of several sets
-
-    All checkpoints of a run share one start: if its rate came out low, the whole curve is too high.
-    A small gain may come out negative by chance, and GF is then 0. So compare seeds.
 
     Source: SPECS section 3.1.
     """
@@ -284,6 +274,15 @@ def gf_curve(rates: dict[int, dict[str, float]], beta: float = 2.0) -> list[dict
               model first
     returns   an entry per checkpoint: step, the rates, `ood` (mean of the other sets), `gf`. Each
               OOD set is kept beside their mean, which can hide a single format that was lost
+
+    The rate is the share in format, on the formats of the embedded world; with --gf_id and --gf_ood
+    it is accuracy, on these sets. g_ID is the gain on `id`, g_OOD that of the mean of the OOD sets.
+
+    GF has no interval, and is noisy. With 255 questions a set (--gf_items) a rate near 50 % is good
+    to +-6 points, the difference of two independent such rates to +-9. A gain is less noisy: its
+    two rates are of the same questions, and g_OOD is a mean over several sets. All checkpoints
+    share one start: if its rate came out low, the whole curve is too high. And a small gain may
+    come out negative by chance, which makes GF 0. So compare seeds.
 
     >>> curve = gf_curve({0: {"id": 0.4, "tags": 0.2}, 16: {"id": 0.9, "tags": 0.4}})
     >>> [round(entry["gf"], 3) for entry in curve]
@@ -336,7 +335,9 @@ def list_measurements(cfg: Config, set_names: list[str]) -> list[Measurement]:
     greedy = Measurement(IN_DISTRIBUTION, "greedy", temperature=0.0)
     if cfg.greedy_only:
         return [greedy]
-    sampled = Measurement(IN_DISTRIBUTION, "sampled", cfg.temperature, logits_stat=nucleus_size)
+    # At temperature 0 nothing is drawn, so there is no branching to measure.
+    sampled = Measurement(IN_DISTRIBUTION, "sampled", cfg.temperature,
+                          logits_stat=nucleus_size if cfg.temperature > 0 else None)
     others = [Measurement(name, "sampled", cfg.temperature)
               for name in set_names if name != IN_DISTRIBUTION]
     measurements = [sampled, greedy, *others]
@@ -478,7 +479,8 @@ def summarize(records: list[dict]) -> dict:
 
 
 def main(cfg: Config) -> None:
-    if cfg.has_other_job():  # it gets what it needs of this file: scoring/ imports no stage
+    if cfg.has_other_job():
+        # scoring/ imports no stage, so the two functions that it needs are handed to it.
         do_other_job(cfg, summarize, accuracy)
     else:
         evaluate(cfg)

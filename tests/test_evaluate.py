@@ -51,6 +51,14 @@ def test_pass_at_k_unbiased():
 
     assert 1 - (1 - 2 / 5) ** 3 < pass_at_k(5, 2, 3)
 
+    # Over all numbers of right samples, each as likely as it is, the mean is pass@k itself.
+    n, k, p = 6, 3, 0.3
+    chance_of = [math.comb(n, c) * p**c * (1 - p) ** (n - c) for c in range(n + 1)]
+    mean = sum(chance * pass_at_k(n, c, k) for c, chance in enumerate(chance_of))
+    plug_in = sum(chance * (1 - (1 - c / n) ** k) for c, chance in enumerate(chance_of))
+    assert mean == pytest.approx(1 - (1 - p) ** k)
+    assert plug_in < mean - 0.02
+
 
 def test_pass_at_k_is_told_up_to_64():
     """As far as the paper's plot goes, and no further than there are samples."""
@@ -536,7 +544,8 @@ def test_pass_at_k_of_greedy_responses_is_refused():
     """All samples of a question would be the same: the curve would be flat, and look measured."""
     with pytest.raises(ValueError, match="--temperature 0: .*--pass_items 0 leaves it out"):
         Config(temperature=0.0)
-    Config(temperature=0.0, pass_items=0)
+    greedy = Config(temperature=0.0, pass_items=0)
+    assert all(m.logits_stat is None for m in list_measurements(greedy, ["id"])), "no branching"
     Config(temperature=0.0, greedy_only=True)
     Config(temperature=0.0, ask="how many ?")
 

@@ -182,7 +182,7 @@ def test_without_a_limit_of_skipped_steps_a_good_step_is_no_error(tiny):
     """0 is no limit, as for other flags; a count of 0 had reached it after a good step."""
     policies = policies_of(tiny[0], torch.optim.SGD(tiny[0].parameters(), lr=0.0))
     for grad_norm, skipped in ((1.0, 0), (math.nan, 1), (math.nan, 2), (1.0, 0)):
-        common.step_if_finite(policies, grad_norm, max_skipped=0)
+        common.count_skipped(policies, math.isfinite(grad_norm), max_skipped=0)
         assert policies.skipped_in_a_row == skipped
 
 
