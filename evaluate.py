@@ -1,18 +1,16 @@
 """Measure any of the models: accuracy, format, generalisation, pass@k, branching.
 
-    1. load the questions, set by set                            load_sets (scoring/)
-    2. each model answers every set, asked in several ways:      list_measurements, answer_set
-       a record for each response
-    3. with --gf_runs, each checkpoint of a run answers the      measure_gf: metric C
-       sets of GF: records -> rates -> the curve of GF
-    4. records -> a report for each model                        summarize: metrics A and B
+In the order of this file:
 
-The file begins with the metrics, which need nothing else; then 2, 3, 4 and `evaluate`, which is 1
-to 4 in order.
-
-    A. rates over questions, with intervals                      rate_with_interval, guessing_rate
-    B. pass@k and branching                                      mean_pass_at_k, nucleus_size
-    C. the generalisation factor                                 gf_curve
+    metrics      rates over questions, with intervals            rate_with_interval, guessing_rate
+                 pass@k and branching                            mean_pass_at_k, nucleus_size
+                 the generalisation factor (GF)                  gf_curve
+    answers      each model answers every set, asked in          list_measurements, answer_set
+                 several ways: a record for each response
+    GF of runs   with --gf_runs, each checkpoint answers the     measure_gf
+                 sets of GF: records -> rates -> the curve
+    reports      records -> a report for each model              summarize
+    evaluate     loads the questions, then does all of these in order
 
 A record is one graded response, a line of completions.jsonl. These are the fields that the metrics
 read; others (the question, its choices, ...) are kept for those who look, and for --rescore:
@@ -122,7 +120,7 @@ class Config(settings.Evaluation, settings.Sampling, settings.Judge, settings.Ru
                              "pass@k would say nothing; --pass_items 0 leaves it out")
 
 
-# --- Metrics A: rates over questions, with their intervals ---------------------------------------
+# --- Metrics: rates over questions, with their intervals -----------------------------------------
 
 
 def wilson(successes: float, count: int, z: float = 1.96) -> tuple[float, float]:
@@ -195,7 +193,7 @@ def guessing_rate(records: list[dict]) -> float:
     return right / max(1, len(records))
 
 
-# --- Metrics B: pass@k and branching -------------------------------------------------------------
+# --- Metrics: pass@k and branching ---------------------------------------------------------------
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
@@ -250,7 +248,7 @@ def nucleus_size(logits: Tensor, p: float = 0.95) -> Tensor:
     return (before < p).sum(-1)
 
 
-# --- Metrics C: the generalisation factor of a run -----------------------------------------------
+# --- Metrics: the generalisation factor ----------------------------------------------------------
 
 
 def generalization_factor(gain_id: float, gain_ood: float, beta: float = 2.0) -> float:
@@ -300,7 +298,7 @@ def gf_curve(rates: dict[int, dict[str, float]], beta: float = 2.0) -> list[dict
     return curve
 
 
-# --- 2. Each model answers every set -------------------------------------------------------------
+# --- Answers: each model answers every set -------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -399,7 +397,7 @@ def grade_groups(groups: list[SampledGroup], encoder: PromptEncoder, eos_ids: li
     return records
 
 
-# --- 3. GF at each checkpoint of a run -----------------------------------------------------------
+# --- GF of runs: each checkpoint answers the sets of GF ------------------------------------------
 
 
 def measure_gf(session: Session) -> dict[str, list[dict]]:
@@ -427,7 +425,7 @@ def measure_gf(session: Session) -> dict[str, list[dict]]:
     return curves
 
 
-# --- 4. Records to a report, by metrics A and B ---------------------------------------------------
+# --- Reports: records -> a report for each model -------------------------------------------------
 
 
 def summarize(records: list[dict]) -> dict:
@@ -496,7 +494,7 @@ def evaluate(cfg: Config) -> None:
     if cfg.max_pixels is None and folders:
         cfg = replace(cfg, max_pixels=smallest_max_pixels(folders))
 
-    # 1. Load the questions, set by set, the same for all models.
+    # Load the questions, set by set, the same for all models.
     models = split_names(cfg.models, "--models")
     sets = load_sets(cfg, run.warn, run.say) if models else {}  # for --gf_runs alone: none of them
     save_images(sets.get(IN_DISTRIBUTION, []), run)
@@ -504,7 +502,7 @@ def evaluate(cfg: Config) -> None:
     judge = make_judge(cfg, run.warn)
     session = Session(cfg, run, judge, Parts(run))
 
-    # 2. Each model answers every set: a record for each response.
+    # Answers: a record for each response of each model to every set.
     file = run.folder / "completions.jsonl"
     if run.writes:
         file.write_text("")  # written anew; what --resume has kept is not sampled again
@@ -520,10 +518,10 @@ def evaluate(cfg: Config) -> None:
             records += answer_set(policy, encoder, prompts, measurement, name, session)
         append_records(file, records, run)
 
-    # 3. Each checkpoint of --gf_runs answers the sets of GF.
+    # GF of runs: each checkpoint answers the sets of GF.
     curves = measure_gf(session)
 
-    # 4. Records to a report for each model, and a table. The file has the records of all ranks.
+    # Reports: of each model, and a table. The file has the records of all ranks.
     if run.writes:
         reports = {name: summarize(records) for name, records in read_records(file).items()}
         write_report(reports, curves, run)
