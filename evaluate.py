@@ -39,15 +39,16 @@ out of distribution. What is made of the records:
                  accuracy, one that looks may end below `guessing`
     guessing     the best blind guess: to each kind of question its most common gold answer. All
                  questions count here, those of ungraded responses too
-    OOD          format and accuracy on formats, wordings, looks and tasks that no stage had
+    OOD          format and accuracy on formats, wordings, looks and tasks that no stage had (the
+                 task of set `easy` was in the base's own training)
     pass@k       chance that at least one of k samples is right                 `pass_at_k`
     branching    how many tokens were likely where one was drawn, on average    `nucleus_size`
     GF           how far a run's gain reaches beyond `id`               `generalization_factor`
 
-Intervals are 95 %, over questions: Wilson's for rates, bootstrapped for pass@k; GF has none. Each
-is of one model alone. Two models answer the same questions, so they can differ beyond doubt though
-their intervals overlap (that of their difference is not computed). And none says anything of
-another seed of training: compare several runs.
+Intervals are 95 %, over questions: Wilson's for format and accuracy, bootstrapped for pass@k; other
+numbers have none. Each is of one model alone. Two models answer the same questions, so they can
+differ beyond doubt though their intervals overlap (that of their difference is not computed). And
+none says anything of another seed of training: compare several runs.
 
     accelerate launch evaluate.py --models base=toy/base,zero=runs/zero/model
     accelerate launch evaluate.py --models "" --gf_runs hybrid=runs/warmup,sft=runs/sft
@@ -128,7 +129,9 @@ def wilson(successes: float, count: int, z: float = 1.96) -> tuple[float, float]
 
     Unlike p +- 2 standard errors it stays inside [0, 1], and does not shrink to a point at 0 and 1.
     It assumes that each outcome is 0 or 1. Scores in between (the overlap of bounding boxes) vary
-    less than zeros and ones of the same mean, so for them the interval is too wide.
+    less than zeros and ones of the same mean, so for them the interval is too wide. And it assumes
+    that outcomes are independent: over the five versions of each problem of MathVerse, which are
+    not, it is too narrow.
 
     >>> [round(x, 3) for x in wilson(10, 10)]
     [0.722, 1.0]
@@ -429,7 +432,8 @@ def measure_gf(session: Session) -> dict[str, list[dict]]:
 
 
 def summarize(records: list[dict]) -> dict:
-    """The report of one model, from its records only. What was not measured is left out.
+    """The report of one model, from its records only. What was not asked is left out; what could
+    not be graded has a count of 0.
 
     "SET MODE"     as "id greedy": format and accuracy with intervals, mean length, share truncated
     "branching"    mean size of the nucleus, over the tokens sampled on `id`
