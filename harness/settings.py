@@ -175,11 +175,6 @@ class OtherModes(Settings):
         if self.image and not self.ask:
             raise ValueError("--image goes with --ask; a data set names its own images")
 
-    def has_other_job(self) -> bool:
-        """True if one of the flags replaces the evaluation (`scoring/other_jobs.py`)."""
-        return bool(self.rescore or self.ask or getattr(self, "score", ""))
-
-
 @dataclass(frozen=True)
 class Evaluation(Columns, Benchmark, Generalization, OtherModes):
     """Questions to measure models on."""
@@ -207,6 +202,10 @@ class Evaluation(Columns, Benchmark, Generalization, OtherModes):
             raise ValueError("--instruction: each set of --data toy comes with its own")
         if self.columns and not (self.gf_id or self.benchmark):
             raise ValueError(f"--columns {self.columns}: --data toy has no columns to name")
+
+    def has_other_job(self) -> bool:
+        """True if one of the flags replaces the evaluation (`scoring/other_jobs.py`)."""
+        return bool(self.rescore or self.score or self.ask)
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,13 @@ def start(tmp_path):
     return str(tmp_path / "start")
 
 
+def loss_gradients(policy, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The gradient of a loss by the name of each weight that has one: for a plain oracle."""
+    policy.zero_grad()
+    loss.backward()
+    return {n: p.grad.clone() for n, p in policy.named_parameters() if p.grad is not None}
+
+
 def small_grpo(start: str, folder, **more) -> grpo.Config:
     """The settings of a run of `grpo.py` that takes seconds; `more` adds to them or replaces."""
     settings = dict(

@@ -12,7 +12,15 @@ from PIL import Image
 
 import dpo_sft
 from common import micro_batches_of, no_grad_logps, token_logps
-from conftest import KeepGradients, blank, fresh_policy, make_example, make_groups, policies_of
+from conftest import (
+    KeepGradients,
+    blank,
+    fresh_policy,
+    loss_gradients,
+    make_example,
+    make_groups,
+    policies_of,
+)
 from dpo_sft import Config, dpo_loss, pair_loss, sft_alone, sft_loss
 from harness.reference_cache import reference_key
 from model.loading import load_model, save_model
@@ -186,19 +194,16 @@ def test_dpo_update_equals_the_plain_loss(tiny64, budget):
     policies = policies_of(policy, optimizer)
     dpo_sft.update(pairs, logp_ref.flatten(), pairs[0], policies, Accelerator(cpu=True), cfg)
 
-    def gradients_of(loss: torch.Tensor) -> dict:
-        policy.zero_grad()
-        loss.backward()
-        return {n: p.grad.clone() for n, p in policy.named_parameters() if p.grad is not None}
-
-    plain = gradients_of(dpo_sft.plain_loss(policy, pairs, logp_ref, cfg.beta, cfg.sft_weight))
+    loss = dpo_sft.plain_loss(policy, pairs, logp_ref, cfg.beta, cfg.sft_weight)
+    plain = loss_gradients(policy, loss)
     assert all(torch.allclose(optimizer.grads[n], plain[n], rtol=0, atol=1e-10) for n in plain)
 
     logp, mask = token_logps(policy, pairs), completion_mask(pairs).double()
     means = logp.sum(-1) / mask.sum(-1)
     refs = logp_ref.flatten() / mask.sum(-1)
     dpo = dpo_loss(means[0::2], means[1::2], refs[0::2], refs[1::2], cfg.beta)["dpo"]
-    classic = gradients_of((dpo + cfg.sft_weight * sft_loss(logp[0::2], mask[0::2])).mean())
+    loss = (dpo + cfg.sft_weight * sft_loss(logp[0::2], mask[0::2])).mean()
+    classic = loss_gradients(policy, loss)
     assert not all(torch.allclose(classic[n], plain[n], rtol=0, atol=1e-4) for n in plain)
 
 

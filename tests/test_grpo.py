@@ -15,6 +15,7 @@ import grpo
 from common import no_grad_logps, plain_token_logps, token_logps
 from conftest import (
     KeepGradients,
+    loss_gradients,
     make_example,
     make_groups,
     mini_batch,
@@ -453,13 +454,8 @@ def test_update_equals_the_plain_loss(tiny64, monkeypatch, budget):
     fast, sums = one_step(policy, batch, cfg)
     assert sums["clipped"] > 0
 
-    def gradients_of(loss: torch.Tensor) -> dict:
-        policy.zero_grad()
-        loss.backward()
-        return {n: p.grad.clone() for n, p in policy.named_parameters() if p.grad is not None}
-
     bounds = (cfg.clip_low, cfg.clip_high)
-    plain = gradients_of(grpo.plain_loss(policy, rollout, logp_old, *bounds))
+    plain = loss_gradients(policy, grpo.plain_loss(policy, rollout, logp_old, *bounds))
     assert same_gradients(plain, fast, atol=1e-6)
 
     classic = 0.0
@@ -470,7 +466,7 @@ def test_update_equals_the_plain_loss(tiny64, monkeypatch, budget):
             advantage = group_advantages(torch.tensor([r.totals]))[0, i : i + 1]
             terms = policy_loss(logp, old[i : i + 1, : len(completion)], advantage, None, *bounds)
             classic = classic + terms["loss"].mean() / 9
-    assert not same_gradients(gradients_of(classic), plain, atol=1e-4)
+    assert not same_gradients(loss_gradients(policy, classic), plain, atol=1e-4)
 
 
 def test_first_update_ratio_is_one(tiny):

@@ -20,7 +20,15 @@ from transformers import AutoModelForImageTextToText
 import dpo_sft
 import grpo
 from common import no_grad_logps, plain_token_logps, token_logps
-from conftest import LiveBytes, fresh_policy, keep_fp64, make_groups, mini_batch, small_grpo
+from conftest import (
+    LiveBytes,
+    fresh_policy,
+    keep_fp64,
+    loss_gradients,
+    make_groups,
+    mini_batch,
+    small_grpo,
+)
 from harness.ranks import make_accelerator
 from harness.run import read_jsonl
 from model import sharding
@@ -78,13 +86,6 @@ def dpo_work(encoder):
 
 def plain_gradients(policy, encoder) -> dict[str, dict]:
     """The oracle: each loss from its formula, over HF's own forward of each completion alone."""
-
-    def gradients(loss) -> dict:
-        policy.zero_grad()
-        loss.backward()
-        named = policy.named_parameters()
-        return {name: w.grad.clone() for name, w in named if w.grad is not None}
-
     groups, advantages = grpo_work(encoder)
     mask = completion_mask(groups)
     logp = plain_token_logps(policy, groups)
@@ -92,7 +93,7 @@ def plain_gradients(policy, encoder) -> dict[str, dict]:
         d = plain_token_logps(make_reference(policy), groups) - logp.detach()
     # At ratio 1 the surrogate's gradient is that of -A logp; that of k3 is (1 - e^d) grad logp.
     per_token = -advantages[:, None] * logp + KL_BETA * (1 - d.exp()) * logp
-    found = {"grpo": gradients((per_token * mask).sum() / mask.sum())}
+    found = {"grpo": loss_gradients(policy, (per_token * mask).sum() / mask.sum())}
 
     pairs, ref = dpo_work(encoder)
     mask = completion_mask(pairs)
@@ -100,7 +101,7 @@ def plain_gradients(policy, encoder) -> dict[str, dict]:
     sums = (logp * mask).sum(-1)
     margin = DPO.beta * ((sums[0::2] - ref[0::2]) - (sums[1::2] - ref[1::2]))
     sft = -sums[0::2] / mask[0::2].sum(-1)
-    return {**found, "dpo": gradients((sft - F.logsigmoid(margin)).mean())}
+    return {**found, "dpo": loss_gradients(policy, (sft - F.logsigmoid(margin)).mean())}
 
 
 # --- One way of running it -----------------------------------------------------------------------
